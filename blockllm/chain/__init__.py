@@ -1,0 +1,5 @@
+"""From chains to routes: the spans, and which of them each model visits. Pure."""
+
+from blockllm.chain.spans import Route, Span, SpanPlan, Stop, plan_spans
+
+__all__ = ["Route", "Span", "SpanPlan", "Stop", "plan_spans"]

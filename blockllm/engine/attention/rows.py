@@ -1,0 +1,47 @@
+"""Where the rows of one hop read and write KV: index arrays for one block."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from blockllm.engine.batch import Hop, Ints
+from blockllm.engine.kv.cache import KVCache
+
+
+class AttentionRows:
+    """Index tensors for one hop at one block, made once and used by all its layers."""
+
+    def __init__(self, hop: Hop, cache: KVCache, first_bundle: int, bundles: int):
+        turn, device = hop.turn, cache.tensor.device
+        self.device = device
+        self.starts = hop.starts  # [k + 1] first row of each sequence
+        self.counts: Ints = turn.counts[hop.members]  # [k] rows of each sequence
+        self.firsts: Ints = turn.firsts[hop.members]  # [k] position of its first row
+        self.contexts: Ints = self.firsts + self.counts  # [k] tokens visible to its last row
+        slots = turn.slots[hop.members]  # [k]
+        width = -(-int(self.contexts.max()) // cache.page_size)
+        tables = cache.tables[slots, first_bundle : first_bundle + bundles, :width]
+        self.tables = torch.from_numpy(tables).to(device)  # [k, bundles, width]
+        self.page_size = cache.page_size
+        self._set_writes(hop, tables, cache.adopted[slots, first_bundle], device)
+        self.masks: dict[object, torch.Tensor] = {}  # filled by backends, lives for one block
+
+    def _set_writes(
+        self, hop: Hop, tables: np.ndarray, adopted: np.ndarray, device: torch.device
+    ) -> None:
+        positions = hop.turn.positions[hop.rows]  # [rows]
+        owner = np.repeat(np.arange(len(self.counts)), self.counts)  # [rows]
+        pages = tables[owner, :, positions // self.page_size].T.astype(np.int64)
+        pages[:, positions < adopted[owner]] = 0  # shared pages are never written again
+        self.write_pages = torch.from_numpy(pages).to(device)  # [bundles, rows]
+        self.write_offsets = torch.from_numpy(positions % self.page_size).to(device)  # [rows]
+
+    def write(self, kv: torch.Tensor, bundle: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Put the rows' keys and values on their pages.
+
+        kv: [pages, 2, page_size, kv_heads, head_dim] of one layer; k, v: [rows, kv_heads, head_dim]
+        """
+        where = (self.write_pages[bundle], self.write_offsets)
+        kv[:, 0].index_put_(where, k)
+        kv[:, 1].index_put_(where, v)

@@ -1,0 +1,49 @@
+"""When a request is over, and whether it may begin."""
+
+from __future__ import annotations
+
+from blockllm.core import Finish, Request
+from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.sequence import RouteState, Sequence
+from blockllm.errors import BadRequest, ContextTooLong
+
+
+def finish_reason(sequence: Sequence, token: int) -> Finish | None:
+    """Why the sequence ends with `token`, or None if it goes on."""
+    sampling = sequence.request.sampling
+    if sequence.num_generated >= sampling.min_tokens:
+        ends = token in sequence.state.eos_ids and not sampling.ignore_eos
+        if ends or token in sampling.stop_ids:
+            return Finish.STOP
+    return Finish.LENGTH if sequence.num_generated >= sampling.max_tokens else None
+
+
+def check_request(request: Request, state: RouteState, cache: KVCache) -> None:
+    """Raise BadRequest or ContextTooLong if the request can never be served."""
+    prompt, sampling = request.prompt, request.sampling
+    vocab = state.route.chain.vocab_size
+    if not prompt:
+        raise BadRequest("prompt: expected at least one token", "prompt")
+    if min(prompt) < 0 or max(prompt) >= vocab:
+        raise BadRequest(f"prompt: token ids must lie in 0..{vocab - 1}", "prompt")
+    if any(not 0 <= token < vocab for token in sampling.logit_bias):
+        raise BadRequest(f"logit_bias: token ids must lie in 0..{vocab - 1}", "logit_bias")
+    if any(not 0 <= token < vocab for token in sampling.stop_ids):
+        raise BadRequest(f"stop_token_ids: must lie in 0..{vocab - 1}", "stop_token_ids")
+    if sampling.max_tokens < 1:
+        raise BadRequest("max_tokens: expected at least 1", "max_tokens")
+    total = len(prompt) + sampling.max_tokens
+    if total > state.max_context:
+        raise ContextTooLong(
+            f"this model's maximum context length is {state.max_context} tokens, but "
+            f"{len(prompt)} in the prompt and {sampling.max_tokens} to generate are {total}",
+            "max_tokens" if len(prompt) < state.max_context else "prompt",
+        )
+    pages = cache.missing(state.kv, [0] * len(state.kv.num_bundles), total)
+    if pages > cache.pool.num_pages:
+        room = cache.pool.num_pages // state.kv.total_bundles * cache.page_size
+        raise ContextTooLong(
+            f"{total} tokens do not fit the server's KV memory, which holds {room} tokens of "
+            f"this model; start it with a larger --memory",
+            "max_tokens",
+        )

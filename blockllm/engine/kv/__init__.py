@@ -1,0 +1,1 @@
+"""Keys and values: pages, the prefix index over them, and the tensors behind them."""

@@ -1,0 +1,202 @@
+"""Who waits, who runs, and on which pages. Executes the plans of `schedule.py`."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from blockllm.config import EngineSettings
+from blockllm.core import Request
+from blockllm.engine.batch import Turn
+from blockllm.engine.finish import check_request
+from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.schedule import Candidate, admit_rows, plan_running
+from blockllm.engine.sequence import RouteState, Sequence
+from blockllm.errors import BadRequest, ModelNotFound, Overloaded
+
+Grants = list[tuple[Sequence, int]]
+
+# How many waiting requests one turn looks at; keeps a turn's cost independent of the queue.
+_LOOK_AHEAD = 64
+
+
+class Roster:
+    """All requests the engine knows. A sequence has pages exactly while it runs."""
+
+    def __init__(
+        self, states: dict[str, RouteState], caches: list[KVCache], settings: EngineSettings
+    ) -> None:
+        self._states, self._caches, self._settings = states, caches, settings
+        self._by_id: dict[str, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # by age
+        self._promised: set[bytes] = set()  # keys of pages that running prompts will publish
+        self.preemptions = self.prefix_queries = self.prefix_hits = 0
+
+    @property
+    def num_known(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises ModelNotFound, BadRequest, ContextTooLong, Overloaded."""
+        state = self._states.get(request.model)
+        if state is None:
+            raise ModelNotFound(f"the model {request.model!r} is not served here", "model")
+        if request.id in self._by_id:
+            raise BadRequest(f"id: a request with id {request.id!r} is being served", "id")
+        check_request(request, state, self._caches[state.kv_class])
+        if len(self._waiting) >= self._settings.max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests wait already; try again later")
+        sequence = Sequence(request, state, self._settings.page_size)
+        self._by_id[request.id] = sequence
+        self._waiting.append(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request, whatever it is doing; unknown ids are ignored."""
+        sequence = self._by_id.get(request_id)
+        if sequence is not None:
+            self.forget(sequence)
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a known sequence and give back what it holds."""
+        del self._by_id[sequence.request.id]
+        if sequence.kv is None:
+            self._waiting.remove(sequence)
+        else:
+            self._running.remove(sequence)
+            self._release(sequence)
+
+    def grant(self) -> Grants:
+        """Decide this turn's rows; take the pages for them, preempting and admitting."""
+        grants: Grants = []
+        preempted = False
+        rows = self._settings.max_rows
+        for index, cache in enumerate(self._caches):
+            running = [s for s in self._running if s.state.kv_class == index]
+            plan = plan_running(
+                running, rows, cache.pool.num_available, self._pages_for, self._pages_of
+            )
+            for sequence in plan.preempted:
+                self._preempt(sequence)
+                preempted = True
+            for sequence, count in plan.grants:
+                assert sequence.kv is not None
+                cache.grow(sequence.kv, sequence.num_computed + count)
+                rows -= count
+                grants.append((sequence, count))
+        return grants if preempted else grants + self._admit(rows)
+
+    def _pages_for(self, sequence: Sequence, rows: int) -> int:
+        assert sequence.kv is not None
+        held = [len(groups) for groups in sequence.kv.groups]
+        cache = self._caches[sequence.state.kv_class]
+        return cache.missing(sequence.state.kv, held, sequence.num_computed + rows)
+
+    def _pages_of(self, sequence: Sequence) -> int:
+        assert sequence.kv is not None
+        groups = (group for run in sequence.kv.groups for group in run)
+        return sum(len(group.pages) for group in groups if group.refs == 1)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the line; its tokens become rows to compute again."""
+        self.preemptions += 1
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.num_computed = 0
+        sequence.was_preempted = True
+        self._waiting.appendleft(sequence)
+
+    def _admit(self, rows: int) -> Grants:
+        grants: Grants = []
+        for sequence in [self._waiting[i] for i in range(min(len(self._waiting), _LOOK_AHEAD))]:
+            if rows <= 0 or len(self._running) >= self._settings.max_sequences:
+                break
+            count, wait = self._try_admit(sequence, rows)
+            if count:
+                grants.append((sequence, count))
+                rows -= count
+            elif not wait:
+                break  # no room: those behind must not overtake it
+        return grants
+
+    def _try_admit(self, sequence: Sequence, rows: int) -> tuple[int, bool]:
+        """Rows granted, and whether a refused sequence merely waits for a shared page."""
+        state = sequence.state
+        cache = self._caches[state.kv_class]
+        tokens = sequence.known_tokens()
+        found = cache.match(state.kv, sequence.hashes, tokens)
+        pages = min(len(groups) for groups in found)
+        # the last token is computed even if its page is known: its logits are wanted
+        hit = min(pages * cache.page_size, len(tokens) - 1)
+        keys = self._keys_from(sequence, cache, pages)
+        same_pool = [s for s in self._running if s.state.kv_class == state.kv_class]
+        candidate = Candidate(
+            remaining=len(tokens) - hit,
+            pages_now=cache.match_cost(found)
+            + cache.missing(state.kv, [len(groups) for groups in found], len(tokens) + 1),
+            blocked=bool(keys) and keys[0] in self._promised,
+        )
+        reserve = sum(s.state.kv.total_bundles for s in same_pool)
+        count = admit_rows(candidate, rows, cache.pool.num_available, reserve, not same_pool)
+        if not count:
+            return 0, candidate.blocked
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        sequence.kv = cache.open(state.kv, sequence.hashes, found)
+        sequence.num_computed = hit
+        sequence.pending_keys = keys
+        self._promised.update(keys)
+        cache.grow(sequence.kv, hit + count)
+        self._count_admission(sequence, hit)
+        return count, False
+
+    def _keys_from(self, sequence: Sequence, cache: KVCache, page: int) -> tuple[bytes, ...]:
+        """Keys of the pages that the sequence will compute and publish, from `page` on."""
+        if not self._settings.prefix_cache:
+            return ()
+        tokens = sequence.known_tokens()
+        upstream = sequence.state.kv.upstream[-1]
+        hashes = sequence.hashes.upto(tokens, len(tokens) // cache.page_size)
+        return tuple(upstream + key for key in hashes[page:])
+
+    def _count_admission(self, sequence: Sequence, hit: int) -> None:
+        if sequence.was_preempted:
+            return
+        sequence.cached_tokens = hit
+        sequence.state.prompt_tokens += sequence.num_prompt
+        self.prefix_queries += sequence.num_prompt
+        self.prefix_hits += hit
+
+    def advance(self, turn: Turn) -> None:
+        """Book the turn's rows as computed and offer the pages they filled."""
+        for sequence, rows in zip(turn.sequences, turn.counts.tolist(), strict=True):
+            assert sequence.kv is not None
+            sequence.num_computed += rows
+            cache = self._caches[sequence.state.kv_class]
+            cache.publish(sequence.kv, sequence.known_tokens(), sequence.num_computed)
+            if sequence.pending_keys and sequence.remaining == 0:
+                self._keep_promise(sequence)
+
+    def _keep_promise(self, sequence: Sequence) -> None:
+        self._promised.difference_update(sequence.pending_keys)
+        sequence.pending_keys = ()
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.kv is not None
+        self._caches[sequence.state.kv_class].close(sequence.kv)
+        sequence.kv = None
+        self._keep_promise(sequence)
+
+    def check_books(self) -> None:
+        """Raise AssertionError unless pages, slots and references balance (design law 10)."""
+        for cache in self._caches:
+            cache.check_books(idle=not self._running)
+        assert len(self._by_id) == len(self._running) + len(self._waiting)
+        assert self._running or not self._promised

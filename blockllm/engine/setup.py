@@ -1,0 +1,122 @@
+"""From a zoo to a ready engine: chains → spans → memory plan → pages → weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple, Protocol
+
+import torch
+
+from blockllm.chain import Route, SpanPlan, plan_spans
+from blockllm.chain.spans import num_kv_layers
+from blockllm.config import EngineSettings
+from blockllm.core import Chain, HeadFunction
+from blockllm.engine.attention import make_attention
+from blockllm.engine.device import available_bytes, choose_device, choose_dtype
+from blockllm.engine.executor import Executor
+from blockllm.engine.kv.cache import KVCache, route_kv
+from blockllm.engine.loader import PackStore, TensorLoader
+from blockllm.engine.memory import KVClass, context_of, plan_kv, weight_bytes
+from blockllm.engine.place import Place
+from blockllm.engine.sequence import RouteState, StopState
+from blockllm.errors import ConfigError, UnknownModel
+
+
+class ChainStore(PackStore, Protocol):
+    """The part of the zoo that the engine needs."""
+
+    def chains(self, names: SequenceOf[str] | None = None) -> dict[str, Chain]: ...
+
+
+class Parts(NamedTuple):
+    """What an engine is made of; fixed once built."""
+
+    plan: SpanPlan
+    states: dict[str, RouteState]  # by model
+    caches: list[KVCache]  # one per KV shape
+    executor: Executor
+    has_head: tuple[bool, ...]  # per span
+    weight_bytes: int  # of distinct tensors, in the compute dtype
+    weight_bytes_unshared: int  # if every model had its own copy
+
+
+def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSettings) -> Parts:
+    """Load the models (default: all of the zoo) within the memory budget."""
+    _check(settings)
+    chains = zoo.chains(models)
+    if not chains:
+        raise UnknownModel("the zoo is empty; add a model with `blockllm zoo add NAME PATH`")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, chains.values(), device)
+    plan = plan_spans(chains.values())
+    classes = plan_kv(plan, settings, dtype.itemsize, available_bytes(device))
+    caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
+    loader = TensorLoader(zoo, device, dtype)
+    executor = Executor(plan, loader.load, caches, make_attention("gathered"), dtype, device)
+    return Parts(
+        plan=plan,
+        states=_states(plan, classes, settings),
+        caches=caches,
+        executor=executor,
+        has_head=tuple(
+            isinstance(span.blocks[-1].layers[-1].function, HeadFunction) for span in plan.spans
+        ),
+        weight_bytes=weight_bytes(chains.values(), dtype.itemsize),
+        weight_bytes_unshared=sum(weight_bytes([c], dtype.itemsize) for c in chains.values()),
+    )
+
+
+def _check(settings: EngineSettings) -> None:
+    if settings.page_size < 1 or settings.max_sequences < 1:
+        raise ConfigError("page_size and max_sequences: expected at least 1")
+    if settings.max_rows < settings.max_sequences:
+        raise ConfigError(
+            f"max_rows: expected at least max_sequences ({settings.max_sequences}), so that every "
+            f"running sequence gets its row, got {settings.max_rows}"
+        )
+
+
+def _make_cache(
+    kv: KVClass, settings: EngineSettings, device: torch.device, dtype: torch.dtype
+) -> KVCache:
+    width = -(-kv.max_context // settings.page_size)
+    return KVCache(
+        shape=kv.shape,
+        layers_per_page=kv.layers_per_page,
+        page_size=settings.page_size,
+        num_pages=kv.num_pages,
+        table_size=(settings.max_sequences, kv.max_bundles, width),
+        device=device,
+        dtype=dtype,
+        reuse=settings.prefix_cache,
+    )
+
+
+def _states(
+    plan: SpanPlan, classes: list[KVClass], settings: EngineSettings
+) -> dict[str, RouteState]:
+    """Models are ranked by path, so that those who go the same way are neighbours in a batch."""
+    class_of = {model: i for i, kv in enumerate(classes) for model in kv.models}
+    by_path = sorted(plan.routes.values(), key=lambda r: [stop.span for stop in r.stops])
+    return {
+        route.chain.model: RouteState(
+            rank=rank,
+            route=route,
+            stops=_stops(plan, route),
+            kv=route_kv(route, classes[class_of[route.chain.model]].layers_per_page),
+            kv_class=class_of[route.chain.model],
+            max_context=context_of(route.chain, settings),
+        )
+        for rank, route in enumerate(by_path)
+    }
+
+
+def _stops(plan: SpanPlan, route: Route) -> tuple[StopState, ...]:
+    stops = []
+    for stop in route.stops:
+        keeps_kv = any(num_kv_layers(block) for block in plan.spans[stop.span].blocks)
+        place = Place(stop.span, stop.first_kv_layer if keeps_kv else None)
+        stops.append(StopState(place, stop.depth, stop.first_kv_layer, stop.deltas))
+    return tuple(stops)

@@ -1,0 +1,44 @@
+"""Counting hops, and the snapshot of the books that metrics are made of."""
+
+from __future__ import annotations
+
+from blockllm.core import EngineStats, SpanStats
+from blockllm.engine.batch import Hop
+from blockllm.engine.roster import Roster
+from blockllm.engine.setup import Parts
+
+
+class HopCounters:
+    """Hops and rows per span since the start."""
+
+    def __init__(self, num_spans: int) -> None:
+        self.hops = [0] * num_spans
+        self.rows = [0] * num_spans
+
+    def count(self, hop: Hop) -> None:
+        """Book one hop."""
+        self.hops[hop.span] += 1
+        self.rows[hop.span] += len(hop.rows)
+
+
+def snapshot(parts: Parts, roster: Roster, counters: HopCounters) -> EngineStats:
+    """Everything a metrics page wants to know, copied."""
+    pools = [cache.pool for cache in parts.caches]
+    spans = zip(parts.plan.spans, counters.hops, counters.rows, strict=True)
+    return EngineStats(
+        num_running=roster.num_running,
+        num_waiting=roster.num_waiting,
+        num_pages=sum(pool.num_pages for pool in pools),
+        num_pages_free=sum(pool.num_free for pool in pools),
+        num_pages_cached=sum(pool.num_cached for pool in pools),
+        num_blocks=len({block.id for span in parts.plan.spans for block in span.blocks}),
+        weight_bytes=parts.weight_bytes,
+        weight_bytes_unshared=parts.weight_bytes_unshared,
+        kv_bytes=sum(cache.tensor.nbytes for cache in parts.caches),
+        prompt_tokens={name: state.prompt_tokens for name, state in parts.states.items()},
+        generation_tokens={name: state.generation_tokens for name, state in parts.states.items()},
+        prefix_queries=roster.prefix_queries,
+        prefix_hits=roster.prefix_hits,
+        preemptions=roster.preemptions,
+        spans=tuple(SpanStats(s.name, s.models, hops, rows) for s, hops, rows in spans),
+    )
