@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
 from blockllm.engine.batch import Hop, Ints
 from blockllm.engine.kv.cache import KVCache
+
+
+class DecodeIndex(NamedTuple):
+    """What the rows of decoding sequences read, padded to the longest context."""
+
+    tables: torch.Tensor  # [n, bundles, width] pages
+    mask: torch.Tensor  # [n, 1, 1, tokens] added to the scores
+    padding: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sequence, page index, offset
 
 
 class AttentionRows:
@@ -25,7 +35,9 @@ class AttentionRows:
         self.tables = torch.from_numpy(tables).to(device)  # [k, bundles, width]
         self.page_size = cache.page_size
         self._set_writes(hop, tables, cache.adopted[slots, first_bundle], device)
-        self.masks: dict[object, torch.Tensor] = {}  # filled by backends, lives for one block
+        # filled by the batched backend, shared by the block's layers
+        self.decode: dict[int | None, DecodeIndex] = {}  # by window
+        self.prompts: dict[tuple[int, int | None], torch.Tensor] = {}  # by (member, window)
 
     def _set_writes(
         self, hop: Hop, tables: np.ndarray, adopted: np.ndarray, device: torch.device

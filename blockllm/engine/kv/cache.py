@@ -81,8 +81,7 @@ class KVCache:
         self.page_size = page_size
         self.pool = PagePool(num_pages, reuse)
         size = (num_pages + 1, layers_per_page, 2, page_size, *shape)
-        self.tensor = torch.empty(size, device=device, dtype=dtype)
-        self.tensor[0].zero_()
+        self.tensor = torch.empty(size, device=device, dtype=dtype)  # resident once written
         self.tables = np.zeros(table_size, np.int32)
         # tokens of each block that lie on pages this sequence shares and must not write
         self.adopted = np.zeros(table_size[:2], np.int32)  # [slots, first bundle of block]

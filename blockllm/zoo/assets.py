@@ -1,0 +1,66 @@
+"""Tokenizer and generation files of a model: small, copied whole, named by content."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from blake3 import blake3
+
+from blockllm.errors import CheckpointError
+from blockllm.zoo.folder import Folder
+
+_TEMPLATE_FILES = ("chat_template.jinja", "special_tokens_map.json")
+ASSET_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "generation_config.json", *_TEMPLATE_FILES
+)  # fmt: skip
+# the largest published tokenizer.json has 33 MB
+_MAX_BYTES = 128 << 20
+
+
+def store_assets(source: Path, folder: Folder) -> tuple[dict[str, str], list[tuple[Path, Path]]]:
+    """Copy the asset files of a checkpoint folder to temporary files.
+
+    Returns the stored name of each file, and the moves that publish them.
+    """
+    names: dict[str, str] = {}
+    moves: list[tuple[Path, Path]] = []
+    for file in ASSET_FILES:
+        path = source / file
+        if not path.is_file():
+            continue
+        data = _read(path)
+        names[file] = asset_name(data, path.suffix)
+        final = folder.asset(names[file])
+        if not final.exists():
+            moves.append((_write(folder.new_temporary(), data), final))
+    return names, moves
+
+
+def asset_name(data: bytes, suffix: str) -> str:
+    """Name of an asset: the hash of its bytes and the suffix it came with."""
+    return f"{blake3(data).hexdigest()}{suffix}"
+
+
+def find_asset(file: str, own: dict[str, str], base: dict[str, str]) -> str | None:
+    """Stored name of a model's asset; an adapter (`own`) falls back to its base."""
+    # tokenizer_config.json may hold the template: a base's template file must not override it
+    if file in _TEMPLATE_FILES and "tokenizer_config.json" in own:
+        return own.get(file)
+    return own.get(file, base.get(file))
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise CheckpointError(f"{path}: longer than {_MAX_BYTES >> 20} MiB")
+    return data
+
+
+def _write(path: Path, data: bytes) -> Path:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return path

@@ -1,0 +1,84 @@
+"""The catalogue's connections: one SQLite file in WAL mode, so readers never wait for a writer."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from blockllm.errors import CorruptStore, StoreFull, ZooError
+
+_VERSION = 1
+# how long a transaction waits for another process's commit, which takes milliseconds
+_BUSY_SECONDS = 30.0
+
+
+class Catalog:
+    """Opens short transactions on the catalogue file. Safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def create(self) -> None:
+        """Make the tables unless they are there; only under the zoo's write lock."""
+        schema = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
+        with self._connection() as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(
+                    f"BEGIN; {schema} PRAGMA user_version = {_VERSION}; COMMIT;"
+                )
+            elif version != _VERSION:
+                raise ZooError(
+                    f"{self._path.parent} has format {version}; this program reads {_VERSION}"
+                )
+
+    def is_ready(self) -> bool:
+        """Whether the tables are there in the format this program reads."""
+        if not self._path.exists():
+            return False
+        with self._connection() as connection:
+            return bool(connection.execute("PRAGMA user_version").fetchone()[0] == _VERSION)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that sees one consistent state, whatever is written meanwhile."""
+        with self._connection() as connection:
+            connection.execute("BEGIN")
+            yield connection
+            connection.execute("ROLLBACK")
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that becomes visible and durable when the body ends without an error."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            connection = sqlite3.connect(
+                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.execute("PRAGMA synchronous = FULL")
+                yield connection
+            finally:
+                connection.close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise StoreFull(f"{self._path.parent}: no room left on the disk") from error
+            raise ZooError(f"{self._path}: {error}") from error
+        except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
+            raise CorruptStore(f"{self._path}: {error}") from error

@@ -1,0 +1,148 @@
+"""The weight files of a checkpoint folder: opened once, headers checked, bytes streamed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from blockllm.errors import CheckpointError, UnsafeCheckpoint
+from blockllm.zoo.header import Entry, read_header
+from blockllm.zoo.settings_reader import SettingsReader, read_json
+
+# bytes held in memory while a tensor is read, whatever its size
+CHUNK_BYTES = 8 << 20
+# every shard stays open while it is read; the largest published checkpoint has 191
+_MAX_SHARDS = 512
+_INDEX = "model.safetensors.index.json"
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+class Source(NamedTuple):
+    """One tensor of a checkpoint and the open file it lies in."""
+
+    descriptor: int
+    entry: Entry
+    where: str
+
+
+class WeightFiles:
+    """The tensors of a set of safetensors files by name. A context manager: closes the files.
+
+    Raises CheckpointError for damaged files, and if a file changes while it is being read.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.tensors: dict[str, Source] = {}
+        self._opened: list[tuple[int, str, tuple[int, ...]]] = []
+        try:
+            for path in paths:
+                self._open(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> WeightFiles:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; the tensors can no longer be read."""
+        for descriptor, _, _ in self._opened:
+            os.close(descriptor)
+        self._opened.clear()
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file was written to since it was opened."""
+        for descriptor, where, before in self._opened:
+            if _identity(descriptor) != before:
+                raise CheckpointError(f"{where}: changed while being read; try again")
+
+    def _open(self, path: Path) -> None:
+        try:
+            # without O_NONBLOCK a named pipe in the folder would block for ever
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror}") from error
+        self._opened.append((descriptor, path.name, _identity(descriptor)))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        for name, entry in read_header(descriptor, path.name).items():
+            if name in self.tensors:
+                raise CheckpointError(f"{path.name}: tensor {name[:200]!r} is in another file too")
+            self.tensors[name] = Source(descriptor, entry, path.name)
+
+
+def read_chunks(source: Source, buffer: bytearray) -> Iterator[memoryview]:
+    """The tensor's bytes in pieces that share `buffer`: each is valid until the next is taken."""
+    _, entry, where = source
+    position, end = entry.offset, entry.offset + entry.nbytes
+    while position < end:
+        piece = memoryview(buffer)[: end - position]
+        count = os.preadv(source.descriptor, [piece], position)
+        if count == 0:
+            raise CheckpointError(f"{where}: became shorter while being read")
+        yield piece[:count]
+        position += count
+
+
+def open_model(folder: Path) -> WeightFiles:
+    """The weights of a full checkpoint: model.safetensors, or the shards its index names."""
+    single, index = folder / "model.safetensors", folder / _INDEX
+    if single.exists():
+        return WeightFiles([single])
+    if not index.exists():
+        raise _missing(folder, "model.safetensors")
+    weight_map = SettingsReader(read_json(index), _INDEX).section("weight_map")
+    shards = {name: weight_map.text(name) for name in weight_map.all_keys()}
+    names = sorted(set(shards.values()))
+    if not names or len(names) > _MAX_SHARDS:
+        raise CheckpointError(f"{_INDEX}: expected 1 to {_MAX_SHARDS} shards, got {len(names)}")
+    for name in names:
+        _check_shard_name(name)
+    files = WeightFiles([folder / name for name in names])
+    for tensor, name in shards.items():
+        if tensor not in files.tensors or files.tensors[tensor].where != name:
+            files.close()
+            raise CheckpointError(f"{_INDEX}: tensor {tensor[:200]!r} is not in {name}")
+    return files
+
+
+def open_adapter(folder: Path) -> WeightFiles:
+    """The weights of a PEFT adapter folder."""
+    path = folder / "adapter_model.safetensors"
+    if not path.exists():
+        raise _missing(folder, path.name)
+    return WeightFiles([path])
+
+
+def _check_shard_name(name: str) -> None:
+    plain = name == os.path.basename(name) and "\\" not in name and "\0" not in name
+    if not plain or not name.endswith(".safetensors"):
+        raise CheckpointError(f"{_INDEX}: shard {name[:200]!r} is not a safetensors file name")
+
+
+def _missing(folder: Path, name: str) -> CheckpointError:
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    if pickled:
+        return UnsafeCheckpoint(
+            f"{folder}: {pickled[0]} is pickled, and loading it could run code. Load the model in "
+            "a place you trust and save it again with save_pretrained(..., "
+            "safe_serialization=True), then add that folder"
+        )
+    return CheckpointError(f"{folder}: no {name}")
+
+
+def _identity(descriptor: int) -> tuple[int, ...]:
+    status = os.fstat(descriptor)
+    return status.st_ino, status.st_size, status.st_mtime_ns

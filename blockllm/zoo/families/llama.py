@@ -1,0 +1,20 @@
+"""Llama 1 to 3.3, and the many models saved in its format."""
+
+from __future__ import annotations
+
+from blockllm.zoo.families.decoder import ATTENTION, MLP, plan_decoder, read_sizes
+from blockllm.zoo.families.plan import Family, ModelPlan
+from blockllm.zoo.settings_reader import SettingsReader
+
+
+def _plan(config: SettingsReader) -> ModelPlan:
+    sizes = read_sizes(config)
+    biases: tuple[str, ...] = ATTENTION if config.boolean("attention_bias", False) else ()
+    biases += MLP if config.boolean("mlp_bias", False) else ()
+    windows: list[int | None] = [None] * sizes.num_layers
+    return plan_decoder(
+        config, sizes, windows=windows, max_position=2048, biases=biases, eos_ids=(2,)
+    )
+
+
+FAMILY = Family("llama", "LlamaForCausalLM", _plan)

@@ -1,0 +1,28 @@
+"""Deleting what no model needs. Rows go first: a kill in between leaves files, never holes."""
+
+from __future__ import annotations
+
+from blockllm.zoo.catalog import Catalog
+from blockllm.zoo.folder import Folder, remove
+from blockllm.zoo.reports import GcReport
+
+_LIVE = (
+    "SELECT tensor FROM layer_tensor UNION SELECT a FROM target UNION SELECT b FROM target"
+    " UNION SELECT bias FROM target WHERE bias IS NOT NULL"
+)
+
+
+def collect(folder: Folder, catalog: Catalog) -> GcReport:
+    """Remove unneeded files and rows under the zoo's write lock. A pack stays whole while one of
+    its tensors is needed.
+    """
+    with catalog.writing() as connection:
+        dropped = connection.execute(
+            "DELETE FROM tensor WHERE pack NOT IN"
+            f" (SELECT pack FROM tensor WHERE hash IN ({_LIVE}))"
+        ).rowcount
+        packs = connection.execute("SELECT DISTINCT pack FROM tensor").fetchall()
+        assets = connection.execute("SELECT DISTINCT name FROM asset").fetchall()
+    kept = {folder.pack(row[0]) for row in packs} | {folder.asset(row[0]) for row in assets}
+    sizes = [remove(path) for path in folder.stored() if path not in kept]
+    return GcReport(num_files=len(sizes), num_bytes=sum(sizes), num_tensors=dropped)

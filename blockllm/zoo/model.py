@@ -1,0 +1,126 @@
+"""A full checkpoint: config and headers checked against each other, then the weights streamed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from blockllm.core import Layer
+from blockllm.errors import CheckpointError
+from blockllm.zoo.checkpoint import Source, WeightFiles, open_model
+from blockllm.zoo.digest import layer_digest
+from blockllm.zoo.families import ModelPlan, choose_family
+from blockllm.zoo.families.names import tensor_name
+from blockllm.zoo.packs import PackWriter
+from blockllm.zoo.records import Record
+from blockllm.zoo.settings_reader import SettingsReader, read_json
+
+_DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# saved by old versions of transformers, computed anew by every later one
+_IGNORED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+
+
+class Checkpoint(NamedTuple):
+    """An opened checkpoint. `sources` holds the tensors of each layer by name in the layer."""
+
+    family: str
+    plan: ModelPlan
+    files: WeightFiles
+    sources: tuple[dict[str, Source], ...]
+    dtype: str
+    eos_ids: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum({source: source.entry.nbytes for source in self._all()}.values())
+
+    def _all(self) -> list[Source]:
+        return [source for layer in self.sources for source in layer.values()]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read config and headers, no weights. The caller closes `files`.
+
+    Raises CheckpointError, or one of its kinds, unless every tensor is there in its shape.
+    """
+    config = SettingsReader(read_json(folder / "config.json"), "config.json")
+    family = choose_family(config)
+    plan = family.plan(config)
+    eos_ids = _eos_ids(folder, config, plan)
+    files = open_model(folder)
+    try:
+        sources = _sort_tensors(plan, files.tensors)
+    except BaseException:
+        files.close()
+        raise
+    # what the weights are, whatever config.json calls them
+    dtype = _DTYPE_NAMES.get(sources[0]["weight"].entry.dtype, "")
+    return Checkpoint(family.name, plan, files, sources, dtype, eos_ids)
+
+
+def store_checkpoint(checkpoint: Checkpoint, name: str, root: str, writer: PackWriter) -> Record:
+    """Write the weights that are new, one pack per layer."""
+    layers = []
+    for planned, sources in zip(checkpoint.plan.layers, checkpoint.sources, strict=True):
+        tensors = writer.add(sources)
+        digest = layer_digest(planned.function, tensors)
+        layers.append(Layer(digest, planned.function, tensors))
+    checkpoint.files.check_unchanged()
+    return Record(
+        name=name,
+        kind="full",
+        family=checkpoint.family,
+        parent=None,
+        root=root,
+        dtype=checkpoint.dtype,
+        max_context=checkpoint.plan.max_context,
+        eos_ids=checkpoint.eos_ids,
+        layers=tuple(layers),
+    )
+
+
+def _sort_tensors(plan: ModelPlan, tensors: dict[str, Source]) -> tuple[dict[str, Source], ...]:
+    left = {name: source for name, source in tensors.items() if not _IGNORED.fullmatch(name)}
+    left |= _tied(plan, left)
+    sorted_layers = []
+    for position, layer in enumerate(plan.layers):
+        sources = {}
+        for key, shape in layer.shapes.items():
+            name = tensor_name(position, key, len(plan.layers) - 2)
+            source = left.pop(name, None)
+            if source is None:
+                raise CheckpointError(f"tensor {name!r} is missing")
+            if source.entry.shape != shape:
+                found = list(source.entry.shape)
+                raise CheckpointError(f"{name}: expected shape {list(shape)}, got {found}")
+            sources[key] = source
+        sorted_layers.append(sources)
+    if left:
+        raise CheckpointError(f"unknown tensor {min(left)[:200]!r} ({len(left)} in all)")
+    return tuple(sorted_layers)
+
+
+def _tied(plan: ModelPlan, tensors: dict[str, Source]) -> dict[str, Source]:
+    # as in transformers: one stands in for the other, but two different ones stay untied
+    if not plan.tied:
+        return {}
+    last = len(plan.layers) - 1
+    embed, head = (tensor_name(position, "weight", last - 1) for position in (0, last))
+    if embed in tensors and head not in tensors:
+        return {head: tensors[embed]}
+    if head in tensors and embed not in tensors:
+        return {embed: tensors[head]}
+    return {}
+
+
+def _eos_ids(folder: Path, config: SettingsReader, plan: ModelPlan) -> tuple[int, ...]:
+    readers = [config]
+    path = folder / "generation_config.json"
+    if path.exists():
+        readers.insert(0, SettingsReader(read_json(path), path.name))
+    for reader in readers:
+        if "eos_token_id" in reader:
+            vocabulary = range(plan.layers[0].shapes["weight"][0])
+            return tuple(token for token in reader.integers("eos_token_id") if token in vocabulary)
+    return () if config.is_given("eos_token_id") else plan.eos_ids

@@ -1,0 +1,130 @@
+"""Packs: files of raw tensors, each at a multiple of 64 bytes, zeros between them.
+
+┌ tensor ┬ 0 ┬ tensor ┬ 0 ┬ tensor ┐      named by digest.pack_name, never changed
+0        …   64·i     …   64·j     end
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from blockllm.core import DTYPE_BYTES, Tensor
+from blockllm.errors import CheckpointError, CorruptStore, UnsupportedModel
+from blockllm.zoo.checkpoint import CHUNK_BYTES, Source, read_chunks
+from blockllm.zoo.digest import pack_name, tensor_hasher
+from blockllm.zoo.folder import Folder
+
+Key = TypeVar("Key", bound=Hashable)
+
+# a cache line, and the widest vector a CPU kernel loads
+ALIGNMENT = 64
+
+
+class _Placed(NamedTuple):
+    source: Source
+    hash: str
+    offset: int
+
+
+class PackWriter:
+    """Turns tensors of a checkpoint into tensors of the zoo, writing only what is new.
+
+    `find` says where a tensor lies that the zoo has; `advance` is told the bytes read. The packs
+    are temporary until `moves` are carried out; `num_bytes` counts what was written.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        find: Callable[[str], Tensor | None],
+        advance: Callable[[int], None],
+    ) -> None:
+        self.moves: list[tuple[Path, Path]] = []
+        self.num_bytes = 0
+        self._folder = folder
+        self._find = find
+        self._advance = advance
+        self._added: dict[str, Tensor] = {}
+        self._hashes: dict[Source, str] = {}
+        self._buffer = bytearray(CHUNK_BYTES)
+
+    def add(self, sources: dict[Key, Source]) -> dict[Key, Tensor]:
+        """The zoo's tensors for `sources`, key by key; new ones become one pack in this order."""
+        hashes = {key: self._hash(source) for key, source in sources.items()}
+        fresh: dict[str, Source] = {}
+        for key, name in hashes.items():
+            if not self._known(name):
+                fresh.setdefault(name, sources[key])
+        if fresh:
+            self._write(fresh)
+        return {key: self._added[name] for key, name in hashes.items()}
+
+    def _known(self, name: str) -> bool:
+        if name in self._added:
+            return True
+        tensor = self._find(name)
+        if tensor is None:
+            return False
+        path = self._folder.pack(tensor.pack)
+        if not path.exists() or path.stat().st_size < tensor.offset + tensor.nbytes:
+            raise CorruptStore(
+                f"pack {tensor.pack} is damaged; `zoo verify` names the models to remove, then "
+                "`zoo gc` and add them again"
+            )
+        self._added[name] = tensor
+        return True
+
+    def _hash(self, source: Source) -> str:
+        if source not in self._hashes:
+            self._hashes[source] = self._read(source, None)
+            self._advance(source.entry.nbytes)
+        return self._hashes[source]
+
+    def _read(self, source: Source, target: int | None) -> str:
+        dtype, shape, _, nbytes = source.entry
+        if dtype not in DTYPE_BYTES:
+            known = ", ".join(DTYPE_BYTES)
+            raise UnsupportedModel(
+                f"{source.where}: weights of type {dtype} are not supported (supported: {known})"
+            )
+        hasher = tensor_hasher(dtype, shape, nbytes)
+        for chunk in read_chunks(source, self._buffer):
+            hasher.update(chunk)
+            if target is not None:
+                _write_all(target, chunk)
+        return str(hasher.hexdigest())
+
+    def _write(self, fresh: dict[str, Source]) -> None:
+        temporary = self._folder.new_temporary()
+        placed: list[_Placed] = []
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            position = 0
+            for name, source in fresh.items():
+                offset = -(-position // ALIGNMENT) * ALIGNMENT
+                _write_all(descriptor, memoryview(bytes(offset - position)))
+                # read twice: shared tensors, the common case, are never written
+                if self._read(source, descriptor) != name:
+                    raise CheckpointError(f"{source.where}: changed while being read; try again")
+                placed.append(_Placed(source, name, offset))
+                position = offset + source.entry.nbytes
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.num_bytes += position
+        self._name(temporary, placed)
+
+    def _name(self, temporary: Path, placed: list[_Placed]) -> None:
+        pack = pack_name((item.offset, item.hash) for item in placed)
+        self.moves.append((temporary, self._folder.pack(pack)))
+        for source, name, offset in placed:
+            dtype, shape, _, _ = source.entry
+            self._added[name] = Tensor(name, dtype, shape, pack, offset)
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

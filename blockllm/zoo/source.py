@@ -1,0 +1,52 @@
+"""Where a model comes from: a folder, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from blockllm.errors import CheckpointError, ZooError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def check_name(name: str) -> None:
+    """Raise ZooError unless `name` can be a model's name."""
+    if not _NAME.fullmatch(name):
+        raise ZooError(
+            f"{name[:100]!r} cannot be a model's name: use 1 to 96 letters, digits, '.', '_' or "
+            "'-', and begin with a letter or digit"
+        )
+
+
+def find_folder(source: str | Path) -> Path:
+    """The folder of a checkpoint; downloads a hub repository such as `org/model` into the hub's
+    cache if no such folder exists. Raises CheckpointError if there is neither.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists():
+        raise CheckpointError(f"{folder} is a file; give the folder it lies in")
+    if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
+        raise CheckpointError(f"no folder {str(source)!r}")
+    return _download(source)
+
+
+def _download(repository: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise CheckpointError(
+            f"no folder {repository!r}; to download it from the Hugging Face hub, "
+            "pip install 'blockllm[hub]'"
+        ) from error
+    try:
+        return Path(snapshot_download(repository, allow_patterns=_WANTED))
+    except Exception as error:  # the hub's client raises many unrelated types
+        summary = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise CheckpointError(
+            f"no folder {repository!r}, and the hub did not give it: {summary[0]}"
+        ) from error

@@ -1,0 +1,118 @@
+"""Checking that every stored byte is what its name promises."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+
+from blockllm.core import Tensor
+from blockllm.errors import CheckpointError
+from blockllm.zoo.assets import asset_name
+from blockllm.zoo.checkpoint import CHUNK_BYTES, Source, read_chunks
+from blockllm.zoo.digest import block_id, layer_digest, pack_name, tensor_hasher
+from blockllm.zoo.folder import Folder
+from blockllm.zoo.header import Entry
+from blockllm.zoo.records import Record
+from blockllm.zoo.reports import Problem, Progress, VerifyReport
+from blockllm.zoo.snapshot import Snapshot
+
+
+def verify(folder: Folder, connection: sqlite3.Connection, progress: Progress) -> VerifyReport:
+    """Hash all tensors and assets again, look between tensors for anything but zeros, and derive
+    the names of packs, layers and blocks anew.
+    """
+    snapshot = Snapshot(connection)
+    packs: dict[str, list[Tensor]] = {}
+    for tensor in snapshot.tensors.values():
+        packs.setdefault(tensor.pack, []).append(tensor)
+    total = sum(tensor.nbytes for tensor in snapshot.tensors.values())
+    problems = list(_check_names(snapshot))
+    checker = _PackChecker(folder)
+    for pack, tensors in packs.items():
+        progress("verifying", checker.num_bytes, total)
+        for what, damaged in checker.check(pack, sorted(tensors, key=lambda t: t.offset)):
+            problems.append(Problem(f"pack {pack}", what, _users(snapshot, damaged)))
+    problems += _check_assets(folder, snapshot)
+    return VerifyReport(len(packs), len(snapshot.tensors), checker.num_bytes, tuple(problems))
+
+
+class _PackChecker:
+    """Reads packs through one buffer; `num_bytes` counts the tensors' bytes read."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.num_bytes = 0
+        self._folder = folder
+        self._buffer = bytearray(CHUNK_BYTES)
+
+    def check(self, pack: str, tensors: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
+        """Everything wrong with a pack, each with the tensors it damages."""
+        if pack_name((tensor.offset, tensor.hash) for tensor in tensors) != pack:
+            yield "the catalogue's list of its tensors is damaged", tensors
+        try:
+            descriptor = os.open(self._folder.pack(pack), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            yield str(error.strerror), tensors
+            return
+        try:
+            yield from self._check_bytes(descriptor, tensors)
+        finally:
+            os.close(descriptor)
+
+    def _check_bytes(
+        self, descriptor: int, tensors: list[Tensor]
+    ) -> Iterator[tuple[str, list[Tensor]]]:
+        position = 0
+        for tensor in tensors:
+            gap = os.pread(descriptor, tensor.offset - position, position)
+            if gap.strip(b"\0"):
+                yield f"bytes before offset {tensor.offset} are not zero", [tensor]
+            if not self._is_sound(descriptor, tensor):
+                yield f"tensor {tensor.hash} at offset {tensor.offset} is damaged", [tensor]
+            position = tensor.offset + tensor.nbytes
+        size = os.fstat(descriptor).st_size
+        if size != position:
+            damaged = [tensor for tensor in tensors if tensor.offset + tensor.nbytes > size]
+            yield f"has {size} bytes instead of {position}", damaged or tensors
+
+    def _is_sound(self, descriptor: int, tensor: Tensor) -> bool:
+        hasher = tensor_hasher(tensor.dtype, tensor.shape, tensor.nbytes)
+        entry = Entry(tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
+        self.num_bytes += tensor.nbytes
+        try:
+            for chunk in read_chunks(Source(descriptor, entry, tensor.pack), self._buffer):
+                hasher.update(chunk)
+        except CheckpointError:
+            return False
+        return str(hasher.hexdigest()) == tensor.hash
+
+
+def _check_names(snapshot: Snapshot) -> Iterator[Problem]:
+    for layer in snapshot.layers.values():
+        if layer_digest(layer.function, layer.tensors) != layer.digest:
+            users = _users(snapshot, list(layer.tensors.values()))
+            yield Problem(f"layer {layer.digest}", "its function or tensors were changed", users)
+    for block in snapshot.blocks:
+        if block_id(layer.digest for layer in block.layers) != block.id:
+            users = _users(snapshot, [t for layer in block.layers for t in layer.tensors.values()])
+            yield Problem(f"block {block.id}", "its layers were changed", users)
+
+
+def _check_assets(folder: Folder, snapshot: Snapshot) -> Iterator[Problem]:
+    users: dict[str, list[str]] = {}
+    for record in snapshot.records.values():
+        for name in record.assets.values():
+            users.setdefault(name, []).append(record.name)
+    for name, models in users.items():
+        path = folder.asset(name)
+        if not path.exists() or asset_name(path.read_bytes(), path.suffix) != name:
+            yield Problem(f"asset {name}", "missing or damaged", tuple(models))
+
+
+def _users(snapshot: Snapshot, tensors: list[Tensor]) -> tuple[str, ...]:
+    damaged = {tensor.hash for tensor in tensors}
+
+    def needs(record: Record) -> bool:
+        return not damaged.isdisjoint(record.tensors())
+
+    return tuple(name for name, record in snapshot.records.items() if needs(record))

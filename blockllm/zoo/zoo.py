@@ -1,0 +1,138 @@
+"""The zoo: add, list, check and remove models; chains and assets for those who serve them."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from blockllm.core import Chain, ModelCard
+from blockllm.errors import StoreFull, ZooError
+from blockllm.zoo import garbage, records, verification
+from blockllm.zoo.assets import ASSET_FILES, find_asset
+from blockllm.zoo.catalog import Catalog
+from blockllm.zoo.folder import Folder
+from blockllm.zoo.ingest import Wish, ingest
+from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, silent
+from blockllm.zoo.snapshot import Snapshot
+from blockllm.zoo.source import check_name, find_folder
+
+# the disk is full, the quota used up, or the file larger than allowed
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Zoo:
+    """One zoo on disk. Cheap to open; safe to use from several threads and processes."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the zoo in a folder; an absent or empty folder becomes an empty zoo."""
+        self._folder = Folder(Path(path).expanduser().absolute())
+        self._catalog = Catalog(self._folder.catalog)
+        if not self._catalog.is_ready():
+            with _disk_errors():
+                self._folder.create()
+                with self._folder.writing():
+                    self._catalog.create()
+
+    def add(
+        self,
+        name: str,
+        source: str | Path,
+        base: str | None = None,
+        progress: Progress = silent,
+    ) -> AddReport:
+        """Add a full checkpoint or PEFT adapter from a folder or the Hugging Face hub.
+
+        `base` names an adapter's base in the zoo; without it the adapter's own config decides.
+        Raises a ZooError, and then nothing was changed.
+        """
+        started = time.monotonic()
+        check_name(name)
+        with _disk_errors():
+            folder = find_folder(source)
+        progress("waiting for other writers", 0, 0)
+        with _disk_errors(), self._folder.writing():
+            # a path need not be valid text; the catalogue's strings are
+            root = str(source).encode("utf-8", "replace").decode()
+            wish = Wish(name, folder, root, base)
+            record, stored = ingest(self._folder, self._catalog, wish, progress)
+            card = self.card(name)
+        return AddReport(
+            name=name,
+            total_bytes=sum(tensor.nbytes for tensor in record.tensors().values()),
+            stored_bytes=stored,
+            num_blocks=card.num_blocks,
+            num_shared_blocks=card.num_shared_blocks,
+            seconds=time.monotonic() - started,
+        )
+
+    def remove(self, name: str) -> None:
+        """Forget a model; its weights stay on disk until `gc`.
+
+        Raises UnknownModel, and ZooError while adapters are based on it.
+        """
+        with _disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
+            records.delete(connection, name)
+
+    def cards(self) -> list[ModelCard]:
+        """All models, oldest first."""
+        return self._snapshot().cards()
+
+    def card(self, name: str) -> ModelCard:
+        """One model; raises UnknownModel."""
+        snapshot = self._snapshot()
+        snapshot.record(name)
+        return next(card for card in snapshot.cards() if card.name == name)
+
+    def chain(self, name: str) -> Chain:
+        """One model as blocks and deltas; raises UnknownModel."""
+        return self._snapshot().chain(name)
+
+    def chains(self, names: Iterable[str] | None = None) -> dict[str, Chain]:
+        """Several models (all by default) of one moment: equal blocks are one object."""
+        snapshot = self._snapshot()
+        wanted = snapshot.records if names is None else names
+        return {name: snapshot.chain(name) for name in wanted}
+
+    def asset(self, name: str, file: str) -> Path | None:
+        """Path of a model's tokenizer.json, tokenizer_config.json, chat_template.jinja,
+        special_tokens_map.json or generation_config.json; None if it came without.
+
+        An adapter without the file has its base's. Raises UnknownModel.
+        """
+        if file not in ASSET_FILES:
+            raise ZooError(f"the zoo keeps no file {file!r} (kept: {', '.join(ASSET_FILES)})")
+        with self._catalog.reading() as connection:
+            own, base = records.read_assets(connection, name)
+        stored = find_asset(file, own, base)
+        return self._folder.asset(stored) if stored else None
+
+    def pack_path(self, pack: str) -> Path:
+        """The file that holds a pack's tensors at their offsets; it is never changed."""
+        return self._folder.pack(pack)
+
+    def verify(self, progress: Progress = silent) -> VerifyReport:
+        """Compare every stored byte with what its name promises."""
+        with _disk_errors(), self._catalog.reading() as connection:
+            return verification.verify(self._folder, connection, progress)
+
+    def gc(self) -> GcReport:
+        """Delete packs, assets and rows that no model needs, and what killed adds left behind."""
+        with _disk_errors(), self._folder.writing():
+            return garbage.collect(self._folder, self._catalog)
+
+    def _snapshot(self) -> Snapshot:
+        with self._catalog.reading() as connection:
+            return Snapshot(connection)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreFull("no room left on the zoo's disk; nothing was changed") from error
+        raise ZooError(str(error)) from error

@@ -1,0 +1,67 @@
+"""Drive an engine from a test: submit, step until done, collect what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from blockllm.config import EngineSettings
+from blockllm.core import Finish, Request, Sampling, TokenLogprobs
+from blockllm.engine import Engine
+
+
+@dataclass
+class Answer:
+    """Everything the engine said about one request."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish: Finish | None = None
+    cached_tokens: int = 0
+    error: str | None = None
+
+
+def greedy(max_tokens: int, **options: object) -> Sampling:
+    """Greedy sampling that runs to its length."""
+    return Sampling(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, **options)  # type: ignore[arg-type]
+
+
+def request(
+    name: str, model: str, prompt: Sequence[int], sampling: Sampling, **more: str
+) -> Request:
+    return Request(id=name, model=model, prompt=tuple(prompt), sampling=sampling, **more)
+
+
+def step(engine: Engine, answers: dict[str, Answer]) -> None:
+    """One turn; its events are added to `answers`."""
+    for event in engine.step():
+        answer = answers.setdefault(event.request, Answer())
+        if event.token is not None:
+            answer.tokens.append(event.token)
+        if event.logprobs is not None:
+            answer.logprobs.append(event.logprobs)
+        answer.cached_tokens = answer.cached_tokens or event.cached_tokens
+        answer.finish = event.finish or answer.finish
+        answer.error = event.error or answer.error
+
+
+def run(engine: Engine, requests: Iterable[Request]) -> dict[str, Answer]:
+    """Submit all at once and step until nothing is left; the books must balance afterwards."""
+    answers: dict[str, Answer] = {}
+    for one in requests:
+        engine.submit(one)
+    while engine.has_work:
+        step(engine, answers)
+    engine.check_books()
+    return answers
+
+
+def settings(**values: object) -> EngineSettings:
+    """Small deterministic engine settings for tests."""
+    defaults: dict[str, object] = {
+        "device": "cpu",
+        "memory": "64MiB",
+        "dtype": "float32",
+        "max_sequences": 8,
+    }
+    return EngineSettings(**{**defaults, **values})  # type: ignore[arg-type]
