@@ -69,6 +69,7 @@ class Engine:
             else:
                 turn.stops[hop.members] += 1
                 self._enter(queues, turn, hop.members, out)
+        self._counters.turns += 1
         self._roster.advance(turn)
         return self._emit(turn, logits)
 

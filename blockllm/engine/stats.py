@@ -12,6 +12,7 @@ class HopCounters:
     """Hops and rows per span since the start."""
 
     def __init__(self, num_spans: int) -> None:
+        self.turns = 0
         self.hops = [0] * num_spans
         self.rows = [0] * num_spans
 
@@ -40,5 +41,6 @@ def snapshot(parts: Parts, roster: Roster, counters: HopCounters) -> EngineStats
         prefix_queries=roster.prefix_queries,
         prefix_hits=roster.prefix_hits,
         preemptions=roster.preemptions,
+        turns=counters.turns,
         spans=tuple(SpanStats(s.name, s.models, hops, rows) for s, hops, rows in spans),
     )

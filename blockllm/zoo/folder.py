@@ -49,6 +49,7 @@ class Folder:
         """Hold the zoo's write lock; waits while another process or thread holds it."""
         with (self.root / "lock").open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            self.temporary.mkdir(exist_ok=True)
             self.drop_temporary()
             yield
 
@@ -73,7 +74,7 @@ def publish(moves: Iterable[tuple[Path, Path]]) -> list[Path]:
     folders: set[Path] = set()
     try:
         for temporary, final in moves:
-            final.parent.mkdir(exist_ok=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
             if not final.exists():
                 new.append(final)
             temporary.replace(final)

@@ -33,6 +33,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
+        """Bytes to read; a tied head counts once."""
         return sum({source: source.entry.nbytes for source in self._all()}.values())
 
     def _all(self) -> list[Source]:

@@ -147,7 +147,11 @@ def _cut_blocks(connection: sqlite3.Connection) -> None:
         for run in partition(models.values())
         for place, digest in enumerate(run)
     ]
-    connection.executemany("UPDATE layer SET block = ?, place = ? WHERE digest = ?", places)
+    connection.executemany(
+        "UPDATE layer SET block = ?1, place = ?2"
+        " WHERE digest = ?3 AND (block != ?1 OR place != ?2)",
+        places,
+    )
 
 
 def _json(value: object) -> str:

@@ -43,6 +43,7 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
     @property
     def is_sound(self) -> bool:
+        """Whether nothing is damaged."""
         return not self.problems
 
 

@@ -10,6 +10,7 @@ from blockllm.errors import CheckpointError, ZooError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = ["*.json", "*.safetensors", "*.jinja"]
+_UNWANTED = ["consolidated*", "original/*"]  # the same weights in their makers' own formats
 
 
 def check_name(name: str) -> None:
@@ -44,9 +45,10 @@ def _download(repository: str) -> Path:
             "pip install 'blockllm[hub]'"
         ) from error
     try:
-        return Path(snapshot_download(repository, allow_patterns=_WANTED))
+        folder = snapshot_download(repository, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
     except Exception as error:  # the hub's client raises many unrelated types
         summary = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise CheckpointError(
             f"no folder {repository!r}, and the hub did not give it: {summary[0]}"
         ) from error
+    return Path(folder)

@@ -114,8 +114,9 @@ class Zoo:
         return self._folder.pack(pack)
 
     def verify(self, progress: Progress = silent) -> VerifyReport:
-        """Compare every stored byte with what its name promises."""
-        with _disk_errors(), self._catalog.reading() as connection:
+        """Compare every stored byte with what its name promises. Writers wait meanwhile."""
+        progress("waiting for other writers", 0, 0)
+        with _disk_errors(), self._folder.writing(), self._catalog.reading() as connection:
             return verification.verify(self._folder, connection, progress)
 
     def gc(self) -> GcReport:

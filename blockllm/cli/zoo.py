@@ -1,0 +1,221 @@
+"""`blockllm zoo`: add, list, inspect, remove and check the models of a zoo."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blockllm.config import default_zoo
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from blockllm.core import ChainEntry
+    from blockllm.zoo import Progress, Zoo
+
+app = typer.Typer(
+    name="zoo",
+    help="The store of models: each block of weights is kept once, whoever uses it.",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[
+    str,
+    typer.Option(
+        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model in the zoo.")]
+
+
+@app.command()
+def add(
+    name: Name,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH_OR_HUB_ID",
+            help="Folder of a Hugging Face checkpoint or PEFT adapter, or a hub id as org/model.",
+        ),
+    ],
+    folder: Folder,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Name of an adapter's base in the zoo; else the adapter's config says."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Add a model. Only weights that the zoo does not have yet are written."""
+    with _progress() as progress:
+        report = _open(folder).add(name, source, base=base, progress=progress)
+    if as_json:
+        return _print_json(report)
+    total, stored = _size(report.total_bytes), _size(report.stored_bytes)
+    blocks = f"{report.num_shared_blocks} of {report.num_blocks} blocks shared"
+    print(f"added {name}: {total}, stored {stored}, {blocks}, {report.seconds:.1f} s")
+
+
+@app.command()
+def ls(folder: Folder, as_json: Json = False) -> None:
+    """List the models, oldest first, with the bytes each shares and owns."""
+    cards = _open(folder).cards()
+    if as_json:
+        return _print_json(cards)
+    if not cards:
+        print(f"no models in {folder}; add one with: blockllm zoo add NAME PATH_OR_HUB_ID")
+        return None
+    table = _table("model", "kind", "family", "base", "context", "blocks", "size", "own", "shared")
+    for card in cards:
+        blocks = f"{card.num_blocks} ({card.num_shared_blocks} shared)"
+        sizes = [_size(n) for n in (card.total_bytes, card.own_bytes, card.shared_bytes)]
+        facts = [card.name, card.kind, card.family, card.parent or "", str(card.max_context)]
+        table.add_row(*facts, blocks, *sizes)
+    _print(table)
+    return None
+
+
+@app.command()
+def show(name: Name, folder: Folder, as_json: Json = False) -> None:
+    """Show a model's chain: its blocks, who shares them, and what it adds to each."""
+    zoo = _open(folder)
+    chains = zoo.chains()
+    card = zoo.card(name)
+    riders: dict[str, list[str]] = {}
+    for other, chain in chains.items():
+        for block in dict.fromkeys(entry.block.id for entry in chain.entries):
+            riders.setdefault(block, []).append(other)
+    rows = []
+    for entry in chains[name].entries:
+        others = [other for other in riders[entry.block.id] if other != name]
+        rows.append({**_describe(entry), "shared_with": others})
+    if as_json:
+        return _print_json({"model": card, "chain": rows})
+    base = f" on {card.parent}" if card.parent else ""
+    print(f"{name}: {card.kind}{base}, {card.family}, {card.dtype}, {card.max_context} tokens")
+    print(f"{_size(card.total_bytes)}, {_size(card.own_bytes)} its own; from {card.root}")
+    table = _table("block", "function", "layers", "size", "shared with", "delta")
+    for row in rows:
+        facts = [row["block"][:12], row["function"], str(row["num_layers"]), _size(row["bytes"])]
+        delta = f"{_size(row['delta_bytes'])}: {', '.join(row['targets'])}" if row["delta"] else ""
+        table.add_row(*facts, ", ".join(row["shared_with"]), delta)
+    _print(table)
+    return None
+
+
+@app.command()
+def rm(name: Name, folder: Folder, as_json: Json = False) -> None:
+    """Remove a model. Its weights stay on disk until `gc`."""
+    _open(folder).remove(name)
+    if as_json:
+        return _print_json({"removed": name})
+    print(f"removed {name}; `blockllm zoo gc` frees the disk space")
+    return None
+
+
+@app.command()
+def verify(folder: Folder, as_json: Json = False) -> None:
+    """Check every stored byte against the hash it is named by. Exit status 1 if any differs."""
+    with _progress() as progress:
+        report = _open(folder).verify(progress)
+    if as_json:
+        _print_json(report)
+    else:
+        for problem in report.problems:
+            models = ", ".join(problem.models) or "no model"
+            print(f"{problem.where}: {problem.what} (needed by {models})")
+        state = "sound" if report.is_sound else f"{len(report.problems)} problems"
+        counts = f"{report.num_packs} packs, {report.num_tensors} tensors"
+        print(f"{counts}, {_size(report.num_bytes)}: {state}")
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(folder: Folder, as_json: Json = False) -> None:
+    """Delete what no model needs: weights of removed models, leavings of killed adds."""
+    report = _open(folder).gc()
+    if as_json:
+        return _print_json(report)
+    print(f"removed {report.num_files} files, {_size(report.num_bytes)}")
+    return None
+
+
+def _open(folder: str) -> Zoo:
+    from blockllm.zoo import Zoo
+
+    return Zoo(folder)
+
+
+def _describe(entry: ChainEntry) -> dict[str, Any]:
+    block, delta = entry.block, entry.delta
+    targets = delta.targets if delta else {}
+    parts = [part for t in targets.values() for part in (t.a, t.b, t.bias) if part]
+    return {
+        "block": block.id,
+        "function": block.layers[0].function.__struct_config__.tag,
+        "num_layers": len(block.layers),
+        "bytes": block.nbytes,
+        "delta": delta.id if delta else None,
+        "delta_bytes": sum(part.nbytes for part in parts),
+        "targets": sorted({key.partition(".")[2] for key in targets}),
+    }
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _table(*columns: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    numbers = {"context", "layers", "size", "own", "shared"}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    # into a file or pipe nothing is cut off
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _size(nbytes: int) -> str:
+    size, units = float(nbytes), iter(("B", "KB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    from blockllm.zoo.reports import silent
+
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Bars(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bars:
+        task = bars.add_task("", total=None)
+
+        def show(activity: str, done: int, total: int) -> None:
+            bars.update(task, description=activity, completed=done, total=total or None)
+
+        yield show

@@ -1,0 +1,121 @@
+"""The style of the code, tested: import direction, sizes, exported names, start-up time."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import blockllm
+
+PACKAGE = Path(blockllm.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = ["zoo", "chain", "engine", "cluster", "api", "cli"]  # each imports only leftwards
+NOUNS = {"core", "errors", "config"}
+FORBIDDEN = {
+    "zoo": {"torch", "transformers", "peft"},
+    "chain": {"torch", "transformers", "peft"},
+    "cluster": {"starlette", "uvicorn", "transformers"},
+    "engine": {"starlette", "uvicorn", "tokenizers", "jinja2", "transformers", "peft"},
+    "api": {"torch", "transformers"},
+    "cli": {"transformers"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_lies_before_it(path: Path) -> None:
+    room = room_of(path)
+    if room in ("__init__", "__main__"):
+        return
+    allowed = {"core", "errors", "config"} if room not in NOUNS else {"core", "errors"}
+    if room in ROOMS:
+        allowed |= {*ROOMS[: ROOMS.index(room) + 1], "observability"}
+    elif room == "observability":
+        allowed |= {"observability"}
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "blockllm" and rest:
+            assert rest.split(".")[0] in allowed, f"{path} imports {name}"
+        assert top not in FORBIDDEN.get(room, set()), f"{path} imports {name}"
+
+
+def test_files_are_small() -> None:
+    lengths = [len(path.read_text(encoding="utf-8").splitlines()) for path in FILES]
+    assert max(lengths) <= 400
+    assert statistics.median(lengths) <= 100
+    assert statistics.quantiles(lengths, n=10)[-1] <= 250
+
+
+def test_functions_are_short() -> None:
+    lengths = [
+        node.end_lineno - node.lineno + 1
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno
+    ]
+    assert statistics.quantiles(lengths, n=10)[-1] <= 30
+    assert max(lengths) <= 60
+
+
+def test_exported_names_exist_and_are_documented() -> None:
+    for name in blockllm.__all__:
+        assert getattr(blockllm, name).__doc__, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_public_things_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{path}: no module docstring"
+    for node in tree.body:
+        is_thing = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if is_thing and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+
+
+def test_nothing_unsafe_is_called() -> None:
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert not imports(path) & {"pickle", "cloudpickle", "marshal", "shelve", "dill"}, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), path
+        assert "torch.load(" not in text and "recv_pyobj" not in text, path
+
+
+def test_help_starts_quickly_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from blockllm.cli import main; sys.argv = ['blockllm', '--help']\n"
+        "try: main.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'ray', 'starlette', 'tokenizers', 'numpy', 'zmq'}\n"
+        "print('heavy:', heavy & set(sys.modules))"
+    )
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        best = min(best, time.perf_counter() - start)
+    assert "heavy: set()" in out.stdout, out.stdout + out.stderr
+    assert "Usage" in out.stdout
+    print(f"blockllm --help: {best:.2f} s")

@@ -1,0 +1,368 @@
+"""LoRA adapters: what the zoo keeps is what PEFT computes with."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from blockllm.core import Chain, Layer, LoraTarget, Tensor
+from blockllm.errors import (
+    AdapterMismatch,
+    CheckpointError,
+    UnknownModel,
+    UnsafeCheckpoint,
+    UnsupportedModel,
+    ZooError,
+)
+from blockllm.zoo import Zoo
+from blockllm.zoo.families.names import tensor_name
+from tests.makers import make_checkpoint, make_lora
+from tests.zoo.conftest import contents, read_tensor
+
+Parts = dict[str, torch.Tensor | float]
+
+
+def positions(chain: Chain) -> list[tuple[Layer, dict[str, LoraTarget]]]:
+    """Each layer of a chain with what the model adds to it."""
+    found = []
+    for entry in chain.entries:
+        for index, layer in enumerate(entry.block.layers):
+            prefix = f"{index}."
+            targets = entry.delta.targets if entry.delta else {}
+            own = {k.removeprefix(prefix): t for k, t in targets.items() if k.startswith(prefix)}
+            found.append((layer, own))
+    return found
+
+
+def load(zoo: Zoo, tensor: Tensor) -> torch.Tensor:
+    assert tensor.dtype == "F32"
+    data = bytearray(read_tensor(zoo, tensor))
+    return torch.frombuffer(data, dtype=torch.float32).reshape(tensor.shape)
+
+
+def served_weights(zoo: Zoo, name: str) -> dict[str, torch.Tensor]:
+    """Weights and biases by Hugging Face name, updates added in float64."""
+    layers = positions(zoo.chain(name))
+    weights: dict[str, torch.Tensor] = {}
+    for position, (layer, targets) in enumerate(layers):
+        for key, tensor in layer.tensors.items():
+            full = tensor_name(position, key, len(layers) - 2)
+            weights[full] = load(zoo, tensor).double()
+        for module, target in targets.items():
+            key = "weight" if module in ("embed", "head") else f"{module}.weight"
+            full = tensor_name(position, key, len(layers) - 2)
+            update = target.scale * load(zoo, target.b).double() @ load(zoo, target.a).double()
+            weights[full] = weights[full] + (update.T if module == "embed" else update)
+            if target.bias:
+                bias = full.replace(".weight", ".bias")
+                extra = target.scale * load(zoo, target.bias).double()
+                weights[bias] = weights.get(bias, torch.zeros(())) + extra
+    return weights
+
+
+def peft_weights(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """The same from a real PEFT model, module by module."""
+    import peft
+    import transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        model = peft.PeftModel.from_pretrained(model, adapter).get_base_model()
+    weights: dict[str, torch.Tensor] = {}
+    for name, module in model.named_modules():
+        plain = re.sub(r"\.(base_layer|modules_to_save\.default)", "", name)
+        if ".original_module" in name or "lora_" in name:
+            continue
+        if hasattr(module, "get_delta_weight"):
+            weights[f"{plain}.weight"] = module.base_layer.weight.data.double()
+            weights[f"{plain}.weight"] += _peft_update(module)
+            _add_bias(weights, f"{plain}.bias", module)
+        elif not hasattr(module, "modules_to_save"):
+            for key, parameter in module.named_parameters(recurse=False):
+                weights.setdefault(f"{plain}.{key}", parameter.data.double())
+    return weights
+
+
+def _peft_update(module: Any) -> torch.Tensor:
+    scale = module.scaling["default"]
+    if "default" in module.lora_embedding_A:
+        b, a = module.lora_embedding_B["default"], module.lora_embedding_A["default"]
+        return (scale * b.data.double() @ a.data.double()).T
+    b, a = module.lora_B["default"].weight, module.lora_A["default"].weight
+    return scale * b.data.double() @ a.data.double()
+
+
+def _add_bias(weights: dict[str, torch.Tensor], name: str, module: Any) -> None:
+    own = getattr(module.base_layer, "bias", None)
+    if own is not None:
+        weights[name] = own.data.double()
+    extra = getattr(module.lora_B["default"], "bias", None) if module.lora_B else None
+    if extra is not None:
+        update = module.scaling["default"] * extra.data.double()
+        weights[name] = weights.get(name, torch.zeros(())) + update
+
+
+EMBED, HEAD = "embed_tokens", "lm_head"
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all-linear": {"target_modules": "all-linear", "r": 3},
+    "rank 1": {"r": 1, "lora_alpha": 7},
+    "some layers": {"layers_to_transform": [1]},
+    "rslora": {"use_rslora": True},
+    "patterns": {
+        "rank_pattern": {"q_proj": 2, "layers.1.self_attn.v_proj": 6},
+        "alpha_pattern": {r"model\.layers\.\d\.self_attn\.v_proj": 3, "^model.layers.0.*q_proj": 5},
+    },
+    "patterns, rslora": {"rank_pattern": {"v_proj": 9}, "use_rslora": True},
+    "biases": {"bias": "all", "target_modules": ["q_proj", "o_proj"]},
+    "lora_only biases": {"bias": "lora_only"},
+    "lora_bias": {"lora_bias": True, "target_modules": ["q_proj", "down_proj"]},
+    "embedding and head": {"target_modules": [EMBED, HEAD, "up_proj"]},
+    "embedding": {"target_modules": [EMBED]},
+    "head": {"target_modules": [HEAD]},
+    "saved norms": {"modules_to_save": ["input_layernorm", "norm"]},
+    "saved mlp": {"modules_to_save": ["mlp"]},
+    "saved head": {"modules_to_save": [HEAD]},
+    "saved embedding": {"modules_to_save": [EMBED]},
+    "saved both": {"modules_to_save": [EMBED, HEAD]},
+    "tying embedding": {"target_modules": [EMBED], "ensure_weight_tying": True},
+    "tying saved": {"modules_to_save": [EMBED], "ensure_weight_tying": True},
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bases")
+    sizes = {"num_hidden_layers": 2, "attention_bias": True}
+    untied = make_checkpoint(root / "untied", **sizes, tokenizer=True)
+    return {
+        "untied": untied,
+        "tied": make_checkpoint(root / "tied", tie_word_embeddings=True, **sizes),
+    }
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("case", CASES)
+def test_weights_equal_pefts(
+    zoo: Zoo, tmp_path: Path, bases: dict[str, Path], kind: str, case: str
+) -> None:
+    adapter = make_lora(bases[kind], tmp_path / "adapter", **CASES[case])
+    zoo.add("base", bases[kind])
+    before = zoo.card("base")
+    report = zoo.add("adapter", adapter, base="base")
+    served, expected = served_weights(zoo, "adapter"), peft_weights(bases[kind], adapter)
+    expected.setdefault("lm_head.weight", expected["model.embed_tokens.weight"])
+    assert served.keys() == expected.keys()
+    for name in served:
+        torch.testing.assert_close(served[name], expected[name], rtol=0, atol=1e-12, msg=name)
+    saved = sum(t.numel() * 4 for t in load_file(adapter / "adapter_model.safetensors").values())
+    assert report.stored_bytes <= saved + 64 * 30
+    card = zoo.card("adapter")
+    assert (card.kind, card.parent, card.family) == ("lora", "base", "llama")
+    assert zoo.card("base").total_bytes == before.total_bytes
+    assert zoo.verify().is_sound
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_other_families(zoo: Zoo, tmp_path: Path, family: str) -> None:
+    base = make_checkpoint(tmp_path / "base", family, num_hidden_layers=2)
+    adapter = make_lora(base, tmp_path / "adapter", target_modules="all-linear")
+    zoo.add("base", base)
+    zoo.add("adapter", adapter)  # found by the last part of the path it was trained from
+    served, expected = served_weights(zoo, "adapter"), peft_weights(base, adapter)
+    assert served.keys() == expected.keys()
+    for name in served:
+        torch.testing.assert_close(served[name], expected[name], rtol=0, atol=1e-12)
+
+
+def test_delta_ends_cut_blocks(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
+    zoo.add("base", llama)
+    adapter = make_lora(llama, tmp_path / "adapter", layers_to_transform=[1, 2])
+    zoo.add("adapter", adapter, base="base")
+    chain = zoo.chain("adapter")
+    covered = [(len(entry.block.layers), entry.delta is not None) for entry in chain.entries]
+    assert covered == [(1, False), (1, False), (2, True), (1, False), (1, False)]
+    assert [e.block for e in zoo.chain("base").entries] == [e.block for e in chain.entries]
+    delta = chain.entries[2].delta
+    assert delta is not None
+    expected = {f"{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "v_proj")}
+    assert set(delta.targets) == expected
+    zoo.remove("adapter")
+    assert len(zoo.chain("base").entries) == 3
+
+
+def test_equal_adapters_share_bytes_and_delta_ids(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
+    zoo.add("base", llama)
+    adapter = make_lora(llama, tmp_path / "adapter")
+    zoo.add("one", adapter, base="base")
+    assert zoo.add("two", adapter, base="base").stored_bytes == 0
+    deltas = [[e.delta and e.delta.id for e in zoo.chain(n).entries] for n in ("one", "two")]
+    assert deltas[0] == deltas[1]
+
+
+def test_adapter_on_a_full_fine_tune(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
+    tuned = make_checkpoint(
+        tmp_path / "tuned", seed=3, copy_layers_from=llama, copied_layers=(0, 1)
+    )
+    adapter = make_lora(tuned, tmp_path / "adapter")
+    for name, path in {"base": llama, "tuned": tuned, "adapter": adapter}.items():
+        zoo.add(name, path)
+    assert zoo.chain("adapter").parent == "tuned"
+    blocks = [entry.block.id for entry in zoo.chain("tuned").entries]
+    assert [entry.block.id for entry in zoo.chain("adapter").entries] == blocks
+
+
+def test_a_base_with_adapters_cannot_be_removed(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
+    zoo.add("base", llama)
+    adapter = make_lora(llama, tmp_path / "adapter")
+    zoo.add("adapter", adapter, base="base")
+    with pytest.raises(ZooError, match="adapter"):
+        zoo.remove("base")
+    with pytest.raises(AdapterMismatch, match="an adapter itself"):
+        zoo.add("second", adapter, base="adapter")
+    with pytest.raises(ZooError, match="takes no base"):
+        zoo.add("third", llama, base="base")
+
+
+def test_assets_fall_back_to_the_base(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
+    zoo.add("base", llama)
+    adapter = make_lora(llama, tmp_path / "adapter")
+    zoo.add("bare", adapter, base="base")
+    for file in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert zoo.asset("bare", file) == zoo.asset("base", file) is not None
+    (adapter / "tokenizer_config.json").write_text('{"chat_template": "own"}')
+    zoo.add("own", adapter, base="base")
+    assert zoo.asset("own", "tokenizer_config.json") != zoo.asset("base", "tokenizer_config.json")
+    assert zoo.asset("own", "tokenizer.json") == zoo.asset("base", "tokenizer.json")
+    assert zoo.asset("own", "chat_template.jinja") is None
+
+
+def test_base_is_guessed(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
+    adapter = make_lora(llama, tmp_path / "adapter")
+    zoo.add("another", make_checkpoint(tmp_path / "another"))
+    with pytest.raises(UnknownModel, match="candidates: another"):
+        zoo.add("adapter", adapter)
+    with pytest.raises(UnknownModel, match="nobody"):
+        zoo.add("adapter", adapter, base="nobody")
+    zoo.add("unlike", llama)
+    assert zoo.add("adapter", adapter).num_blocks == 3  # the base was added from the same path
+    assert zoo.chain("adapter").parent == "unlike"
+    _change(adapter, base_model_name_or_path="someone/another")
+    zoo.add("renamed", adapter)
+    assert zoo.chain("renamed").parent == "another"
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "IA3": {"peft_type": "IA3"},
+    "use_dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa_niter_16"},
+    "olora": {"init_lora_weights": "olora"},
+    "corda": {"init_lora_weights": "corda"},
+    "loftq": {"init_lora_weights": "loftq"},
+    "layer_replication": {"layer_replication": [[0, 2], [1, 2]]},
+    "target_parameters": {"target_parameters": ["x"]},
+    "trainable_token_indices": {"trainable_token_indices": [1]},
+    "alora_invocation_tokens": {"alora_invocation_tokens": [1]},
+    "use_qalora": {"use_qalora": True},
+    "from_the_future": {"from_the_future": {"a": 1}},
+    "too complex": {"rank_pattern": {"(a+)+b": 3}},
+}
+
+
+@pytest.fixture
+def added(zoo: Zoo, tmp_path: Path, llama: Path) -> tuple[Zoo, Path]:
+    """A zoo with `base`, and the folder of a fitting adapter."""
+    zoo.add("base", llama)
+    return zoo, make_lora(llama, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_refused_options(added: tuple[Zoo, Path], tmp_path: Path, option: str) -> None:
+    zoo, adapter = added
+    _change(adapter, **REFUSED[option])
+    before = contents(tmp_path / "zoo")
+    with pytest.raises(UnsupportedModel, match=option):
+        zoo.add("adapter", adapter, base="base")
+    assert contents(tmp_path / "zoo") == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"r": 0},
+        {"r": "4"},
+        {"lora_alpha": None},
+        {"rank_pattern": {"(": 2}},
+        {"rank_pattern": {"q_proj": 0}},
+        {"alpha_pattern": [1]},
+        {"peft_type": None},
+        {"use_rslora": "yes"},
+        {"r": 8},
+        {"lora_bias": True},
+    ],
+    ids=str,
+)
+def test_wrong_settings(added: tuple[Zoo, Path], tmp_path: Path, values: dict[str, Any]) -> None:
+    zoo, adapter = added
+    _change(adapter, **values)
+    before = contents(tmp_path / "zoo")
+    with pytest.raises(CheckpointError):
+        zoo.add("adapter", adapter, base="base")
+    assert contents(tmp_path / "zoo") == before
+
+
+def _rename(tensors: dict[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+    return {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: {},
+        lambda t: _rename(t, "base_model.model.", ""),
+        lambda t: _rename(t, "layers.3.", "layers.4."),
+        lambda t: _rename(t, "layers.3.", "layers.-1."),
+        lambda t: _rename(t, "v_proj", "w_proj"),
+        lambda t: _rename(t, "self_attn.q_proj", "input_layernorm"),
+        lambda t: {name: tensor for name, tensor in t.items() if "lora_B" not in name},
+        lambda t: {name: tensor.repeat(1, 2) for name, tensor in t.items()},
+        lambda t: {**t, "base_model.model.lm_head.weight": torch.zeros(97, 32)},
+        lambda t: {**t, "base_model.model.lm_head.bias": torch.zeros(96)},
+        lambda t: {**t, "base_model.model.model.layers.0.self_attn.q_proj.bias": torch.ones(32)},
+    ],
+)
+def test_tensors_that_do_not_fit(added: tuple[Zoo, Path], tmp_path: Path, change: Any) -> None:
+    zoo, adapter = added
+    file = adapter / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    before = contents(tmp_path / "zoo")
+    with pytest.raises(AdapterMismatch):
+        zoo.add("adapter", adapter, base="base")
+    assert contents(tmp_path / "zoo") == before
+
+
+def test_adapter_for_another_base(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
+    zoo.add("narrow", make_checkpoint(tmp_path / "narrow", hidden_size=16, head_dim=8))
+    with pytest.raises(AdapterMismatch, match="expected shape"):
+        zoo.add("adapter", make_lora(llama, tmp_path / "adapter"), base="narrow")
+
+
+def test_pickled_adapter(added: tuple[Zoo, Path]) -> None:
+    zoo, adapter = added
+    shutil.move(adapter / "adapter_model.safetensors", adapter / "adapter_model.bin")
+    with pytest.raises(UnsafeCheckpoint, match="safe_serialization"):
+        zoo.add("adapter", adapter, base="base")
+
+
+def _change(adapter: Path, **values: Any) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))

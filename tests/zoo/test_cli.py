@@ -1,0 +1,85 @@
+"""`blockllm zoo …`, as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from blockllm.cli.zoo import app
+from blockllm.errors import NameTaken, UnknownModel
+from tests.makers import make_checkpoint, make_lora
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a command on a zoo of its own; returns what it printed."""
+    monkeypatch.setenv("BLOCKLLM_ZOO", str(tmp_path / "zoo"))
+
+    def command(*words: str | Path, status: int = 0) -> str:
+        result = CliRunner().invoke(app, [str(word) for word in words])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == status, result.output
+        return result.output
+
+    return command
+
+
+def test_a_life(run: Any, tmp_path: Path, llama: Path) -> None:
+    sibling = make_checkpoint(
+        tmp_path / "sibling", seed=1, copy_layers_from=llama, copied_layers=(0, 1)
+    )
+    adapter = make_lora(llama, tmp_path / "adapter")
+    assert "no models" in run("ls")
+    assert "0 of 3 blocks shared" in run("add", "base", llama)
+    report = json.loads(run("add", "sibling", sibling, "--json"))
+    assert (report["name"], report["num_shared_blocks"]) == ("sibling", 3)
+    run("add", "adapter", adapter, "--base", "base")
+    cards = json.loads(run("ls", "--json"))
+    assert [card["name"] for card in cards] == ["base", "sibling", "adapter"]
+    assert "sibling" in run("ls")
+    text = run("show", "adapter")
+    assert "lora on base" in text
+    assert "self_attn.q_proj, self_attn.v_proj" in text
+    shown = json.loads(run("show", "adapter", "--json"))
+    assert shown["model"]["parent"] == "base"
+    assert shown["chain"][0]["shared_with"] == ["base", "sibling"]
+    assert [row["num_layers"] for row in shown["chain"]] == [1, 2, 2, 1]
+    assert "sound" in run("verify")
+    assert json.loads(run("rm", "sibling", "--json")) == {"removed": "sibling"}
+    assert "removed adapter" in run("rm", "adapter")
+    assert json.loads(run("gc", "--json"))["num_files"] > 0
+    assert "removed 0 files" in run("gc")
+
+
+def test_zoo_option(run: Any, tmp_path: Path, llama: Path) -> None:
+    run("add", "model", llama, "--zoo", tmp_path / "other")
+    assert json.loads(run("ls", "--json")) == []
+    assert len(json.loads(run("ls", "--json", "--zoo", tmp_path / "other"))) == 1
+
+
+def test_damage_is_an_exit_status(run: Any, tmp_path: Path, llama: Path) -> None:
+    run("add", "model", llama)
+    next((tmp_path / "zoo").rglob("*.pack")).unlink()
+    assert "needed by model" in run("verify", status=1)
+    report = json.loads(run("verify", "--json", status=1))
+    assert report["problems"][0]["models"] == ["model"]
+
+
+def test_errors_are_ours(run: Any, llama: Path) -> None:
+    run("add", "model", llama)
+    with pytest.raises(NameTaken):
+        run("add", "model", llama)
+    with pytest.raises(UnknownModel):
+        run("show", "nobody")
+
+
+@pytest.mark.parametrize("command", ["add", "ls", "show", "rm", "verify", "gc"])
+def test_help(run: Any, command: str) -> None:
+    text = run(command, "--help")
+    assert "--zoo" in text
+    assert "--json" in text
