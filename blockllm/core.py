@@ -255,4 +255,5 @@ class EngineStats(msgspec.Struct, frozen=True):
     prefix_hits: int = 0
     preemptions: int = 0
     turns: int = 0
+    max_context: dict[str, int] = {}  # longest sequence per model that the KV pool can hold
     spans: tuple[SpanStats, ...] = ()

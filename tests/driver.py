@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+import pytest
 
 from blockllm.config import EngineSettings
 from blockllm.core import Finish, Request, Sampling, TokenLogprobs
 from blockllm.engine import Engine
+from blockllm.errors import OutOfMemory
+from blockllm.zoo import Zoo
 
 
 @dataclass
@@ -54,6 +59,15 @@ def run(engine: Engine, requests: Iterable[Request]) -> dict[str, Answer]:
         step(engine, answers)
     engine.check_books()
     return answers
+
+
+def least_memory(zoo: Zoo, models: Sequence[str] | None = None) -> str:
+    """The smallest budget the engine accepts for these models; it says so itself."""
+    with pytest.raises(OutOfMemory) as caught:
+        Engine(zoo, models, settings(memory="1KiB"))
+    found = re.search(r"Raise --memory to (\S+)", str(caught.value))
+    assert found
+    return found[1]
 
 
 def settings(**values: object) -> EngineSettings:

@@ -135,11 +135,13 @@ def _what_fits(
             fitting.append(chain)
     names = ", ".join(chain.model for chain in fitting) or "none of them"
     return (
-        f"memory: {len(chains)} model(s) need {_mib(weights)} of weights and at least "
-        f"{_mib(least)} of KV pages, but the budget is {_mib(budget)}. Within it would fit: "
-        f"{names}. Raise --memory to {_mib(weights + least)} or serve fewer models."
+        f"memory: {len(chains)} model(s) need {_size(weights)} of weights and at least "
+        f"{_size(least)} of KV pages, but the budget is {_size(budget)}. Within it would fit: "
+        f"{names}. Raise --memory to {_size(weights + least)} or serve fewer models."
     )
 
 
-def _mib(count: int) -> str:
-    return f"{-(-count // (1 << 20))}MiB"
+def _size(count: int) -> str:
+    """Rounded up, in a form that `--memory` takes."""
+    unit, name = (1 << 20, "MiB") if count >= 64 << 20 else (1 << 10, "KiB")
+    return f"{-(-count // unit)}{name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from blockllm.core import EngineStats, SpanStats
 from blockllm.engine.batch import Hop
 from blockllm.engine.roster import Roster
+from blockllm.engine.sequence import RouteState
 from blockllm.engine.setup import Parts
 
 
@@ -42,5 +43,13 @@ def snapshot(parts: Parts, roster: Roster, counters: HopCounters) -> EngineStats
         prefix_hits=roster.prefix_hits,
         preemptions=roster.preemptions,
         turns=counters.turns,
+        max_context={name: _room(parts, state) for name, state in parts.states.items()},
         spans=tuple(SpanStats(s.name, s.models, hops, rows) for s, hops, rows in spans),
     )
+
+
+def _room(parts: Parts, state: RouteState) -> int:
+    """Longest sequence of a model: its context, or what the page pool holds if that is less."""
+    cache = parts.caches[state.kv_class]
+    pages = cache.pool.num_pages // state.kv.total_bundles
+    return min(state.max_context, pages * cache.page_size)

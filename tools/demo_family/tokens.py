@@ -36,6 +36,14 @@ PROSE_CHAT_TEMPLATE = (
 )
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """A special token's id; a tokenizer without it is not the family's."""
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no {token}")
+    return int(found)
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     """A byte-level BPE tokenizer that loses no byte and opens every text with ``<s>``."""
     tokenizer = Tokenizer(models.BPE())
@@ -51,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A",
         pair=f"{START} $A $B",
-        special_tokens=[(START, tokenizer.token_to_id(START))],
+        special_tokens=[(START, token_id(tokenizer, START))],
     )
     return tokenizer
 
@@ -75,7 +83,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int, chat_templa
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> torch.Tensor:
     """All documents as one stream of ids, each closed by ``</s>``."""
-    end = tokenizer.token_to_id(END)
+    end = token_id(tokenizer, END)
     ids: list[int] = []
     for encoding in tokenizer.encode_batch(texts, add_special_tokens=False):
         ids.extend(encoding.ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class Recipe:
     weight_decay: float = 0.1
     warmup: float = 0.05
     seed: int = 0
+    horizon: int = 0
 
 
 class Muon(torch.optim.Optimizer):
@@ -36,7 +37,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update same-shaped matrices together, as one batched product each."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
@@ -61,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: torch.Tensor, rounds: int = 5) -> torch.Tensor:
     """Newton-Schulz iteration towards the nearest orthogonal matrices."""
     wide = matrices.shape[1] <= matrices.shape[2]
-    result = matrices if wide else matrices.mT
+    result: torch.Tensor = matrices if wide else matrices.mT
     result = result / (result.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(rounds):
         product = result @ result.mT
@@ -72,7 +73,9 @@ def orthogonalize(matrices: torch.Tensor, rounds: int = 5) -> torch.Tensor:
 def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """AdamW for what is trainable; with a matrix rate, Muon for the layers' matrices."""
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    with_muon = {name for name, p in trainable if recipe.matrix_rate and "layers" in name and p.ndim == 2}
+    with_muon = {
+        name for name, p in trainable if recipe.matrix_rate and "layers" in name and p.ndim == 2
+    }
     decayed = [p for name, p in trainable if name not in with_muon and p.ndim == 2]
     plain = [p for _, p in trainable if p.ndim != 2]
     groups: list[dict[str, Any]] = [
@@ -90,18 +93,26 @@ def make_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimi
 
 
 def rate_factor(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to a fiftieth."""
-    warmup = max(1, int(recipe.steps * recipe.warmup))
+    """Linear warm-up, then a cosine down to a fiftieth at the horizon: by default the last step."""
+    horizon = recipe.horizon or recipe.steps
+    warmup = max(1, int(horizon * recipe.warmup))
     if step < warmup:
         return (step + 1) / warmup
-    progress = (step - warmup) / max(1, recipe.steps - warmup)
+    progress = (step - warmup) / max(1, horizon - warmup)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def next_token_loss(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of every id but the first of each row."""
-    logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+    logits: torch.Tensor = model(input_ids=rows[:, :-1], use_cache=False).logits
     return functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Scale every group's first rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 def train(
@@ -109,36 +120,26 @@ def train(
     model: nn.Module,
     source: Iterator[torch.Tensor],
     recipe: Recipe,
-    at_step: Callable[[int], None] | None = None,
 ) -> float:
-    """Train in place and return the seconds used; ``at_step`` may keep a checkpoint."""
+    """Train in place and return the seconds used."""
     torch.manual_seed(recipe.seed)
     optimizers = make_optimizers(model, recipe)
-    initial = [[group["lr"] for group in o.param_groups] for o in optimizers]
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.train()
-    begin, average, seen = time.perf_counter(), 0.0, 0
+    begin, average = time.perf_counter(), 0.0
     for step in range(recipe.steps):
-        factor = rate_factor(step, recipe)
-        for optimizer, rates in zip(optimizers, initial, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        set_rates(optimizers, rate_factor(step, recipe))
         rows = next(source)
         loss = next_token_loss(model, rows)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(trainable, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        seen += rows.numel()
         average = loss.item() if step == 0 else 0.95 * average + 0.05 * loss.item()
         if (step + 1) % 20 == 0 or step + 1 == recipe.steps:
-            speed = seen / (time.perf_counter() - begin)
-            print(
-                f"{name}: step {step + 1}/{recipe.steps} loss {average:.3f} {speed:.0f} tokens/s",
-                flush=True,
-            )
-        if at_step is not None:
-            at_step(step + 1)
+            speed = rows.numel() * (step + 1) / (time.perf_counter() - begin)
+            progress = f"step {step + 1}/{recipe.steps}"
+            print(f"{name}: {progress} loss {average:.3f} {speed:.0f} tokens/s", flush=True)
     model.eval()
     return time.perf_counter() - begin

@@ -1,0 +1,1 @@
+"""OpenAI-compatible HTTP, chat templates, tokenizers, streaming, and the `LLM` class."""

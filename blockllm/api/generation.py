@@ -1,0 +1,138 @@
+"""All requests of one call, from submission to the last piece of text."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from types import TracebackType
+from typing import Protocol
+
+import msgspec
+
+from blockllm.api.choice import Choice, Piece, TextRules
+from blockllm.api.tokenizer import TextTokenizer
+from blockllm.cluster.streams import Item, Mailbox, Sink
+from blockllm.core import Request, Sampling, TokenEvent
+
+
+class AgentPort(Protocol):
+    """Where requests go: a Supervisor, or a LocalAgent."""
+
+    def submit(self, request: Request, sink: Sink) -> None: ...
+    def cancel(self, request_id: str) -> None: ...
+
+
+class Timer(Protocol):
+    """Measures one request; blockllm.observability.metrics.RequestTimer is one."""
+
+    def tokens(self, count: int) -> None: ...
+    def end(self, reason: str) -> None: ...
+
+
+class Generation:
+    """Use as a context manager: leaving it cancels whatever has not ended.
+
+    With n answers per prompt, the choices of prompt p are p·n … p·n + n-1, as OpenAI counts.
+    """
+
+    def __init__(
+        self, agent: AgentPort, choices: Sequence[Choice], timers: Sequence[Timer] = ()
+    ) -> None:
+        self.choices = choices
+        self._agent = agent
+        self._by_id = {choice.request.id: choice for choice in choices}
+        self._timers = dict(zip(self._by_id, timers, strict=False))
+        self._unfinished = len(choices)
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        left = "error" if isinstance(error, Exception) else "abort"
+        for choice in self.choices:
+            if not choice.engine_finished:
+                self._agent.cancel(choice.request.id)
+            self._end_timer(choice, left)
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """Everything new at each wake-up, at most one piece per choice."""
+        mailbox = Mailbox()
+        self._submit(mailbox.put)
+        while self._unfinished:
+            yield self._feed(await mailbox.take())
+
+    def pieces_blocking(self) -> Iterator[list[Piece]]:
+        """The same for callers without an event loop."""
+        items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._submit(items.put)
+        while self._unfinished:
+            batch = [items.get()]
+            while not items.empty():  # this thread is the only reader
+                batch.append(items.get())
+            yield self._feed(batch)
+
+    def _submit(self, sink: Sink) -> None:
+        for choice in self.choices:
+            self._agent.submit(choice.request, sink)
+
+    def _feed(self, items: Sequence[Item]) -> list[Piece]:
+        pieces: dict[str, Piece] = {}
+        for item in items:
+            if not isinstance(item, TokenEvent):
+                raise item
+            choice = self._by_id[item.request]
+            piece = pieces.get(item.request)
+            if piece is None:
+                piece = pieces[item.request] = Piece(choice.index)
+            if choice.feed(item, piece):
+                self._unfinished -= 1
+                if not choice.engine_finished:  # it was a stop string, which only we know of
+                    self._agent.cancel(item.request)
+        for request_id, piece in pieces.items():
+            self._measure(request_id, piece)
+        return [piece for piece in pieces.values() if piece.token_ids or piece.finish_reason]
+
+    def _measure(self, request_id: str, piece: Piece) -> None:
+        timer = self._timers.get(request_id)
+        if timer is not None and piece.token_ids:
+            timer.tokens(len(piece.token_ids))
+        if piece.finish_reason is not None:
+            self._end_timer(self._by_id[request_id], piece.finish_reason)
+
+    def _end_timer(self, choice: Choice, reason: str) -> None:
+        timer = self._timers.pop(choice.request.id, None)
+        if timer is not None:
+            timer.end(reason)
+
+
+def make_choices(
+    template: Request,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[Sampling],
+    n: int,
+    tokenizer: TextTokenizer,
+    rules: TextRules,
+) -> list[Choice]:
+    """n requests per prompt; `template` has what they all share, `samplings` one per prompt.
+
+    With a seed, choice i of a prompt has seed + i, so that it can be asked for alone.
+    """
+    base = uuid.uuid4().hex
+    choices: list[Choice] = []
+    for (prompt, sampling), i in itertools.product(zip(prompts, samplings, strict=True), range(n)):
+        index = len(choices)
+        if sampling.seed is not None and i:
+            seed = (sampling.seed + i + 2**63) % 2**64 - 2**63
+            sampling = msgspec.structs.replace(sampling, seed=seed)
+        request = msgspec.structs.replace(
+            template, id=f"{base}-{index}", prompt=tuple(prompt), sampling=sampling
+        )
+        choices.append(Choice(index, request, tokenizer, rules))
+    return choices

@@ -1,0 +1,254 @@
+"""In-process use: the models of a zoo, without a server.
+
+with LLM("base") as llm:
+    print(llm.generate("def add(", sampling=Sampling(temperature=0))[0].text)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from blockllm.api import limits
+from blockllm.api.choice import Piece, TextRules
+from blockllm.api.generation import AgentPort, Generation, make_choices
+from blockllm.api.models import Models, ServedModel, Shelf, load_models
+from blockllm.cluster.agent import EnginePort
+from blockllm.cluster.local import LocalAgent
+from blockllm.cluster.streams import Item, Sink
+from blockllm.config import EngineSettings, default_zoo, load
+from blockllm.core import EngineStats, Request, Sampling, TokenLogprobs
+
+Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, Any]]
+
+
+class Completion(msgspec.Struct):
+    """One finished answer. `finish_reason` is stop, length or abort."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    logprobs: list[TokenLogprobs]
+    cached_tokens: int
+
+
+class LLM:
+    """Loads models and serves them from a thread of this process; safe to use from any thread.
+
+    Errors are those of blockllm.errors: UnknownModel, OutOfMemory and ConfigError here,
+    BadRequest, ContextTooLong, Overloaded and EngineError from every generating method.
+    """
+
+    def __init__(
+        self,
+        models: str | Sequence[str] | None = None,
+        zoo: str | None = None,
+        **engine_settings: Any,
+    ) -> None:
+        """Load these models of the zoo, or all. Keywords are the fields of EngineSettings."""
+        settings = load(EngineSettings, "engine", None, engine_settings)
+
+        from blockllm.engine import Engine
+        from blockllm.zoo import Zoo
+
+        names = [models] if isinstance(models, str) else models
+        shelf = Zoo(zoo or default_zoo())
+        self._start(shelf, names, settings, lambda: Engine(shelf, names, settings))
+
+    @classmethod
+    def over(cls, shelf: Shelf, make_engine: Callable[[], EnginePort]) -> LLM:
+        """An LLM over another engine and zoo, for tests and experiments."""
+        llm = cls.__new__(cls)
+        llm._start(shelf, None, EngineSettings(), make_engine)
+        return llm
+
+    def _start(
+        self,
+        shelf: Shelf,
+        names: Sequence[str] | None,
+        settings: EngineSettings,
+        make_engine: Callable[[], EnginePort],
+    ) -> None:
+        self.models: Models = load_models(shelf, names, settings.max_context)
+        self._agent = LocalAgent(make_engine)
+        atexit.register(self.close)  # a thread inside torch must not outlive the interpreter
+        self.models.limit(self._agent.stats.max_context)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        frames: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the thread; unfinished answers fail with AgentDied."""
+        atexit.unregister(self.close)
+        self._agent.close()
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's latest books, at most a second old while it works."""
+        return self._agent.stats
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        model: str | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+    ) -> list[Completion]:
+        """n completions per prompt, in order; all prompts are computed together."""
+        generation = self._plan(self._agent, _as_list(prompts), model, sampling, stop, n)
+        collected: list[list[Piece]] = [[] for _ in generation.choices]
+        with generation:
+            for pieces in generation.pieces_blocking():
+                _collect(collected, pieces)
+        return _completions(generation, collected)
+
+    async def agenerate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        model: str | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+    ) -> list[Completion]:
+        """generate() for coroutines; cancelling the task cancels the requests."""
+        agent = _OnLoop(self._agent)
+        generation = self._plan(agent, _as_list(prompts), model, sampling, stop, n)
+        collected: list[list[Piece]] = [[] for _ in generation.choices]
+        with generation:
+            async for pieces in generation.pieces():
+                _collect(collected, pieces)
+        return _completions(generation, collected)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[Piece]:
+        """Pieces of one completion as they come; leaving the loop cancels the rest."""
+        with self._plan(self._agent, [prompt], model, sampling, stop, 1) as generation:
+            for pieces in generation.pieces_blocking():
+                yield from pieces
+
+    async def astream(
+        self,
+        prompt: Prompt,
+        model: str | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> AsyncIterator[Piece]:
+        """stream() for coroutines; close it (contextlib.aclosing) to cancel at once."""
+        with self._plan(_OnLoop(self._agent), [prompt], model, sampling, stop, 1) as generation:
+            async for pieces in generation.pieces():
+                for piece in pieces:
+                    yield piece
+
+    def chat(
+        self,
+        messages: Conversation,
+        model: str | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Completion:
+        """The assistant's next turn, as the model's chat template asks for it."""
+        return self.generate(self.chat_prompt(messages, model), model, sampling, stop)[0]
+
+    def chat_stream(
+        self,
+        messages: Conversation,
+        model: str | None = None,
+        sampling: Sampling | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Iterator[Piece]:
+        """chat() piece by piece."""
+        return self.stream(self.chat_prompt(messages, model), model, sampling, stop)
+
+    def chat_prompt(self, messages: Conversation, model: str | None = None) -> list[int]:
+        """The ids a conversation becomes. Raises BadRequest when there is no chat template."""
+        found = self.models.find(model)
+        return found.tokenizer.encode(found.template.render(messages), add_special=False)
+
+    def _plan(
+        self,
+        agent: AgentPort,
+        prompts: Sequence[Prompt],
+        model: str | None,
+        sampling: Sampling | None,
+        stop: str | Sequence[str],
+        n: int,
+    ) -> Generation:
+        found = self.models.find(model)
+        sampling = limits.check_sampling(sampling or Sampling())
+        ids = [_ids(found, prompt) for prompt in prompts]
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        rules = TextRules(limits.read_stops(stops, len(stops)))
+        template = Request(id="", model=found.name, prompt=())
+        samplings = [sampling] * len(ids)
+        return Generation(agent, make_choices(template, ids, samplings, n, found.tokenizer, rules))
+
+
+class _OnLoop:
+    """The agent as seen from an event loop: sinks are called on the loop's thread."""
+
+    def __init__(self, agent: LocalAgent) -> None:
+        self._agent = agent
+        self._loop = asyncio.get_running_loop()
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        def deliver(item: Item) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+                self._loop.call_soon_threadsafe(sink, item)
+
+        self._agent.submit(request, deliver)
+
+    def cancel(self, request_id: str) -> None:
+        self._agent.cancel(request_id)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [[token for token in prompts if isinstance(token, int)]]
+    return [prompt for prompt in prompts if not isinstance(prompt, int)]
+
+
+def _ids(model: ServedModel, prompt: Prompt) -> Sequence[int]:
+    ids = model.tokenizer.encode(prompt, True) if isinstance(prompt, str) else list(prompt)
+    limits.check_prompt(ids, model.max_context, "prompt")
+    return ids
+
+
+def _collect(collected: list[list[Piece]], pieces: Sequence[Piece]) -> None:
+    for piece in pieces:
+        collected[piece.index].append(piece)
+
+
+def _completions(generation: Generation, collected: list[list[Piece]]) -> list[Completion]:
+    return [
+        Completion(
+            "".join(piece.text for piece in pieces),
+            [token for piece in pieces for token in piece.token_ids],
+            pieces[-1].finish_reason or "stop",
+            [logprobs for piece in pieces for logprobs in piece.logprobs],
+            choice.cached_tokens,
+        )
+        for choice, pieces in zip(generation.choices, collected, strict=True)
+    ]

@@ -1,0 +1,178 @@
+"""What the front end knows of each served model: card, tokenizer, chat template, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from blockllm.api.template import ChatTemplate
+from blockllm.api.tokenizer import TextTokenizer
+from blockllm.core import Chain, ModelCard
+from blockllm.errors import BadRequest, CheckpointError, ModelNotFound, UnknownModel
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Shelf(Protocol):
+    """What is read of the zoo; blockllm.zoo.Zoo is one."""
+
+    def cards(self) -> list[ModelCard]: ...
+    def chains(self, names: Sequence[str]) -> dict[str, Chain]: ...
+    def asset(self, name: str, file: str) -> Path | None: ...
+
+
+class ServedModel:
+    """One model as clients see it. Does not change while it is served."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        max_context: int,
+        fingerprint: str,
+        tokenizer: TextTokenizer | None,
+        template: ChatTemplate | None,
+    ) -> None:
+        self.card = card
+        self.max_context = max_context
+        self.fingerprint = fingerprint
+        self._tokenizer = tokenizer
+        self._template = template
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def has_template(self) -> bool:
+        return self._template is not None
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Raises BadRequest when the model came without one."""
+        if self._tokenizer is None:
+            raise BadRequest(f"model {self.name!r} has no tokenizer.json", "model")
+        return self._tokenizer
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Raises BadRequest when the model came without one."""
+        if self._template is None:
+            raise BadRequest(
+                f"model {self.name!r} has no chat template: use /v1/completions", "model"
+            )
+        return self._template
+
+
+class Models:
+    """The served models by name."""
+
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        self._models = {model.name: model for model in models}
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(self._models.values())
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    def limit(self, max_context: Mapping[str, int]) -> None:
+        """Lower the models' contexts to what the engine can hold; before serving starts."""
+        for name, tokens in max_context.items():
+            if name in self._models:
+                model = self._models[name]
+                model.max_context = min(model.max_context, tokens)
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of this name; the only one if None. Raises ModelNotFound."""
+        if name is None and len(self._models) == 1:
+            return next(iter(self._models.values()))
+        if name is None:
+            raise BadRequest("model: required, because several models are served", "model")
+        found = self._models.get(name)
+        if found is None:
+            raise ModelNotFound(f"no model {name[:256]!r} is served", "model")
+        return found
+
+
+def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0) -> Models:
+    """Read what the front end needs of these models (all, if None); equal tokenizers are shared.
+
+    Raises UnknownModel for a name the zoo does not have, CheckpointError for damaged files.
+    """
+    cards = {card.name: card for card in shelf.cards()}
+    unknown = sorted(set(names or ()) - set(cards))
+    if unknown:
+        raise UnknownModel(f"the zoo has no model {unknown[0]!r}; it has {', '.join(cards)}")
+    if not cards:
+        raise UnknownModel("the zoo holds no model: add one with `blockllm zoo add`")
+    served = list(dict.fromkeys(names)) if names else list(cards)
+    chains = shelf.chains(served)
+    reader = _AssetReader(shelf)
+    models = []
+    for name in served:
+        card = cards[name]
+        context = min(card.max_context, max_context) if max_context else card.max_context
+        tokenizer = reader.tokenizer(name)
+        models.append(
+            ServedModel(card, context, _fingerprint(chains[name]), tokenizer, reader.template(name))
+        )
+    return Models(models)
+
+
+def _fingerprint(chain: Chain) -> str:
+    """Names exactly what computes this model's answers."""
+    digest = hashlib.sha256()
+    for entry in chain.entries:
+        digest.update(f"{entry.block.id}+{entry.delta.id if entry.delta else ''};".encode())
+    return f"fp_{digest.hexdigest()[:16]}"
+
+
+class _AssetReader:
+    """Reads tokenizers and templates; the shelf knows which of its base's an adapter has."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._tokenizers: dict[bytes, TextTokenizer] = {}
+
+    def tokenizer(self, name: str) -> TextTokenizer | None:
+        path = self._shelf.asset(name, "tokenizer.json")
+        if path is None:
+            return None
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        if digest not in self._tokenizers:
+            self._tokenizers[digest] = TextTokenizer.load(path)
+        return self._tokenizers[digest]
+
+    def template(self, name: str) -> ChatTemplate | None:
+        settings = self._json(name, "tokenizer_config.json")
+        path = self._shelf.asset(name, "chat_template.jinja")
+        source = path.read_text("utf-8") if path else settings.get("chat_template")
+        if isinstance(source, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in source}
+            source = named.get("default")
+        if not isinstance(source, str):
+            return None
+        tokens = {**self._json(name, "special_tokens_map.json"), **settings}
+        found = {key: _token_text(tokens.get(key)) for key in SPECIAL_TOKENS}
+        return ChatTemplate(source, {key: text for key, text in found.items() if text is not None})
+
+    def _json(self, name: str, file: str) -> dict[str, Any]:
+        path = self._shelf.asset(name, file)
+        if path is None:
+            return {}
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{name}: {file} is not valid JSON: {error}") from error
+        return values if isinstance(values, dict) else {}
+
+
+def _token_text(token: object) -> str | None:
+    """A special token as tokenizer files write it: text, or an object with `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None

@@ -1,0 +1,155 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from blockllm.api import limits
+from blockllm.api.answers import (
+    ChatAnswer,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatMessage,
+)
+from blockllm.api.choice import Piece
+from blockllm.api.errors import json_response
+from blockllm.api.logprobs import chat_logprobs
+from blockllm.api.serving import Plan, Serving, encode, render_chat
+from blockllm.api.stream import EventStream, encode_events, until_disconnect
+from blockllm.api.wire import ChatRequest
+from blockllm.errors import BadRequest
+
+
+def routes(serving: Serving) -> list[Route]:
+    """The chat route."""
+
+    async def create(request: Request) -> Response:
+        body = await serving.read(request, ChatRequest)
+        plan = await _plan(serving, body, request.state.tenant)
+        if body.stream:
+            return EventStream(_events(plan))
+        return json_response(await until_disconnect(_answer(plan), request.receive))
+
+    return [Route("/v1/chat/completions", create, methods=["POST"])]
+
+
+async def _plan(serving: Serving, body: ChatRequest, tenant: str) -> Plan:
+    model = serving.models.find(body.model)
+    limits.check_unsupported(body)
+    prompt = await render_chat(
+        model, body.messages, body.add_generation_prompt, body.chat_template_kwargs
+    )
+    ids = await encode(model, prompt, add_special=False)  # templates write their own
+    room = limits.check_prompt(ids, model.max_context, "messages")
+    asked, param = body.max_completion_tokens, "max_completion_tokens"
+    if asked is None:
+        asked, param = body.max_tokens, "max_tokens"
+    max_tokens = limits.read_max_tokens(asked, room, room, param)
+    sampling = limits.read_sampling(body, serving.settings, max_tokens, _num_logprobs(body))
+    return serving.plan(body, model, tenant, [ids], [sampling])
+
+
+def _num_logprobs(body: ChatRequest) -> int | None:
+    if not body.logprobs:
+        if body.top_logprobs:
+            raise BadRequest("top_logprobs: needs logprobs to be true", "top_logprobs")
+        return None
+    return body.top_logprobs or 0
+
+
+async def _answer(plan: Plan) -> ChatAnswer:
+    collected: list[list[Piece]] = [[] for _ in plan.choices]
+    with plan.serving.in_flight(), plan.start() as generation:
+        async for pieces in generation.pieces():
+            for piece in pieces:
+                collected[piece.index].append(piece)
+    return ChatAnswer(
+        id=_answer_id(plan),
+        created=plan.created,
+        model=plan.model.name,
+        system_fingerprint=plan.model.fingerprint,
+        choices=[_choice(plan, index, pieces) for index, pieces in enumerate(collected)],
+        usage=plan.usage(),
+        prompt_token_ids=list(plan.prompts[0]) if plan.wants_ids else UNSET,
+    )
+
+
+def _choice(plan: Plan, index: int, pieces: Sequence[Piece]) -> ChatChoice:
+    last = pieces[-1]
+    return ChatChoice(
+        index,
+        ChatMessage("".join(piece.text for piece in pieces)),
+        finish_reason=last.finish_reason or "stop",
+        logprobs=chat_logprobs(plan.model.tokenizer, pieces),
+        stop_reason=last.stop_reason,
+        token_ids=[token for piece in pieces for token in piece.token_ids]
+        if plan.wants_ids
+        else UNSET,
+    )
+
+
+async def _events(plan: Plan) -> AsyncGenerator[bytes, None]:
+    with plan.serving.in_flight(), plan.start() as generation:
+        opening = True
+        async for pieces in generation.pieces():
+            chunks = _opening(plan) if opening else []
+            opening = False
+            chunks += [_chunk(plan, [_news(plan, p)]) for p in pieces if _is_news(plan, p)]
+            if chunks:
+                yield encode_events(chunks)
+    if plan.include_usage:
+        chunk = _chunk(plan, [])
+        chunk.usage = plan.usage()
+        yield encode_events([chunk])
+
+
+def _opening(plan: Plan) -> list[ChatChunk]:
+    """OpenAI's first event of every answer: the role, no text."""
+    chunks = [
+        _chunk(plan, [ChatChunkChoice(choice.index, ChatDelta("assistant", ""))])
+        for choice in plan.choices
+    ]
+    if plan.wants_ids:
+        chunks[0].prompt_token_ids = list(plan.prompts[0])
+    return chunks
+
+
+def _is_news(plan: Plan, piece: Piece) -> bool:
+    """Pieces whose text is held back are shown only to who asked for ids or logprobs."""
+    shown = plan.wants_ids or piece.logprobs
+    return bool(piece.text or piece.finish_reason or shown)
+
+
+def _news(plan: Plan, piece: Piece) -> ChatChunkChoice:
+    return ChatChunkChoice(
+        piece.index,
+        ChatDelta(content=piece.text),
+        finish_reason=piece.finish_reason,
+        logprobs=chat_logprobs(plan.model.tokenizer, [piece]),
+        stop_reason=piece.stop_reason if piece.finish_reason else UNSET,
+        token_ids=piece.token_ids if plan.wants_ids else UNSET,
+    )
+
+
+def _chunk(plan: Plan, choices: list[ChatChunkChoice]) -> ChatChunk:
+    chunk = ChatChunk(
+        id=_answer_id(plan),
+        created=plan.created,
+        model=plan.model.name,
+        system_fingerprint=plan.model.fingerprint,
+        choices=choices,
+    )
+    if plan.include_usage:
+        chunk.usage = plan.usage() if plan.continuous_usage else None
+    return chunk
+
+
+def _answer_id(plan: Plan) -> str:
+    return f"chatcmpl-{plan.id}"

@@ -1,0 +1,143 @@
+"""POST /v1/completions: text, several texts, ids, or several lists of ids."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from blockllm.api import limits
+from blockllm.api.answers import CompletionAnswer, CompletionChoice
+from blockllm.api.choice import Piece
+from blockllm.api.errors import json_response
+from blockllm.api.logprobs import completion_logprobs, num_characters
+from blockllm.api.models import ServedModel
+from blockllm.api.serving import Plan, Serving, encode
+from blockllm.api.stream import EventStream, encode_events, until_disconnect
+from blockllm.api.wire import CompletionRequest
+from blockllm.errors import BadRequest
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+
+
+def routes(serving: Serving) -> list[Route]:
+    """The completion route."""
+
+    async def create(request: Request) -> Response:
+        body = await serving.read(request, CompletionRequest)
+        plan = await _plan(serving, body, request.state.tenant)
+        if body.stream:
+            return EventStream(_events(plan))
+        return json_response(await until_disconnect(_answer(plan), request.receive))
+
+    return [Route("/v1/completions", create, methods=["POST"])]
+
+
+async def _plan(serving: Serving, body: CompletionRequest, tenant: str) -> Plan:
+    model = serving.models.find(body.model)
+    limits.check_unsupported(body)
+    prompts = await _read_prompts(serving, model, body)
+    samplings = []
+    for ids in prompts:
+        room = limits.check_prompt(ids, model.max_context, "prompt")
+        max_tokens = limits.read_max_tokens(body.max_tokens, room, DEFAULT_MAX_TOKENS, "max_tokens")
+        samplings.append(limits.read_sampling(body, serving.settings, max_tokens, body.logprobs))
+    return serving.plan(body, model, tenant, prompts, samplings)
+
+
+async def _read_prompts(
+    serving: Serving, model: ServedModel, body: CompletionRequest
+) -> list[list[int]]:
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [await encode(model, prompt, body.add_special_tokens)]
+    if prompt and all(isinstance(element, int) for element in prompt):
+        return [[element for element in prompt if isinstance(element, int)]]
+    limits.check_count("prompt", len(prompt), serving.settings.max_prompts, least=1)
+    prompts = []
+    for element in prompt:
+        if isinstance(element, int):
+            raise BadRequest("prompt: ids and texts cannot be mixed in one list", "prompt")
+        if isinstance(element, str):
+            element = await encode(model, element, body.add_special_tokens)
+        prompts.append(element)
+    return prompts
+
+
+async def _answer(plan: Plan) -> CompletionAnswer:
+    collected: list[list[Piece]] = [[] for _ in plan.choices]
+    with plan.serving.in_flight(), plan.start() as generation:
+        async for pieces in generation.pieces():
+            for piece in pieces:
+                collected[piece.index].append(piece)
+    answer = _chunk(plan, [_choice(plan, index, each) for index, each in enumerate(collected)])
+    answer.usage = plan.usage()
+    return answer
+
+
+def _choice(plan: Plan, index: int, pieces: Sequence[Piece], offset: int = 0) -> CompletionChoice:
+    last = pieces[-1]
+    choice = CompletionChoice(
+        index,
+        "".join(piece.text for piece in pieces),
+        finish_reason=last.finish_reason,
+        logprobs=completion_logprobs(plan.model.tokenizer, pieces, offset),
+        stop_reason=last.stop_reason if last.finish_reason else UNSET,
+    )
+    if plan.wants_ids:
+        choice.token_ids = [token for piece in pieces for token in piece.token_ids]
+    return choice
+
+
+async def _events(plan: Plan) -> AsyncGenerator[bytes, None]:
+    stream = _Stream(plan)
+    with plan.serving.in_flight(), plan.start() as generation:
+        async for pieces in generation.pieces():
+            chunks = [_chunk(plan, [stream.news(piece)]) for piece in pieces]
+            chunks = [chunk for chunk in chunks if stream.is_news(chunk.choices[0])]
+            if chunks:
+                yield encode_events(chunks)
+    if plan.include_usage:
+        chunk = _chunk(plan, [])
+        chunk.usage = plan.usage()
+        yield encode_events([chunk])
+
+
+class _Stream:
+    """Remembers per choice where its next token begins, and whether its prompt was sent."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._offsets = [0] * len(plan.choices)
+        self._untold = set(range(len(plan.choices))) if plan.wants_ids else set()
+
+    def news(self, piece: Piece) -> CompletionChoice:
+        """One piece as an event's choice."""
+        choice = _choice(self._plan, piece.index, [piece], self._offsets[piece.index])
+        if piece.logprobs:
+            self._offsets[piece.index] += num_characters(self._plan.model.tokenizer, piece)
+        if piece.index in self._untold:
+            self._untold.remove(piece.index)
+            choice.prompt_token_ids = list(self._plan.prompts[piece.index // self._plan.n])
+        return choice
+
+    def is_news(self, choice: CompletionChoice) -> bool:
+        """Text that is held back is no event, unless ids or logprobs were asked for."""
+        shown = self._plan.wants_ids or choice.logprobs
+        return bool(choice.text or choice.finish_reason or shown)
+
+
+def _chunk(plan: Plan, choices: list[CompletionChoice]) -> CompletionAnswer:
+    chunk = CompletionAnswer(
+        id=f"cmpl-{plan.id}",
+        created=plan.created,
+        model=plan.model.name,
+        system_fingerprint=plan.model.fingerprint,
+        choices=choices,
+    )
+    if plan.body.stream and plan.include_usage:
+        chunk.usage = plan.usage() if plan.continuous_usage else None
+    return chunk

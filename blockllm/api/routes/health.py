@@ -1,0 +1,36 @@
+"""GET /health, /ready and /metrics."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from blockllm.api.serving import Serving
+from blockllm.errors import AgentDied, Overloaded
+
+
+def routes(serving: Serving) -> list[Route]:
+    """For load balancers and Prometheus."""
+
+    async def health(request: Request) -> Response:
+        if not serving.agent.alive:
+            raise AgentDied("the agent process is not running; it is being restarted")
+        return Response()
+
+    async def ready(request: Request) -> Response:
+        if serving.draining:
+            raise Overloaded("the server is shutting down")
+        if not serving.agent.ready:
+            raise AgentDied("the agent is loading")
+        return Response()
+
+    async def metrics(request: Request) -> Response:
+        text = serving.metrics.render()
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return [
+        Route("/health", health, methods=["GET"]),
+        Route("/ready", ready, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]

@@ -1,0 +1,46 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from blockllm.api.answers import ModelEntry, ModelList
+from blockllm.api.errors import json_response
+from blockllm.api.models import ServedModel
+from blockllm.api.serving import Serving
+
+
+def routes(serving: Serving) -> list[Route]:
+    """The listing and its entries."""
+
+    async def everything(request: Request) -> Response:
+        return json_response(ModelList([_entry(model) for model in serving.models]))
+
+    async def one(request: Request) -> Response:
+        return json_response(_entry(serving.models.find(request.path_params["name"])))
+
+    return [
+        Route("/v1/models", everything, methods=["GET"]),
+        Route("/v1/models/{name:path}", one, methods=["GET"]),
+    ]
+
+
+def _entry(model: ServedModel) -> ModelEntry:
+    card = model.card
+    return ModelEntry(
+        id=card.name,
+        created=int(card.created),
+        root=card.root or card.name,
+        parent=card.parent,
+        kind=card.kind,
+        family=card.family,
+        max_model_len=model.max_context,
+        total_bytes=card.total_bytes,
+        own_bytes=card.own_bytes,
+        shared_bytes=card.shared_bytes,
+        num_blocks=card.num_blocks,
+        num_shared_blocks=card.num_shared_blocks,
+        has_chat_template=model.has_template,
+    )

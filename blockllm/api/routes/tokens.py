@@ -1,0 +1,48 @@
+"""POST /tokenize and /detokenize, in vLLM's shapes."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from blockllm.api import limits
+from blockllm.api.answers import DetokenizeAnswer, TokenizeAnswer
+from blockllm.api.errors import json_response
+from blockllm.api.serving import Serving, encode, render_chat
+from blockllm.api.wire import DetokenizeRequest, TokenizeRequest
+from blockllm.errors import BadRequest
+
+
+def routes(serving: Serving) -> list[Route]:
+    """Both directions."""
+
+    async def tokenize(request: Request) -> Response:
+        body = await serving.read(request, TokenizeRequest)
+        model = serving.models.find(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise BadRequest("prompt: give either prompt or messages", "prompt")
+        add_special = body.add_special_tokens
+        if body.messages is not None:
+            text = await render_chat(
+                model, body.messages, body.add_generation_prompt, body.chat_template_kwargs
+            )
+            ids = await encode(model, text, add_special=bool(add_special))
+        else:
+            ids = await encode(model, body.prompt or "", add_special in (None, True))
+        names = [model.tokenizer.token(token) or "" for token in ids]
+        answer = TokenizeAnswer(len(ids), model.max_context, ids)
+        answer.token_strs = names if body.return_token_strs else None
+        return json_response(answer)
+
+    async def detokenize(request: Request) -> Response:
+        body = await serving.read(request, DetokenizeRequest)
+        model = serving.models.find(body.model)
+        if any(not 0 <= token <= limits.MAX_TOKEN_ID for token in body.tokens):
+            raise limits.refuse("tokens", "an id out of range", f"0 to {limits.MAX_TOKEN_ID}")
+        return json_response(DetokenizeAnswer(model.tokenizer.decode(body.tokens, False)))
+
+    return [
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+    ]

@@ -1,0 +1,179 @@
+"""What the routes share: one server's parts, and the way from a request body to a Generation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+
+from blockllm.api import limits, wire
+from blockllm.api.answers import PromptTokensDetails, Usage
+from blockllm.api.bodies import read_body
+from blockllm.api.choice import Choice, TextRules
+from blockllm.api.generation import AgentPort, Generation, make_choices
+from blockllm.api.keys import salt_of
+from blockllm.api.models import Models, ServedModel
+from blockllm.config import ServerSettings
+from blockllm.core import Request, Sampling
+from blockllm.errors import BadRequest, Overloaded
+from blockllm.observability.metrics import ServerMetrics
+
+T = TypeVar("T")
+INLINE_CHARACTERS = 4096  # longer texts are tokenised on another thread
+
+
+class SupervisedAgent(AgentPort, Protocol):
+    """An agent whose health can be asked for; cluster.supervisor.Supervisor is one."""
+
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def ready(self) -> bool: ...
+
+
+class Serving:
+    """The parts of one server."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        models: Models,
+        agent: SupervisedAgent,
+        metrics: ServerMetrics,
+    ) -> None:
+        self.settings = settings
+        self.models = models
+        self.agent = agent
+        self.metrics = metrics
+        self.draining = False
+        self.num_in_flight = 0
+
+    async def read(self, request: HttpRequest, kind: type[T]) -> T:
+        """The body of a request, within the limit."""
+        return await read_body(request, kind, self.settings.max_body_bytes)
+
+    @contextlib.contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """Counts one request that draining has to wait for. Raises Overloaded when draining."""
+        if self.draining:
+            raise Overloaded("the server is shutting down")
+        self.num_in_flight += 1
+        try:
+            yield
+        finally:
+            self.num_in_flight -= 1
+
+    def plan(
+        self,
+        body: wire.GenerationFields,
+        model: ServedModel,
+        tenant: str,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+    ) -> Plan:
+        """The requests of one call. Nothing is submitted yet. Raises BadRequest."""
+        n = limits.read_choices(body, self.settings)
+        stops = limits.read_stops(body.stop, self.settings.max_stop)
+        rules = TextRules(stops, body.include_stop_str_in_output, body.skip_special_tokens)
+        template = Request(
+            id="",
+            model=model.name,
+            prompt=(),
+            tenant=tenant,
+            salt=self._salt(tenant, body.cache_salt or ""),
+            arrival=time.monotonic(),
+        )
+        choices = make_choices(template, prompts, samplings, n, model.tokenizer, rules)
+        return Plan(self, model, body, prompts, choices, n)
+
+    def _salt(self, tenant: str, cache_salt: str) -> str:
+        if len(cache_salt) > limits.MAX_NAME:
+            got, most = f"{len(cache_salt)} characters", f"up to {limits.MAX_NAME}"
+            raise limits.refuse("cache_salt", got, most)
+        return salt_of("" if self.settings.shared_prefixes else tenant, cache_salt)
+
+
+class Plan:
+    """One call, ready to run: its requests and how its answer looks."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        model: ServedModel,
+        body: wire.GenerationFields,
+        prompts: Sequence[Sequence[int]],
+        choices: Sequence[Choice],
+        n: int,
+    ) -> None:
+        self.serving = serving
+        self.model = model
+        self.prompts = prompts
+        self.choices = choices
+        self.n = n
+        self.id = choices[0].request.id.rpartition("-")[0]
+        self.body = body
+        self.created = int(time.time())
+        options = body.stream_options or wire.StreamOptions()
+        self.include_usage = options.include_usage
+        self.continuous_usage = options.continuous_usage_stats
+        self.wants_ids = bool(body.return_token_ids)
+
+    def start(self) -> Generation:
+        """A generation with its clocks running; enter it to be sure that it is cleaned up."""
+        metrics = self.serving.metrics.of(self.model.name)
+        timers = [metrics.timer(len(choice.request.prompt)) for choice in self.choices]
+        return Generation(self.serving.agent, self.choices, timers)
+
+    def usage(self) -> Usage:
+        """Counts so far; a prompt is counted once however many answers it has."""
+        num_prompt = sum(map(len, self.prompts))
+        num_new = sum(choice.num_tokens for choice in self.choices)
+        cached = sum(choice.cached_tokens for choice in self.choices[:: self.n])
+        return Usage(num_prompt, num_new, num_prompt + num_new, PromptTokensDetails(cached))
+
+
+async def encode(model: ServedModel, text: str, add_special: bool) -> list[int]:
+    """Tokenise; long texts do not hold up the event loop."""
+    return await _maybe_elsewhere(len(text), partial(model.tokenizer.encode, text, add_special))
+
+
+async def render_chat(
+    model: ServedModel,
+    messages: Sequence[wire.Message],
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any] | None,
+) -> str:
+    """The prompt text of a conversation. Raises BadRequest."""
+    limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
+    plain = [_plain_message(message, index) for index, message in enumerate(messages)]
+    size = sum(len(message["content"] or "") for message in plain)
+    template = model.template
+    return await _maybe_elsewhere(
+        size, partial(template.render, plain, add_generation_prompt, variables)
+    )
+
+
+def _plain_message(message: wire.Message, index: int) -> dict[str, Any]:
+    """A message as chat templates expect it: absent fields are absent, content is one text."""
+    plain: dict[str, Any] = msgspec.to_builtins(message)
+    plain = {key: value for key, value in plain.items() if value is not None}
+    plain["content"] = message.content
+    if isinstance(message.content, list):
+        texts = []
+        for part in message.content:
+            if part.type != "text" or part.text is None:
+                param = f"messages[{index}].content"
+                raise BadRequest(f"{param}: only text parts are supported", param)
+            texts.append(part.text)
+        plain["content"] = "\n".join(texts)
+    return plain
+
+
+async def _maybe_elsewhere(size: int, work: Callable[[], T]) -> T:
+    return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)

@@ -1,0 +1,147 @@
+"""Chat templates: Jinja as transformers configures it, sandboxed and bounded.
+
+Templates come from the model's own files, never from a request.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from blockllm.errors import BadRequest
+
+MAX_SECONDS = 5.0
+MAX_CHARACTERS = 8 * 1024 * 1024  # of the rendered text, and of any product inside a template
+RESERVED = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
+
+
+class _Generation(Extension):
+    """`{% generation %} … {% endgeneration %}` marks text for training; here it is plain text."""
+
+    tags = {"generation"}  # noqa: RUF012 - the name and type Jinja asks for
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Stops a template that runs too long or builds too much."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        self.filters["tojson"] = _tojson
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+        self.deadline = 0.0
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise SecurityError("the chat template ran too long")
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        self._check_time()
+        return super().call(*args, **kwargs)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        self._check_time()
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        self._check_time()
+        return super().getitem(obj, argument)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        first, second = _size(left), _size(right)
+        size = first * second if operator == "*" else second * first.bit_length()
+        if size > MAX_CHARACTERS:
+            raise SecurityError("the chat template builds too large a value")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(value: Any) -> int:
+    return abs(int(value)) if isinstance(value, int | float) else len(value)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now().strftime(format)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own escapes HTML characters, which models have not seen in training
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+class ChatTemplate:
+    """One compiled template; rendering is bounded in time and size."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        """Raises BadRequest when the source is not a template."""
+        self._sandbox = _Sandbox()
+        self._special_tokens = dict(special_tokens)
+        try:
+            self._template = self._sandbox.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise BadRequest(f"the model's chat template is damaged: {error}") from error
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt text. Raises BadRequest when the template refuses or exceeds a bound."""
+        reserved = RESERVED.intersection(variables or {})
+        if reserved:
+            raise BadRequest(
+                f"chat_template_kwargs: {min(reserved)} cannot be set", "chat_template_kwargs"
+            )
+        self._sandbox.deadline = time.monotonic() + MAX_SECONDS
+        values = {**self._special_tokens, **(variables or {})}
+        values.update(messages=messages, add_generation_prompt=add_generation_prompt)
+        try:
+            return self._collect(values)
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            raise BadRequest(f"the chat template refused: {error}", "messages") from error
+        except RecursionError as error:
+            raise BadRequest("the chat template nests too deeply", "messages") from error
+
+    def _collect(self, values: Mapping[str, Any]) -> str:
+        parts: list[str] = []
+        size = 0
+        for part in self._template.generate(values):
+            parts.append(part)
+            size += len(part)
+            if size > MAX_CHARACTERS:
+                raise SecurityError("the chat template writes too much")
+        return "".join(parts)

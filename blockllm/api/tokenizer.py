@@ -1,0 +1,78 @@
+"""Text ↔ ids: a thin face of the `tokenizers` library, with the exact bytes of every token."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from blockllm.errors import BadRequest, CheckpointError
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins: character → byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet.update({chr(256 + index): byte for index, byte in enumerate(others)})
+    return alphabet
+
+
+ALPHABET = _byte_level_alphabet()
+
+
+class TextTokenizer:
+    """One tokenizer, shared by every model that has the same file. Safe to use from any thread."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        decoder = json.loads(tokenizer.to_str())["decoder"] or {}
+        self.is_byte_level = decoder.get("type") == "ByteLevel"
+        self.special_ids = frozenset(
+            index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+        self.token_bytes = functools.cache(self._token_bytes)
+
+    @classmethod
+    def load(cls, path: Path) -> TextTokenizer:
+        """Read a tokenizer.json. Raises CheckpointError when it is not one."""
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{path.name}: not a usable tokenizer: {error}") from error
+
+    def encode(self, text: str, add_special: bool) -> list[int]:
+        """Ids of the text; `add_special` adds what the post-processor adds, such as BOS."""
+        try:
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special)
+        except UnicodeEncodeError as error:
+            raise BadRequest("the text holds a lone surrogate: it is not Unicode") from error
+        ids: list[int] = encoding.ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        """Text of the ids; ids without a token are skipped."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def token(self, index: int) -> str | None:
+        """The token as its vocabulary writes it."""
+        token: str | None = self._tokenizer.id_to_token(index)
+        return token
+
+    def _token_bytes(self, index: int) -> bytes:
+        """The bytes one token stands for; b"" when there is no such token."""
+        token = self.token(index)
+        if token is None:
+            return b""
+        if self.is_byte_level:
+            try:
+                return bytes([ALPHABET[character] for character in token])
+            except KeyError:  # an added token with characters outside the alphabet
+                return token.encode()
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            return bytes.fromhex(token[3:5])
+        return token.replace("▁", " ").encode()

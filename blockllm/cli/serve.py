@@ -1,0 +1,111 @@
+"""`blockllm serve`: an OpenAI-compatible server over the models of a zoo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blockllm.config import EngineSettings, ServerSettings, default_zoo, load
+
+if TYPE_CHECKING:
+    from blockllm.api.models import Models, Shelf
+    from blockllm.core import EngineStats
+
+
+def serve(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models; all of the zoo if none.")
+    ] = None,
+    zoo: Annotated[str, typer.Option(envvar="BLOCKLLM_ZOO", help="Folder of the zoo.")] = "",
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one [8000].")] = None,
+    memory: Annotated[str | None, typer.Option(help="Weights and KV together, as 8GiB.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Tokens computed per turn.")] = None,
+    max_sequences: Annotated[int | None, typer.Option(help="Sequences running at once.")] = None,
+    max_context: Annotated[int | None, typer.Option(help="Cap on every model's context.")] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="KEY or TENANT:KEY; may be repeated.")
+    ] = None,
+    api_key_file: Annotated[str | None, typer.Option(help="File with one key per line.")] = None,
+    drain_timeout: Annotated[
+        float | None, typer.Option(help="Seconds to finish requests on SIGTERM [30].")
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Settings file (TOML).")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
+) -> None:
+    """Serve models over HTTP until SIGTERM or Ctrl-C; a second signal ends it at once."""
+    engine_flags = {
+        "memory": memory,
+        "device": device,
+        "dtype": dtype,
+        "max_rows": max_rows,
+        "max_sequences": max_sequences,
+        "max_context": max_context,
+    }
+    server_flags = {
+        "host": host,
+        "port": port,
+        "api_keys": ",".join(api_key) if api_key else None,
+        "api_key_file": api_key_file,
+        "drain_timeout": drain_timeout,
+        "log_level": log_level,
+    }
+    engine = load(EngineSettings, "engine", config, engine_flags)
+    server = load(ServerSettings, "server", config, server_flags)
+
+    from blockllm.zoo import Zoo
+
+    folder = zoo or default_zoo()
+    run_server(Zoo(folder), folder, models or None, engine, server)
+
+
+def run_server(
+    shelf: Shelf,
+    zoo: str,
+    models: list[str] | None,
+    engine: EngineSettings,
+    server: ServerSettings,
+    agent_command: tuple[str, ...] | None = None,
+) -> None:
+    """Run until asked to stop. Raises BlockllmError when the server cannot start."""
+    import asyncio
+    import logging
+
+    import uvicorn
+
+    from blockllm.api.server import Server
+    from blockllm.cluster.agent_main import AgentOptions
+    from blockllm.cluster.supervisor import AGENT_COMMAND
+
+    logging.basicConfig(
+        level=server.log_level.upper(), format="%(asctime)s server %(levelname)s %(message)s"
+    )
+    names = tuple(models) if models else None
+    options = AgentOptions(zoo, names, engine, log_level=server.log_level)
+
+    async def main() -> None:
+        await Server(server, shelf, options, announce, agent_command or AGENT_COMMAND).run()
+
+    with asyncio.Runner(
+        loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()
+    ) as runner:
+        runner.run(main())
+
+
+def announce(address: str, models: Models, stats: EngineStats) -> None:
+    """Say on standard output that requests are taken, and what sharing saves."""
+    saved = 1 - stats.weight_bytes / max(stats.weight_bytes_unshared, 1)
+    print(
+        f"weights {_megabytes(stats.weight_bytes)}, without sharing "
+        f"{_megabytes(stats.weight_bytes_unshared)} ({saved:.0%} saved); "
+        f"KV {_megabytes(stats.kv_bytes)} in {stats.num_pages} pages"
+    )
+    print(f"models: {', '.join(models.names)}")
+    print(f"ready on {address}", flush=True)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

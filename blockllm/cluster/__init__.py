@@ -1,0 +1,1 @@
+"""The agent process, the link to it, and its supervisor."""

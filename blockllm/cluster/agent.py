@@ -1,0 +1,130 @@
+"""The loop of an agent: take what arrived, let the engine make one turn, hand its tokens over.
+
+The same loop runs in the agent process of a server and on a thread inside `LLM`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from blockllm.cluster.link import Link
+from blockllm.cluster.messages import (
+    AskStats,
+    Cancel,
+    Failed,
+    Ready,
+    Stats,
+    Stop,
+    Submit,
+    ToAgent,
+    Tokens,
+    refusal,
+)
+from blockllm.core import EngineStats, Request, TokenEvent
+from blockllm.errors import BlockllmError, EngineError
+
+STATS_SECONDS = 1.0  # between two reports while there is work
+
+logger = logging.getLogger(__name__)
+
+
+class EnginePort(Protocol):
+    """What the loop needs of an engine; blockllm.engine.Engine is one."""
+
+    def submit(self, request: Request) -> None: ...
+    def cancel(self, request_id: str) -> None: ...
+    def step(self) -> list[TokenEvent]: ...
+    @property
+    def has_work(self) -> bool: ...
+    def stats(self) -> EngineStats: ...
+    def check_books(self) -> None: ...
+
+
+def run_agent(make_engine: Callable[[], EnginePort], link: Link) -> bool:
+    """Load an engine and serve the link until Stop; False when loading or serving failed.
+
+    Every failure is told to the other end first, so that no request is lost silently.
+    """
+    try:
+        engine = make_engine()
+    except BlockllmError as error:
+        link.send(Failed(type(error).__name__, str(error)))
+        return False
+    except Exception as error:
+        logger.exception("the engine could not be loaded")
+        link.send(Failed("EngineError", f"the engine could not be loaded: {error!r}"))
+        return False
+    try:
+        Agent(engine, link).run()
+    except Exception:
+        logger.exception("the engine broke; the agent ends")
+        link.send(Failed("AgentDied", "the engine broke while it computed; it is being restarted"))
+        return False
+    return True
+
+
+class Agent:
+    """Owns one engine and one end of a link."""
+
+    def __init__(self, engine: EnginePort, link: Link) -> None:
+        self.engine = engine
+        self.link = link
+        self._stopped = False
+        self._checked = True  # books were checked since the last work
+        self._reported = 0.0
+
+    def run(self) -> None:
+        """Serve until Stop arrives. Raises what the engine's turn or its books raise."""
+        self.link.send(Ready(self.engine.stats()))
+        while not self._stopped:
+            for message in self.link.receive(wait=self._is_idle()):
+                self._take(message)
+            if self.engine.has_work:
+                self._turn()
+            elif not self._checked:
+                self._settle()
+
+    def _is_idle(self) -> bool:
+        return self._checked and not self.engine.has_work
+
+    def _take(self, message: ToAgent) -> None:
+        match message:
+            case Submit(request=request):
+                self._checked = False
+                self._submit(request)
+            case Cancel(request=request_id):
+                self._checked = False
+                self.engine.cancel(request_id)
+            case AskStats():
+                self._report()
+            case Stop():
+                self._stopped = True
+
+    def _submit(self, request: Request) -> None:
+        try:
+            self.engine.submit(request)
+        except BlockllmError as error:
+            self.link.send(refusal(request.id, error))
+        except Exception:  # one bad request fails alone
+            logger.exception("the engine failed to take a request")
+            self.link.send(refusal(request.id, EngineError("the engine could not take it")))
+
+    def _turn(self) -> None:
+        events = self.engine.step()
+        if events:
+            self.link.send(Tokens(events))
+        if time.monotonic() - self._reported > STATS_SECONDS:
+            self._report()
+
+    def _settle(self) -> None:
+        """Work has just run out: books must balance now."""
+        self._checked = True
+        self.engine.check_books()
+        self._report()
+
+    def _report(self) -> None:
+        self._reported = time.monotonic()
+        self.link.send(Stats(self.engine.stats()))

@@ -1,0 +1,86 @@
+"""What travels over a link. Tagged structs: a decoder rejects every other shape.
+
+front end ── Submit, Cancel, AskStats, Stop ──→ agent
+front end ←── Ready, Tokens, Refused, Stats, Failed ── agent
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from blockllm import errors
+from blockllm.core import EngineStats, Request, TokenEvent
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Generate this request."""
+
+    request: Request
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Forget this request; no event of it is wanted any more."""
+
+    request: str
+
+
+class AskStats(msgspec.Struct, frozen=True, tag="ask_stats"):
+    """Report the books now."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """End the agent; requests still in it are dropped."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """Models are loaded, requests are welcome."""
+
+    stats: EngineStats
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """Everything one turn of the engine produced."""
+
+    events: list[TokenEvent]
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The engine did not take this request; `kind` names a class of blockllm.errors."""
+
+    request: str
+    kind: str
+    message: str
+    param: str | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """The engine's books."""
+
+    stats: EngineStats
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The agent is about to end: it could not load, or its engine broke."""
+
+    kind: str
+    message: str
+
+
+ToAgent = Submit | Cancel | AskStats | Stop
+FromAgent = Ready | Tokens | Refused | Stats | Failed
+
+
+def error_of(kind: str, message: str, param: str | None = None) -> errors.BlockllmError:
+    """The error a message speaks of; an unknown kind becomes an EngineError."""
+    found = getattr(errors, kind, None)
+    if not (isinstance(found, type) and issubclass(found, errors.BlockllmError)):
+        return errors.EngineError(message)
+    if issubclass(found, errors.RequestError):
+        return found(message, param)
+    return found(message)
+
+
+def refusal(request: str, error: errors.BlockllmError) -> Refused:
+    """The message that carries `error` to whoever sent the request."""
+    param = error.param if isinstance(error, errors.RequestError) else None
+    return Refused(request, type(error).__name__, str(error), param)

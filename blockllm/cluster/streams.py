@@ -1,0 +1,71 @@
+"""Routes what an agent reports to whoever waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from blockllm.cluster.messages import Refused, Tokens, error_of
+from blockllm.core import TokenEvent
+from blockllm.errors import BlockllmError
+
+Item = TokenEvent | BlockllmError  # an error ends every request of the one who reads it
+Sink = Callable[[Item], None]
+
+
+class Mailbox:
+    """Where events of one client's requests wait. One reader; filled on the reader's event loop."""
+
+    def __init__(self) -> None:
+        self._items: list[Item] = []
+        self._filled = asyncio.Event()
+
+    def put(self, item: Item) -> None:
+        self._items.append(item)
+        self._filled.set()
+
+    async def take(self) -> list[Item]:
+        """Everything that arrived since the last call, at least one item."""
+        if not self._items:
+            await self._filled.wait()
+        self._filled.clear()
+        items, self._items = self._items, []
+        return items
+
+
+class Streams:
+    """Requests in flight and their sinks. Cost per event is one dictionary look-up."""
+
+    def __init__(self) -> None:
+        self._sinks: dict[str, Sink] = {}
+
+    def __len__(self) -> int:
+        return len(self._sinks)
+
+    def open(self, request_id: str, sink: Sink) -> None:
+        self._sinks[request_id] = sink
+
+    def close(self, request_id: str) -> bool:
+        """Forget a request; False when it had ended already."""
+        return self._sinks.pop(request_id, None) is not None
+
+    def deliver(self, message: Tokens | Refused) -> None:
+        """Hand events to their sinks; events of forgotten requests are dropped."""
+        if isinstance(message, Refused):
+            sink = self._sinks.pop(message.request, None)
+            if sink is not None:
+                sink(error_of(message.kind, message.message, message.param))
+            return
+        for event in message.events:
+            sink = self._sinks.get(event.request)
+            if sink is None:
+                continue
+            if event.finish is not None:
+                del self._sinks[event.request]
+            sink(event)
+
+    def fail_all(self, error: BlockllmError) -> None:
+        """End every request with this error."""
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks.values():
+            sink(error)

@@ -1,0 +1,197 @@
+"""Front end's side of an agent process: start it, route its tokens, restart it when it dies.
+
+starting → ready → (dies) → restarting → ready …     any → stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from blockllm.cluster.agent_main import AgentOptions
+from blockllm.cluster.messages import (
+    Cancel,
+    Failed,
+    FromAgent,
+    Ready,
+    Stats,
+    Stop,
+    Submit,
+    error_of,
+)
+from blockllm.cluster.streams import Sink, Streams
+from blockllm.cluster.zmq_link import FrontLink
+from blockllm.core import EngineStats, Request
+from blockllm.errors import AgentDied, BadRequest, BlockllmError
+
+AGENT_COMMAND = (sys.executable, "-m", "blockllm.cluster.agent_main")
+LAST_WORDS_SECONDS = 0.5  # a dead process's last message may still be on its way
+STOP_SECONDS = 5.0  # then it is killed
+
+logger = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """Where the agent process is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+
+
+def backoff() -> Iterator[float]:
+    """Seconds to wait before each further attempt: 0.1, 0.2, … 30, 30."""
+    delay = 0.1
+    while True:
+        yield delay
+        delay = min(delay * 2, 30.0)
+
+
+class Supervisor:
+    """Owns one agent process. Lives on one event loop; sinks are called there."""
+
+    def __init__(self, options: AgentOptions, command: Sequence[str] = AGENT_COMMAND) -> None:
+        self.options = options
+        self.state = State.STARTING
+        self.stats = EngineStats()
+        self.restarts = 0
+        self.streams = Streams()
+        self._command = tuple(command)
+        self._link: FrontLink | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._settled: asyncio.Future[BlockllmError | None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """The agent process exists (it may be loading)."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def ready(self) -> bool:
+        """Requests are taken."""
+        return self.state is State.READY
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start the agent and wait until it is ready. Raises the agent's own error."""
+        try:
+            await self._launch()
+        except BaseException:
+            await self.stop()
+            raise
+        self._keeper = asyncio.create_task(self._keep_alive())
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Generate; events go to `sink`. Raises AgentDied while no agent is ready."""
+        if self.state is not State.READY or self._link is None:
+            raise AgentDied("no agent is ready: it is being started again, try in a few seconds")
+        try:
+            self._link.send(Submit(request))
+        except ValueError as error:
+            raise BadRequest(f"the request is too large: {error}") from error
+        self.streams.open(request.id, sink)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request and free what it holds; idempotent."""
+        if self.streams.close(request_id) and self._link is not None:
+            self._link.send(Cancel(request_id))
+
+    async def stop(self) -> None:
+        """End the agent, politely first."""
+        was_ready = self.state is State.READY
+        self.state = State.STOPPED
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._link is not None and was_ready:
+            self._link.send(Stop())
+        if self._process is not None:
+            # one that is still loading reads no messages: there is nothing to wait for
+            await _end(self._process, STOP_SECONDS if was_ready else 0.0)
+        self.streams.fail_all(AgentDied("the server is stopping"))
+        if self._link is not None:
+            self._link.close()
+
+    async def _launch(self) -> None:
+        """One attempt. Raises the reason when the agent ends before it is ready."""
+        if self._link is not None:
+            self._link.close()
+        self._settled = asyncio.get_running_loop().create_future()
+        self._link = FrontLink(self._deliver)
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.PIPE
+        )
+        options = msgspec.structs.replace(self.options, address=self._link.address)
+        assert self._process.stdin is not None
+        self._process.stdin.write(msgspec.json.encode(options) + b"\n")
+        settled, ended = self._settled, asyncio.ensure_future(self._process.wait())
+        waiting: set[asyncio.Future[Any]] = {settled, ended}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not settled.done():
+            await asyncio.wait({settled}, timeout=LAST_WORDS_SECONDS)
+        if not settled.done():
+            raise AgentDied(f"the agent ended with status {ended.result()} while loading")
+        ended.cancel()
+        failure = settled.result()
+        if failure is not None:
+            raise failure
+        self.state = State.READY
+
+    async def _keep_alive(self) -> None:
+        while True:
+            assert self._process is not None
+            status = await self._process.wait()
+            self.state = State.RESTARTING
+            logger.error("the agent ended with status %s; starting it again", status)
+            self.streams.fail_all(
+                AgentDied("the agent ended while it held the request; it is being restarted")
+            )
+            self.restarts += 1
+            await self._relaunch()
+
+    async def _relaunch(self) -> None:
+        for delay in backoff():
+            await asyncio.sleep(delay)
+            try:
+                return await self._launch()
+            except BlockllmError as error:
+                logger.error("the agent could not be started again: %s", error)
+
+    def _deliver(self, message: FromAgent) -> None:
+        match message:
+            case Ready(stats=stats):
+                self.stats = stats
+                self._settle(None)
+            case Stats(stats=stats):
+                self.stats = stats
+            case Failed(kind=kind, message=text):
+                failure = error_of(kind, text)
+                self.state = State.RESTARTING
+                self._settle(failure)
+                self.streams.fail_all(failure)
+            case _:
+                self.streams.deliver(message)
+
+    def _settle(self, failure: BlockllmError | None) -> None:
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(failure)
+
+
+async def _end(process: asyncio.subprocess.Process, patience: float) -> None:
+    try:
+        await asyncio.wait_for(process.wait(), patience)
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

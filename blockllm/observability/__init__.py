@@ -1,0 +1,1 @@
+"""Names of what is measured, and their mapping to Prometheus."""

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blockllm.api.llm import LLM
+from blockllm.api.talk import LocalPartner, RemotePartner
+from blockllm.cli.chat import converse
+from blockllm.core import Sampling
+from blockllm.errors import EngineError, ModelNotFound
+from tests.api.family import FakeZoo
+from tests.api.serving import RunningServer
+from tests.cluster.fake_engine import FakeEngine
+
+SAMPLING = Sampling(max_tokens=5, temperature=0.0)
+
+
+@pytest.fixture
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM.over(FakeZoo(folder / "zoo"), FakeEngine) as llm:
+        yield llm
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    waiting = iter(lines)
+
+    def answer(prompt: str) -> str:
+        try:
+            return next(waiting)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr(builtins, "input", answer)
+
+
+def test_one_answer(llm: LLM, capsys: pytest.CaptureFixture[str]):
+    converse(LocalPartner(llm, "base", SAMPLING), "The quick")
+    assert capsys.readouterr().out == "The quick\n\n"
+
+
+def test_a_conversation_remembers_and_forgets(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    seen = []
+    prompt = llm.chat_prompt
+    monkeypatch.setattr(llm, "chat_prompt", lambda m, n: (seen.append(len(m)), prompt(m, n))[1])
+    type_in(monkeypatch, "The", "  ", "fox", "/reset", "dog")
+    converse(LocalPartner(llm, "base", SAMPLING), None)
+    assert seen == [1, 3, 1]
+    assert "(forgotten)" in capsys.readouterr().out
+
+
+def test_without_a_template_the_text_goes_on(llm: LLM, capsys: pytest.CaptureFixture[str]):
+    converse(LocalPartner(llm, "plain", SAMPLING), "The quick")
+    assert capsys.readouterr().out == "The quickThe\n"
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    class Interrupted:
+        has_template = True
+        closed = False
+
+        def answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
+            try:
+                yield "half an "
+                raise KeyboardInterrupt
+            finally:
+                self.closed = True
+
+    partner = Interrupted()
+    type_in(monkeypatch, "hello", "/exit")
+    converse(partner, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "half an  (stopped)\n"
+    assert partner.closed
+
+
+def test_a_running_server(server: RunningServer, capsys: pytest.CaptureFixture[str]):
+    converse(RemotePartner(server.url + "/v1", "", "base", SAMPLING), "The quick")
+    converse(RemotePartner(server.url, "", "plain", SAMPLING), "The quick")
+    assert capsys.readouterr().out == "The quick\n\nThe quickThe\n"
+    with pytest.raises(ModelNotFound):
+        RemotePartner(server.url, "", "nix", SAMPLING)
+    with pytest.raises(EngineError, match="refused"):
+        RemotePartner("http://127.0.0.1:1", "", "base", SAMPLING)
+
+
+def test_errors_in_a_conversation_do_not_end_it(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    type_in(monkeypatch, "The " * 600, "fox")
+    converse(LocalPartner(llm, "base", SAMPLING), None)
+    captured = capsys.readouterr()
+    assert "error: prompt: got" in captured.err
+    assert captured.out.startswith("fox")

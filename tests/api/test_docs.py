@@ -1,0 +1,59 @@
+"""The documents name every setting, route, field, limit and metric there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from blockllm.api import limits, wire
+from blockllm.api.app import all_routes
+from blockllm.api.models import Models
+from blockllm.api.serving import Serving
+from blockllm.config import EngineSettings, ServerSettings
+from blockllm.core import EngineStats
+from blockllm.observability import names
+from blockllm.observability.metrics import ServerMetrics
+from tests.api.test_auth import InstantAgent
+
+DOCS = Path(__file__).parents[2] / "docs"
+API = (DOCS / "api.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("section", "kind"), [("engine", EngineSettings), ("server", ServerSettings)]
+)
+def test_settings_are_documented_with_their_defaults(section: str, kind: type[msgspec.Struct]):
+    text = (DOCS / "settings.md").read_text()
+    part = text.partition(f"## `[{section}]`")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| (.+) \|$", part, re.M)
+    documented = {name: default.strip("`") for name, default in rows}
+    actual = {}
+    for field in msgspec.structs.fields(kind):
+        default = "none" if field.default == "" else str(field.default)
+        actual[field.name] = default.lower() if isinstance(field.default, bool) else default
+    assert documented == actual
+
+
+def test_routes_are_documented(models: Models):
+    metrics = ServerMetrics([], lambda: (EngineStats(), True, 0))
+    serving = Serving(ServerSettings(), models, InstantAgent(), metrics)
+    routes = {
+        f"{min(route.methods or ())} {route.path.replace(':path', '')}"
+        for route in all_routes(serving)
+    }
+    assert set(re.findall(r"^\| `((?:GET|POST) [^`]+)`", API, re.M)) == routes
+
+
+def test_request_fields_are_documented():
+    fields = {*wire.ChatRequest.__struct_fields__, *wire.CompletionRequest.__struct_fields__}
+    missing = {field for field in fields if f"`{field}`" not in API}
+    assert missing <= {"model", "messages", "prompt"}
+    assert set(limits.UNSUPPORTED) <= fields
+
+
+def test_metrics_are_documented():
+    declared = {value.name for value in vars(names).values() if isinstance(value, names.Metric)}
+    assert set(re.findall(r"^\| `(blockllm_\w+)`", API, re.M)) == declared

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockllm.api.keys import KeyRing, read_keys, salt_of
+from blockllm.errors import ConfigError
+
+
+def test_keys_belong_to_tenants_and_are_kept_as_digests(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text("# our keys\nacme:k1\n\nacme:k2\nk3\n")
+    keys = read_keys("solo,other:k4", str(file))
+    assert keys.tenant_of("k1") == keys.tenant_of("k2") == "acme"
+    assert keys.tenant_of("k4") == "other"
+    anonymous = {keys.tenant_of("k3"), keys.tenant_of("solo")}
+    assert len(anonymous) == 2
+    assert None not in anonymous
+    for wrong in ("", "k", "acme:k1", "nobody"):
+        assert keys.tenant_of(wrong) is None
+    assert "k1" not in repr(vars(keys))
+
+
+def test_no_keys_means_no_ring():
+    assert not read_keys("", "")
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n"])
+def test_a_key_file_without_keys_is_an_error(tmp_path: Path, text: str):
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(ConfigError, match="holds no key"):
+        read_keys("", str(tmp_path / "keys"))
+
+
+def test_bad_keys_are_errors(tmp_path: Path):
+    with pytest.raises(ConfigError, match="empty key"):
+        KeyRing(["acme:"])
+    with pytest.raises(ConfigError, match="api_key_file"):
+        read_keys("", str(tmp_path / "missing"))
+
+
+PAIRS = st.tuples(st.text(max_size=8), st.text(max_size=8))
+
+
+@given(PAIRS, PAIRS)
+def test_salts_are_equal_only_for_equal_tenants_and_salts(
+    one: tuple[str, str], other: tuple[str, str]
+):
+    assert (salt_of(*one) == salt_of(*other)) == (one == other)
+
+
+def test_salts_do_not_run_together():
+    assert salt_of("a", "bc") != salt_of("ab", "c")
+    assert salt_of("", "") == ""

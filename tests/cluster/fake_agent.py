@@ -1,0 +1,39 @@
+"""The agent process with a fake engine; the name of the zoo says how it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from blockllm.cluster.agent_main import AgentOptions, main
+from blockllm.errors import OutOfMemory
+from tests.cluster.fake_engine import FakeEngine
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (
+    sys.executable,
+    "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+    "from tests.cluster.fake_agent import run; run()",
+)
+
+
+def make_engine(options: AgentOptions) -> FakeEngine:
+    match options.zoo:
+        case "too-large":
+            raise OutOfMemory("weights need 9 GB, 1 GB is allowed; 1 of 2 models would fit")
+        case "dies":
+            os._exit(7)
+        case "breaks":
+            raise ValueError("no such thing")
+        case "slow-start":
+            time.sleep(60)
+    return FakeEngine(max_requests=options.engine.max_waiting)
+
+
+def run() -> None:
+    status = main(make_engine)
+    sys.stderr.flush()
+    os._exit(status)

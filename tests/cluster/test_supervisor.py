@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from blockllm.cluster.agent_main import AgentOptions
+from blockllm.cluster.streams import Mailbox
+from blockllm.cluster.supervisor import Supervisor, backoff
+from blockllm.config import EngineSettings
+from blockllm.core import Request, Sampling, TokenEvent
+from blockllm.errors import AgentDied, BlockllmError, EngineError, OutOfMemory, Overloaded
+from tests.cluster.fake_agent import COMMAND, ROOT
+from tests.cluster.fake_engine import CRASH, SLOW
+
+
+def request(name: str = "r", **sampling: object) -> Request:
+    return Request(name, "base", (1, 2, 3), Sampling(**sampling))  # type: ignore[arg-type]
+
+
+def supervised(
+    work: Callable[[Supervisor], Awaitable[None]], zoo: str = "", **engine: object
+) -> None:
+    async def main() -> None:
+        options = AgentOptions(zoo, engine=EngineSettings(**engine))  # type: ignore[arg-type]
+        supervisor = Supervisor(options, COMMAND)
+        await supervisor.start()
+        try:
+            await work(supervisor)
+        finally:
+            await supervisor.stop()
+        assert not supervisor.alive
+
+    asyncio.run(main())
+
+
+async def collect(mailbox: Mailbox) -> list[TokenEvent]:
+    """Events up to the last one. Raises the error that ended the request."""
+    events: list[TokenEvent] = []
+    while not events or events[-1].finish is None:
+        for item in await asyncio.wait_for(mailbox.take(), 10):
+            if isinstance(item, BlockllmError):
+                raise item
+            events.append(item)
+    return events
+
+
+async def until_ready(supervisor: Supervisor) -> None:
+    for _ in range(500):
+        if supervisor.ready:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"still {supervisor.state}")
+
+
+def test_tokens_reach_their_mailboxes():
+    async def work(supervisor: Supervisor) -> None:
+        boxes = [Mailbox() for _ in range(5)]
+        for index, box in enumerate(boxes):
+            supervisor.submit(request(f"r{index}", max_tokens=index + 1), box.put)
+        for index, box in enumerate(boxes):
+            events = await collect(box)
+            assert [event.token for event in events] == [1, 2, 3, 1, 2][: index + 1]
+        assert len(supervisor.streams) == 0
+
+    supervised(work)
+
+
+def test_refusals_carry_their_kind():
+    async def work(supervisor: Supervisor) -> None:
+        first, second = Mailbox(), Mailbox()
+        supervisor.submit(request("a", max_tokens=10_000, min_p=SLOW), first.put)
+        supervisor.submit(request("b"), second.put)
+        with pytest.raises(Overloaded):
+            await collect(second)
+        supervisor.cancel("a")
+        supervisor.cancel("a")
+
+    supervised(work, max_waiting=1)
+
+
+def test_a_killed_agent_fails_its_requests_and_comes_back():
+    async def work(supervisor: Supervisor) -> None:
+        mailbox = Mailbox()
+        supervisor.submit(request(max_tokens=10_000, min_p=SLOW), mailbox.put)
+        await mailbox.take()
+        assert supervisor.pid is not None
+        first = supervisor.pid
+        os.kill(first, signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(AgentDied, match="restarted"):
+            await collect(mailbox)
+        assert time.monotonic() - started < 1
+        with pytest.raises(AgentDied):
+            supervisor.submit(request("early"), mailbox.put)
+        await until_ready(supervisor)
+        assert supervisor.pid != first
+        supervisor.submit(request("again", max_tokens=1), mailbox.put)
+        await collect(mailbox)
+        assert supervisor.restarts == 1
+
+    supervised(work)
+
+
+def test_a_broken_engine_fails_all_requests_and_is_replaced():
+    async def work(supervisor: Supervisor) -> None:
+        slow, crash = Mailbox(), Mailbox()
+        supervisor.submit(request("slow", max_tokens=10_000, min_p=SLOW), slow.put)
+        supervisor.submit(request("crash", min_p=CRASH), crash.put)
+        for mailbox in (slow, crash):
+            with pytest.raises(AgentDied, match="broke"):
+                await collect(mailbox)
+        await until_ready(supervisor)
+
+    supervised(work)
+
+
+@pytest.mark.parametrize(
+    ("zoo", "kind", "text"),
+    [
+        ("too-large", OutOfMemory, "1 of 2 models would fit"),
+        ("dies", AgentDied, "status 7"),
+        ("breaks", EngineError, "no such thing"),
+    ],
+)
+def test_start_raises_the_agents_own_error(zoo: str, kind: type[Exception], text: str):
+    async def work(supervisor: Supervisor) -> None:
+        raise AssertionError("must not start")
+
+    with pytest.raises(kind, match=text):
+        supervised(work, zoo)
+
+
+def test_start_can_be_given_up():
+    async def main() -> None:
+        supervisor = Supervisor(AgentOptions("slow-start"), COMMAND)
+        starting = asyncio.ensure_future(supervisor.start())
+        await asyncio.sleep(0.3)
+        starting.cancel()
+        started = time.monotonic()
+        await asyncio.wait({starting})
+        assert time.monotonic() - started < 2
+        assert not supervisor.alive
+
+    asyncio.run(main())
+
+
+def test_the_agent_ends_when_its_parent_is_killed():
+    program = (
+        "import asyncio\n"
+        "from blockllm.cluster.supervisor import Supervisor\n"
+        "from blockllm.cluster.agent_main import AgentOptions\n"
+        "from tests.cluster.fake_agent import COMMAND\n"
+        "async def main():\n"
+        "    supervisor = Supervisor(AgentOptions(''), COMMAND)\n"
+        "    await supervisor.start()\n"
+        "    print(supervisor.pid, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        agent = int(parent.stdout.readline())
+        parent.kill()
+        deadline = time.monotonic() + 5
+        while _exists(agent) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not _exists(agent)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_backoff_doubles_up_to_half_a_minute():
+    delays = [delay for delay, _ in zip(backoff(), range(12), strict=False)]
+    assert delays[:3] == [0.1, 0.2, 0.4]
+    assert delays[-1] == 30.0
