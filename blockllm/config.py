@@ -32,6 +32,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_context: int = 0
     max_waiting: int = 2048
     prefix_cache: bool = True
+    kernels: Literal["auto", "plain"] = "auto"
     threads: int = 0
 
 

@@ -5,39 +5,55 @@ from __future__ import annotations
 import torch
 
 from blockllm.chain import Span, SpanPlan
-from blockllm.core import Block, Delta, EmbedFunction, HeadFunction, Layer, LayerFunction
+from blockllm.core import (
+    Block,
+    Delta,
+    EmbedFunction,
+    HeadFunction,
+    Layer,
+    LayerFunction,
+    LoraTarget,
+)
 from blockllm.engine.attention import Attention, AttentionRows
 from blockllm.engine.batch import Hop, Segment
+from blockllm.engine.kernels.fused import rms_norm
 from blockllm.engine.kv.cache import KVCache
-from blockllm.engine.models.decoder import Attend, DecoderLayer, rms_norm
-from blockllm.engine.models.linear import Embedding, Linear, LoadTensor, load_lora
+from blockllm.engine.models.decoder import Attend, DecoderLayer
+from blockllm.engine.models.linear import Embedding, Linear, Loader
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 
 
 class EmbedLayer:
     """Token ids → hidden states."""
 
-    def __init__(self, layer: Layer, load: LoadTensor) -> None:
-        self.embedding = Embedding(load(layer.tensors["weight"]))
-        self.linears = {"embed": self.embedding}
+    def __init__(self, layer: Layer, load: Loader) -> None:
+        self.embedding = Embedding(load.load(layer.tensors["weight"]))
+
+    def add_delta(self, delta: str, targets: dict[str, LoraTarget], load: Loader) -> None:
+        """Attach a model's update of the table."""
+        self.embedding.add_delta(delta, targets["embed"], load)
 
 
 class HeadLayer:
     """Final norm and projection → logits, for rows whose next token is wanted."""
 
-    def __init__(self, layer: Layer, load: LoadTensor) -> None:
+    def __init__(self, layer: Layer, load: Loader) -> None:
         assert isinstance(layer.function, HeadFunction)
-        self.norm = load(layer.tensors["norm.weight"])
+        self.norm = load.load(layer.tensors["norm.weight"])
         self.eps = layer.function.norm_eps
-        bias = layer.tensors.get("bias")
-        self.projection = Linear(load(layer.tensors["weight"]), load(bias) if bias else None)
-        self.linears = {"head": self.projection}
+        names = {"weight": "head.weight", "bias": "head.bias"}
+        tensors = {names[n]: t for n, t in layer.tensors.items() if n in names}
+        self.projection = Linear(("head",), tensors, load)
+
+    def add_delta(self, delta: str, targets: dict[str, LoraTarget], load: Loader) -> None:
+        """Attach a model's update of the projection."""
+        self.projection.add_delta(delta, targets, load)
 
 
 AnyLayer = EmbedLayer | DecoderLayer | HeadLayer
 
 
-def bind_layer(layer: Layer, load: LoadTensor) -> AnyLayer:
+def bind_layer(layer: Layer, load: Loader) -> AnyLayer:
     """Give a layer's function its weights."""
     if isinstance(layer.function, EmbedFunction):
         return EmbedLayer(layer, load)
@@ -47,20 +63,23 @@ def bind_layer(layer: Layer, load: LoadTensor) -> AnyLayer:
 
 
 class BlockExecutor:
-    """One block with its weights, and the page tables' width it needs."""
+    """One block with its weights."""
 
-    def __init__(self, block: Block, load: LoadTensor) -> None:
+    def __init__(self, block: Block, load: Loader) -> None:
         self.layers = [bind_layer(layer, load) for layer in block.layers]
         self._deltas: set[str] = set()
 
-    def add_delta(self, delta: Delta, load: LoadTensor) -> None:
+    def add_delta(self, delta: Delta, load: Loader) -> None:
         """Attach a model's low-rank updates; rows of its segments use them from now on."""
         if delta.id in self._deltas:
             return
         self._deltas.add(delta.id)
+        by_layer: dict[int, dict[str, LoraTarget]] = {}
         for key, target in delta.targets.items():
             index, _, module = key.partition(".")
-            self.layers[int(index)].linears[module].loras[delta.id] = load_lora(target, load)
+            by_layer.setdefault(int(index), {})[module] = target
+        for position, targets in by_layer.items():
+            self.layers[position].add_delta(delta.id, targets, load)
 
 
 class Executor:
@@ -69,7 +88,7 @@ class Executor:
     def __init__(
         self,
         plan: SpanPlan,
-        load: LoadTensor,
+        load: Loader,
         caches: list[KVCache],
         attention: Attention,
         dtype: torch.dtype,
@@ -121,14 +140,15 @@ class Executor:
         rows = AttentionRows(hop, cache, first, num_layers // per_page)
         done = 0
 
-        def attend(
-            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None
-        ) -> torch.Tensor:
+        def attend(fused: torch.Tensor, table: RopeTable, window: int | None) -> torch.Tensor:
             nonlocal done
             bundle, within = divmod(done, per_page)
             done += 1
             kv = cache.tensor[:, within]  # [pages, 2, page_size, kv_heads, head_dim]
-            rows.write(kv, bundle, k, v)
+            rows.place(fused, table, kv, bundle)
+            kv_heads = kv.shape[3]
+            q, kv_new = fused[:, : -2 * kv_heads], fused[:, -2 * kv_heads :]
+            k, v = kv_new.chunk(2, dim=1)
             return self._attention.attend(q, k, v, kv, bundle, rows, window)
 
         return attend
@@ -165,7 +185,5 @@ class Executor:
         return layer.projection(rms_norm(x, layer.norm, layer.eps), moved)
 
 
-def _no_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None
-) -> torch.Tensor:
+def _no_attention(fused: torch.Tensor, table: RopeTable, window: int | None) -> torch.Tensor:
     raise AssertionError("a block without decoder layers has no attention")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from blockllm.core import Tensor
+from blockllm.engine.kernels.matmul import Matmul, make_matmul, packs
 from blockllm.errors import CorruptStore
 
 TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -29,6 +31,42 @@ class TensorLoader:
         self._dtype = dtype
         self._maps: dict[str, mmap.mmap] = {}
         self._tensors: dict[str, torch.Tensor] = {}
+        self._matmuls: dict[tuple[str, ...], Matmul] = {}
+
+    def matmul(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Matmul:
+        """A linear over the stacked weights, shared by every layer that asks for the same."""
+        key = tuple(t.hash if t else "" for t in (*weights, *biases))
+        if key not in self._matmuls:
+            self._matmuls[key] = self._make_matmul(weights, biases)
+        return self._matmuls[key]
+
+    def _make_matmul(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Matmul:
+        views = [self._view(weight).to(self._device, self._dtype) for weight in weights]
+        if len(views) == 1 and not packs(views[0]):
+            views = [self.load(weights[0])]  # not copied: shared with whoever else needs it
+        stacked = views[0] if len(views) == 1 else torch.cat(views)
+        matmul = make_matmul(stacked, self._stack_biases(weights, biases))
+        if packs(stacked) or len(views) > 1:
+            for weight in weights:
+                self._forget_pages(weight)
+        return matmul
+
+    def _stack_biases(
+        self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+    ) -> torch.Tensor | None:
+        if not any(biases):
+            return None
+        zeros = (torch.zeros(w.shape[0], device=self._device, dtype=self._dtype) for w in weights)
+        loaded = [self.load(b) if b else zero for b, zero in zip(biases, zeros, strict=True)]
+        return torch.cat(loaded)
+
+    def _forget_pages(self, tensor: Tensor) -> None:
+        """Let the system drop a tensor's mapped pages: a copy of it is in memory."""
+        page = mmap.PAGESIZE
+        start = -(-tensor.offset // page) * page
+        length = (tensor.offset + tensor.nbytes) // page * page - start
+        if length > 0 and tensor.hash not in self._tensors:
+            self._map(tensor.pack).madvise(mmap.MADV_DONTNEED, start, length)
 
     def load(self, tensor: Tensor) -> torch.Tensor:
         """The tensor on the device in the compute dtype. On CPU with equal dtypes it is a view
@@ -39,11 +77,6 @@ class TensorLoader:
             loaded = view.to(self._device, self._dtype)
             self._tensors[tensor.hash] = loaded
         return loaded
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all distinct tensors loaded so far."""
-        return sum(t.nbytes for t in self._tensors.values())
 
     def _view(self, tensor: Tensor) -> torch.Tensor:
         mapped = self._map(tensor.pack)

@@ -14,6 +14,7 @@ from blockllm.core import Chain, HeadFunction
 from blockllm.engine.attention import make_attention
 from blockllm.engine.device import available_bytes, choose_device, choose_dtype
 from blockllm.engine.executor import Executor
+from blockllm.engine.kernels import native
 from blockllm.engine.kv.cache import KVCache, route_kv
 from blockllm.engine.loader import PackStore, TensorLoader
 from blockllm.engine.memory import KVClass, context_of, plan_kv, weight_bytes
@@ -48,13 +49,14 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
         raise UnknownModel("the zoo is empty; add a model with `blockllm zoo add NAME PATH`")
     if settings.threads:
         torch.set_num_threads(settings.threads)
+    native.enable(settings.kernels == "auto")
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, chains.values(), device)
     plan = plan_spans(chains.values())
     classes = plan_kv(plan, settings, dtype.itemsize, available_bytes(device))
     caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
     loader = TensorLoader(zoo, device, dtype)
-    executor = Executor(plan, loader.load, caches, make_attention("gathered"), dtype, device)
+    executor = Executor(plan, loader, caches, make_attention("native"), dtype, device)
     return Parts(
         plan=plan,
         states=_states(plan, classes, settings),

@@ -40,7 +40,7 @@ def make_rows(spans: list[tuple[int, int]], cache: KVCache) -> AttentionRows:
     st.sampled_from([(1, 1), (2, 1), (6, 2), (7, 1), (3, 3)]),
     st.integers(0, 1),
 )
-def test_gathered_equals_plain(
+def test_batched_backends_equal_plain(
     spans: list[tuple[int, int]], window: int | None, heads: tuple[int, int], bundle: int
 ) -> None:
     generator = torch.Generator().manual_seed(len(spans))
@@ -63,8 +63,9 @@ def test_gathered_equals_plain(
     rows.write(kv, bundle, k, v)
     expected = make_attention("plain").attend(q, k, v, kv, bundle, rows, window)
     assert torch.isfinite(expected).all()
-    got = make_attention("gathered").attend(q, k, v, kv, bundle, rows, window)
-    torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
+    for name in ("gathered", "native"):
+        got = make_attention(name).attend(q, k, v, kv, bundle, rows, window)
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
 
 
 def test_shared_pages_are_not_written() -> None:

@@ -10,6 +10,10 @@ from typing import Protocol
 
 import torch
 
+from blockllm.engine.attention.batched import BatchedAttention
+from blockllm.engine.attention.gathered import gathered_decode
+from blockllm.engine.attention.native import native_decode
+from blockllm.engine.attention.plain import PlainAttention
 from blockllm.engine.attention.rows import AttentionRows
 
 
@@ -31,14 +35,10 @@ class Attention(Protocol):
 
 
 def make_attention(name: str) -> Attention:
-    """`plain` (reference) or `gathered` (batched, default)."""
+    """`plain` (reference), `gathered` (torch on any device), `native` (built CPU kernel)."""
     if name == "plain":
-        from blockllm.engine.attention.plain import PlainAttention
-
         return PlainAttention()
-    from blockllm.engine.attention.gathered import GatheredAttention
-
-    return GatheredAttention()
+    return BatchedAttention({"gathered": gathered_decode, "native": native_decode}[name])
 
 
 __all__ = ["Attention", "AttentionRows", "make_attention"]

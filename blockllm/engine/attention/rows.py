@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from blockllm.engine.batch import Hop, Ints
+from blockllm.engine.kernels import native
+from blockllm.engine.kernels.plain import rotate
 from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.models.rope import RopeTable
 
 
 class DecodeIndex(NamedTuple):
@@ -32,6 +35,7 @@ class AttentionRows:
         slots = turn.slots[hop.members]  # [k]
         width = -(-int(self.contexts.max()) // cache.page_size)
         tables = cache.tables[slots, first_bundle : first_bundle + bundles, :width]
+        tables = np.ascontiguousarray(tables)  # kernels walk a row page by page
         self.tables = torch.from_numpy(tables).to(device)  # [k, bundles, width]
         self.page_size = cache.page_size
         self._set_writes(hop, tables, cache.adopted[slots, first_bundle], device)
@@ -44,10 +48,23 @@ class AttentionRows:
     ) -> None:
         positions = hop.turn.positions[hop.rows]  # [rows]
         owner = np.repeat(np.arange(len(self.counts)), self.counts)  # [rows]
-        pages = tables[owner, :, positions // self.page_size].T.astype(np.int64)
+        pages = tables[owner, :, positions // self.page_size].T.astype(np.int64, order="C")
         pages[:, positions < adopted[owner]] = 0  # shared pages are never written again
         self.write_pages = torch.from_numpy(pages).to(device)  # [bundles, rows]
         self.write_offsets = torch.from_numpy(positions % self.page_size).to(device)  # [rows]
+
+    def place(self, fused: torch.Tensor, table: RopeTable, kv: torch.Tensor, bundle: int) -> None:
+        """Rotate the queries and keys of `fused` [rows, heads + 2 kv_heads, d] in place and put
+        keys and values on their pages. kv: [pages, 2, page_size, kv_heads, d] of one layer"""
+        if native.usable(fused):
+            where = (self.write_pages[bundle], self.write_offsets)
+            native.rotate_and_write(fused, *table, kv, *where)
+            return
+        kv_heads = kv.shape[3]
+        turned = fused[:, : fused.shape[1] - kv_heads]
+        turned.copy_(rotate(turned, *table))
+        k, v = fused[:, -2 * kv_heads : -kv_heads], fused[:, -kv_heads:]
+        self.write(kv, bundle, k, v)
 
     def write(self, kv: torch.Tensor, bundle: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put the rows' keys and values on their pages.

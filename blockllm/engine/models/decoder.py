@@ -7,47 +7,56 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn.functional as F
 
-from blockllm.core import Layer, LayerFunction
+from blockllm.core import Layer, LayerFunction, LoraTarget
 from blockllm.engine.batch import Segment
-from blockllm.engine.models.linear import Linear, LoadTensor
-from blockllm.engine.models.rope import RopeTable, rotate
+from blockllm.engine.kernels.fused import rms_norm, rms_norm_heads, silu_multiply
+from blockllm.engine.models.linear import Linear, Loader
+from blockllm.engine.models.rope import RopeTable
 
-# q, k, v of all rows → attention output; bound to pages and page tables by the executor
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int | None], torch.Tensor]
+# q, k, v of all rows [rows, heads + 2 kv_heads, head_dim], not yet rotated → attention output
+# [rows, heads, head_dim]; bound to pages and page tables by the executor
+Attend = Callable[[torch.Tensor, RopeTable, int | None], torch.Tensor]
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-_LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
+# linears of one input are fused into one; their output's columns are in this order
+_FUSED = {
+    "self_attn.q_proj": ("q_proj", "k_proj", "v_proj"),
+    "self_attn.o_proj": ("o_proj",),
+    "mlp.gate_proj": ("gate_proj", "up_proj"),
+    "mlp.down_proj": ("down_proj",),
+}
 
 
 class DecoderLayer:
     """Attention and gated MLP with pre-norms; weights are shared by every model of the block."""
 
-    def __init__(self, layer: Layer, load: LoadTensor) -> None:
+    def __init__(self, layer: Layer, load: Loader) -> None:
         assert isinstance(layer.function, LayerFunction)
-        tensors = {name: load(tensor) for name, tensor in layer.tensors.items()}
         self.function = layer.function
-        self.linears = {
-            name: Linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
-            for name in _LINEARS
-        }
-        self._input_norm = tensors["input_layernorm.weight"]
-        self._mlp_norm = tensors["post_attention_layernorm.weight"]
-        self._q_norm = tensors.get("self_attn.q_norm.weight")
-        self._k_norm = tensors.get("self_attn.k_norm.weight")
-        self._activate = ACTIVATIONS[layer.function.activation]
+        self._qkv, self._o, self._gate_up, self._down = (
+            _make_linear(first.partition(".")[0], names, layer, load)
+            for first, names in _FUSED.items()
+        )
+        self._input_norm = load.load(layer.tensors["input_layernorm.weight"])
+        self._mlp_norm = load.load(layer.tensors["post_attention_layernorm.weight"])
+        self._q_norm, self._k_norm = (
+            load.load(layer.tensors[f"self_attn.{x}_norm.weight"])
+            if layer.function.qk_norm
+            else None
+            for x in "qk"
+        )
+
+    def add_delta(self, delta: str, targets: dict[str, LoraTarget], load: Loader) -> None:
+        """Attach a model's updates; keys are module names such as `self_attn.q_proj`."""
+        for linear in (self._qkv, self._o, self._gate_up, self._down):
+            own = {name.partition(".")[2]: target for name, target in targets.items()}
+            own = {name: target for name, target in own.items() if name in linear.columns}
+            if own:
+                linear.add_delta(delta, own, load)
 
     def __call__(
         self,
@@ -67,24 +76,28 @@ class DecoderLayer:
         self, x: torch.Tensor, table: RopeTable, segments: Iterable[Segment], attend: Attend
     ) -> torch.Tensor:
         function, rows = self.function, len(x)
-        q, k, v = (
-            self.linears[f"self_attn.{name}_proj"](x, segments).view(rows, -1, function.head_dim)
-            for name in "qkv"
-        )  # [rows, heads or kv_heads, head_dim]
+        heads, kv_heads, size = function.num_heads, function.num_kv_heads, function.head_dim
+        fused = self._qkv(x, segments).view(rows, heads + 2 * kv_heads, size)
         if self._q_norm is not None and self._k_norm is not None:
-            q, k = self._norm(q, self._q_norm), self._norm(k, self._k_norm)
-        out = attend(rotate(q, table), rotate(k, table), v, function.window)
-        return self.linears["self_attn.o_proj"](out.reshape(rows, -1), segments)
+            rms_norm_heads(fused, 0, heads, self._q_norm, function.norm_eps)
+            rms_norm_heads(fused, heads, kv_heads, self._k_norm, function.norm_eps)
+        out = attend(fused, table, function.window)  # [rows, heads, head_dim]
+        return self._o(out.reshape(rows, heads * size), segments)
 
     def _mlp(self, x: torch.Tensor, segments: Iterable[Segment]) -> torch.Tensor:
-        gate = self._activate(self.linears["mlp.gate_proj"](x, segments))
-        return self.linears["mlp.down_proj"](
-            gate * self.linears["mlp.up_proj"](x, segments), segments
-        )
+        gate_up = self._gate_up(x, segments)  # [rows, 2 * intermediate]
+        if self.function.activation == "silu":
+            return self._down(silu_multiply(gate_up), segments)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self._down(ACTIVATIONS[self.function.activation](gate) * up, segments)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Root-mean-square norm over the last dimension, computed in fp32."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype)
+def _make_linear(module: str, names: tuple[str, ...], layer: Layer, load: Loader) -> Linear:
+    prefix = f"{module}."
+    tensors = {
+        f"{name}.{kind}": layer.tensors[f"{prefix}{name}.{kind}"]
+        for name in names
+        for kind in ("weight", "bias")
+        if f"{prefix}{name}.{kind}" in layer.tensors
+    }
+    return Linear(names, tensors, load)

@@ -46,12 +46,6 @@ class RotaryEmbedding:
         return RopeTable(cos.to(self._dtype), sin.to(self._dtype))
 
 
-def rotate(x: torch.Tensor, table: RopeTable) -> torch.Tensor:
-    """Apply the rotation. x: [rows, heads, head_dim]"""
-    left, right = x.chunk(2, dim=-1)
-    return x * table.cos + torch.cat((-right, left), dim=-1) * table.sin
-
-
 def inverse_frequencies(rope: Rope, head_dim: int) -> torch.Tensor:
     """Inverse frequencies for texts within the original length. [head_dim / 2]"""
     if rope.kind == "linear":

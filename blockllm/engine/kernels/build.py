@@ -1,0 +1,66 @@
+"""Build the CPU kernels with the machine's own compiler, once, into the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from blake3 import blake3
+
+LOG = logging.getLogger(__name__)
+SOURCE = Path(__file__).with_name("decoder.cpp")
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
+_TIMEOUT = 120  # seconds; a build takes about three
+
+
+@functools.cache
+def native_library() -> ctypes.CDLL | None:
+    """The kernels, built if need be; None if there is no working C++ compiler (a warning says
+    what to install). torch must have been imported before, so that both share one OpenMP pool."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++"))), "")
+    if not compiler:
+        LOG.warning("no C++ compiler found: slower plain kernels are used; install g++")
+        return None
+    try:
+        return ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        LOG.warning("building the CPU kernels failed, plain ones are used: %s", detail)
+        return None
+
+
+def _build(compiler: str) -> Path:
+    source = SOURCE.read_bytes()
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT)
+    identity = source + version.stdout + " ".join(_FLAGS).encode() + _cpu()
+    library = _cache_folder() / f"decoder-{blake3(identity).hexdigest(16)}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            command = [compiler, *_FLAGS, "-fopenmp", str(SOURCE), "-o", str(built)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
+            os.replace(built, library)
+    return library
+
+
+def _cache_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    folder = Path(cache) / "blockllm" / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _cpu() -> bytes:
+    """What `-march=native` depends on: a cache folder may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return next((line for line in lines if line.startswith("flags")), "").encode()
