@@ -34,49 +34,89 @@ struct Pages {
     int64_t page_size, kv_heads;
 };
 
-// One KV head of one sequence: all query heads that share it, softmax over tokens first..last.
 template <int DIM>
-void attend_head(float* out, const float* q, const Pages& pages, const int32_t* table, int64_t head,
-                 int64_t groups, int64_t first, int64_t context, float scale, int64_t any_dim,
-                 std::vector<float>& scratch) {
-    const int64_t dim = DIM ? DIM : any_dim;
-    const int64_t count = context - first, token_stride = pages.kv_heads * dim;
-    scratch.resize(groups * count);
-    float* weights = scratch.data();  // [groups, count]
-    for (int64_t t = first; t < context; ++t) {
-        const float* key = pages.data + table[t / pages.page_size] * pages.page_stride +
-                           (t % pages.page_size) * token_stride + head * dim;
-        for (int64_t g = 0; g < groups; ++g) {
-            const float* query = q + g * dim;
-            float sum = 0;
+inline float dot(const float* a, const float* b, int64_t dim) {
+    float sum = 0;
 #pragma omp simd reduction(+ : sum)
-            for (int64_t d = 0; d < dim; ++d) sum += query[d] * key[d];
-            weights[g * count + t - first] = sum * scale;
-        }
+    for (int64_t d = 0; d < (DIM ? DIM : dim); ++d) sum += a[d] * b[d];
+    return sum;
+}
+
+inline void prefetch(const float* from, int64_t floats) {
+    for (int64_t i = 0; i < floats; i += 16) __builtin_prefetch(from + i);
+}
+
+// Calls visit(rows of this page, first token, number of tokens) for every page of tokens
+// first..context, asking for the next page's memory before.
+template <typename Visit>
+void each_page(const Pages& pages, const int32_t* table, int64_t offset, int64_t width,
+               int64_t first, int64_t context, Visit visit) {
+    const int64_t size = pages.page_size;
+    for (int64_t p = first / size; p * size < context; ++p) {
+        const float* rows = pages.data + table[p] * pages.page_stride + offset;
+        if ((p + 1) * size < context)
+            prefetch(pages.data + table[p + 1] * pages.page_stride + offset, size * width);
+        const int64_t from = p * size > first ? p * size : first;
+        const int64_t to = (p + 1) * size < context ? (p + 1) * size : context;
+        visit(rows + (from - p * size) * width, from - first, to - from);
     }
-    for (int64_t g = 0; g < groups; ++g) {
-        float* row = weights + g * count;
-        float best = row[0], total = 0;
-        for (int64_t t = 1; t < count; ++t) best = row[t] > best ? row[t] : best;
+}
+
+void softmax(float* row, int64_t count) {
+    float best = row[0], total = 0;
+    for (int64_t t = 1; t < count; ++t) best = row[t] > best ? row[t] : best;
 #pragma omp simd reduction(+ : total)
-        for (int64_t t = 0; t < count; ++t) {
-            row[t] = exp_negative(row[t] - best);
-            total += row[t];
-        }
-        const float inverse = 1.0f / total;
-        for (int64_t t = 0; t < count; ++t) row[t] *= inverse;
+    for (int64_t t = 0; t < count; ++t) {
+        row[t] = exp_negative(row[t] - best);
+        total += row[t];
     }
-    std::memset(out, 0, sizeof(float) * groups * dim);
-    for (int64_t t = first; t < context; ++t) {
-        const float* value = pages.data + table[t / pages.page_size] * pages.page_stride +
-                             pages.value_stride + (t % pages.page_size) * token_stride + head * dim;
-        for (int64_t g = 0; g < groups; ++g) {
-            const float weight = weights[g * count + t - first];
-            float* row = out + g * dim;
+    const float inverse = 1.0f / total;
 #pragma omp simd
-            for (int64_t d = 0; d < dim; ++d) row[d] += weight * value[d];
+    for (int64_t t = 0; t < count; ++t) row[t] *= inverse;
+}
+
+// KV heads head..head + num of one sequence with all query heads that share them; q and out
+// point at the first of those. Softmax over tokens first..context.
+template <int DIM>
+void attend_heads(float* out, const float* q, const Pages& pages, const int32_t* table,
+                  int64_t head, int64_t num, int64_t groups, int64_t first, int64_t context,
+                  float scale, int64_t any_dim, std::vector<float>& scratch) {
+    const int64_t dim = DIM ? DIM : any_dim;
+    const int64_t count = context - first, width = pages.kv_heads * dim;
+    scratch.resize(num * groups * count);
+    float* weights = scratch.data();  // [num * groups, count]
+    each_page(pages, table, 0, width, first, context,
+              [&](const float* keys, int64_t start, int64_t tokens) {
+        for (int64_t h = 0; h < num * groups; ++h) {
+            const float *query = q + h * dim, *key = keys + (head + h / groups) * dim;
+            float* row = weights + h * count + start;
+            for (int64_t t = 0; t < tokens; ++t) row[t] = dot<DIM>(query, key + t * width, dim);
         }
+    });
+    for (int64_t h = 0; h < num * groups; ++h) {
+        float* row = weights + h * count;
+        for (int64_t t = 0; t < count; ++t) row[t] *= scale;
+        softmax(row, count);
     }
+    std::memset(out, 0, sizeof(float) * num * groups * dim);
+    each_page(pages, table, pages.value_stride, width, first, context,
+              [&](const float* values, int64_t start, int64_t tokens) {
+        for (int64_t h = 0; h < num * groups; ++h) {
+            const float* value = values + (head + h / groups) * dim;
+            const float* row = weights + h * count + start;
+            float *to = out + h * dim, sum[DIM ? DIM : 1];
+            if constexpr (DIM > 0) {  // sums stay in registers over the page
+                std::memcpy(sum, to, sizeof sum);
+                for (int64_t t = 0; t < tokens; ++t)
+#pragma omp simd
+                    for (int d = 0; d < DIM; ++d) sum[d] += row[t] * value[t * width + d];
+                std::memcpy(to, sum, sizeof sum);
+            } else {
+                for (int64_t t = 0; t < tokens; ++t)
+                    for (int64_t d = 0; d < dim; ++d) to[d] += row[t] * value[t * width + d];
+            }
+        }
+    });
 }
 
 }  // namespace
@@ -91,22 +131,24 @@ void paged_decode(float* out, const float* q, int64_t q_stride, const float* key
                   int threads) {
     const Pages pages{keys, page_stride, value_stride, page_size, kv_heads};
     const int64_t groups = heads / kv_heads;
+    // whole sequences read memory in order; few sequences are split by head to use all threads
+    const int64_t num = n >= 2 * threads || threads == 1 ? kv_heads : 1, parts = kv_heads / num;
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> scratch;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < n * kv_heads; ++task) {
-            const int64_t i = task / kv_heads, head = task % kv_heads, context = contexts[i];
+        for (int64_t task = 0; task < n * parts; ++task) {
+            const int64_t i = task / parts, head = task % parts * num, context = contexts[i];
             const int64_t first = window && context > window ? context - window : 0;
             const int32_t* table = tables + i * table_stride;
             const float* query = q + i * q_stride + head * groups * dim;
             float* to = out + (i * heads + head * groups) * dim;
-            auto run = dim == 64    ? attend_head<64>
-                       : dim == 128 ? attend_head<128>
-                       : dim == 96  ? attend_head<96>
-                       : dim == 80  ? attend_head<80>
-                                    : attend_head<0>;
-            run(to, query, pages, table, head, groups, first, context, scale, dim, scratch);
+            auto run = dim == 64    ? attend_heads<64>
+                       : dim == 128 ? attend_heads<128>
+                       : dim == 96  ? attend_heads<96>
+                       : dim == 80  ? attend_heads<80>
+                                    : attend_heads<0>;
+            run(to, query, pages, table, head, num, groups, first, context, scale, dim, scratch);
         }
     }
 }
