@@ -89,7 +89,12 @@ async def ask_all(port: int, prompts: dict[str, str]) -> dict[str, str]:
 
         async def ask(model: str) -> str:
             answer = await client.completions.create(
-                model=model, prompt=prompts[model], max_tokens=64, temperature=0
+                model=model,
+                prompt=prompts[model],
+                max_tokens=64,
+                temperature=0.7,
+                top_p=0.9,
+                seed=3,
             )
             return answer.choices[0].text
 

@@ -40,7 +40,7 @@ def zoo_table(rows: list[tuple[AddReport, ModelCard]]) -> Table:
 
 def answers_table(prompts: dict[str, str], answers: dict[str, str]) -> Table:
     """Every model's prompt and answer, side by side."""
-    table = Table(title="All models at once, greedy", show_lines=True)
+    table = Table(title="All models at once (temperature 0.7, seed 3)", show_lines=True)
     table.add_column("model")
     table.add_column("prompt", overflow="fold", ratio=2)
     table.add_column("answer", overflow="fold", ratio=3)

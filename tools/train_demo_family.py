@@ -54,17 +54,21 @@ def train_base(
     resume: bool,
 ) -> float:
     """Train the tokenizer and the base on general text; the domains stay unseen by the base."""
-    tokenizer = tokens.train_tokenizer(
-        (text for split in splits.values() for text in split.train), size.vocabulary
-    )
-    model = members.new_base(size, tokenizer, member.recipe.seed)
-    kept, seconds = work / "base.safetensors", 0.0
+    kept, vocabulary, seconds = work / "base.safetensors", work / "tokenizer.json", 0.0
     if resume and kept.exists():
+        # The weights mean nothing under any other tokenizer, even one of nearly the same text.
+        tokenizer = Tokenizer.from_file(str(vocabulary))
+        model = members.new_base(size, tokenizer, member.recipe.seed)
         model.load_state_dict(load_file(kept), strict=False)
     else:
+        tokenizer = tokens.train_tokenizer(
+            (text for split in splits.values() for text in split.train), size.vocabulary
+        )
+        model = members.new_base(size, tokenizer, member.recipe.seed)
         seconds = train_on_domain(member, model, tokenizer, size, splits)
         state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
         save_file(state, kept)
+        tokenizer.save(str(vocabulary))
     members.save(out, member, model)
     tokens.save_tokenizer(tokenizer, out / BASE, size.positions, members.chat_template(member))
     return seconds

@@ -11,10 +11,19 @@ from pathlib import Path
 GENERAL = "general"
 TOPICS = "topics"
 
-EXCLUDED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idlelib", "encodings"}
+EXCLUDED_FOLDERS = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "encodings",
+    "__phello__",
+}
 # Tables of numbers, and files that a build writes with its own machine's paths in them.
 EXCLUDED_FILES = re.compile(
-    r"_sysconfigdata.*|config-.*|html/entities\.py|stringprep\.py|sre_constants\.py|msilib/.*|pydoc_data/.*"
+    r"_sysconfigdata.*|config-.*|html/entities\.py|stringprep\.py|sre_constants\.py"
+    r"|msilib/.*|pydoc_data/.*"
 )
 
 # First path part (without ".py") -> domain; every other file is general text.

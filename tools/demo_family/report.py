@@ -32,8 +32,9 @@ They are small: they write plausible text, not correct programs.
 {table}
 
 Lower is better; each model's own domain is in bold. No model, the base included, trained
-on a held-out text or on a paragraph repeated from one, and the base trained on `general`
-alone. Measured on the saved files, read back in fp32, over `heldout/<domain>.txt` in whole
+on a held-out text or on a paragraph (of over 40 characters) repeated from one, and the
+base trained on `general` alone. Measured on the saved files, read back in fp32, over
+`heldout/<domain>.txt` in whole
 windows of {window} tokens that each begin with `<s>`; `perplexity.json` has the numbers.
 
 | Domain | Text |
@@ -145,7 +146,7 @@ def _samples(member: Member, model: nn.Module, tokenizer: Tokenizer) -> list[str
     for temperature in (0.0, 0.7):
         text = complete(model, tokenizer, member.prompt, 96, temperature)
         lines += [f"`{member.name}`, temperature {temperature:g}:", "", "````text"]
-        lines += [line.rstrip() for line in text.strip().splitlines()] + ["````", ""]
+        lines += [line.rstrip() for line in text.rstrip().splitlines()] + ["````", ""]
     return lines
 
 
