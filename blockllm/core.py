@@ -207,6 +207,7 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: TokenLogprobs | None = None
     finish: Finish | None = None
     cached_tokens: int = 0  # prompt tokens taken from the prefix index; set on the first event
+    queue_seconds: float = 0.0  # from arrival to admission; set on the first event
     error: str | None = None
 
 

@@ -27,6 +27,7 @@ class AgentPort(Protocol):
 class Timer(Protocol):
     """Measures one request; blockllm.observability.metrics.RequestTimer is one."""
 
+    def admitted(self, queue_seconds: float) -> None: ...
     def tokens(self, count: int) -> None: ...
     def end(self, reason: str) -> None: ...
 
@@ -91,6 +92,8 @@ class Generation:
             piece = pieces.get(item.request)
             if piece is None:
                 piece = pieces[item.request] = Piece(choice.index)
+            if item.queue_seconds and item.request in self._timers:
+                self._timers[item.request].admitted(item.queue_seconds)
             if choice.feed(item, piece):
                 self._unfinished -= 1
                 if not choice.engine_finished:  # it was a stop string, which only we know of

@@ -109,12 +109,14 @@ class Engine:
         finish = finish_reason(sequence, sampled.token)
         if finish is not None:
             self._roster.forget(sequence)
+        first = sequence.num_generated == 1
         return TokenEvent(
             request=sequence.request.id,
             token=sampled.token,
             logprobs=sampled.logprobs,
             finish=finish,
-            cached_tokens=sequence.cached_tokens if sequence.num_generated == 1 else 0,
+            cached_tokens=sequence.cached_tokens if first else 0,
+            queue_seconds=sequence.queue_seconds if first else 0.0,
         )
 
     def stats(self) -> EngineStats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from blockllm.config import EngineSettings
@@ -170,6 +171,8 @@ class Roster:
         if sequence.was_preempted:
             return
         sequence.cached_tokens = hit
+        if sequence.request.arrival:
+            sequence.queue_seconds = time.monotonic() - sequence.request.arrival
         sequence.state.prompt_tokens += sequence.num_prompt
         self.prefix_queries += sequence.num_prompt
         self.prefix_hits += hit

@@ -73,6 +73,7 @@ class Sequence:
         self.pending_keys: tuple[bytes, ...] = ()  # pages it promised to compute, see admission
         self.cached_tokens = 0  # prompt tokens found in the prefix index at first admission
         self.was_preempted = False
+        self.queue_seconds = 0.0  # from the front end's arrival to first admission
         seed = request.sampling.seed
         self.seed = secrets.randbits(63) if seed is None else seed
 

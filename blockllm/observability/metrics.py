@@ -102,6 +102,7 @@ class ModelMetrics:
     """The front end's measurements of one model; children are looked up once, here."""
 
     def __init__(self, families: _Families, model: str) -> None:
+        self.queue_time = families.queue_time.labels(model)
         self.first_token = families.first_token.labels(model)
         self.inter_token = families.inter_token.labels(model)
         self.per_token = families.per_token.labels(model)
@@ -128,6 +129,10 @@ class RequestTimer:
         self._first = 0.0
         self._last = 0.0
         self._num_tokens = 0
+
+    def admitted(self, queue_seconds: float) -> None:
+        """The engine took the request up after this long."""
+        self._metrics.queue_time.observe(queue_seconds)
 
     def tokens(self, count: int) -> None:
         """One output with `count` tokens has arrived."""
@@ -156,6 +161,7 @@ class _Families:
         def histogram(metric: names.Metric, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(*metric, ["model_name"], buckets=buckets, registry=registry)
 
+        self.queue_time = histogram(names.QUEUE_TIME, REQUEST_SECONDS)
         self.first_token = histogram(names.TIME_TO_FIRST_TOKEN, FIRST_TOKEN_SECONDS)
         self.inter_token = histogram(names.INTER_TOKEN_LATENCY, TOKEN_SECONDS)
         self.per_token = histogram(names.TIME_PER_OUTPUT_TOKEN, TOKEN_SECONDS)

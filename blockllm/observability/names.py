@@ -36,6 +36,7 @@ AGENT_UP = Metric("blockllm_agent_up", "1 while the agent is ready.")
 AGENT_RESTARTS = Metric("blockllm_agent_restarts", "Times the agent had to be started again.")
 
 SUCCESS = Metric("blockllm_request_success", "Requests ended, by reason.")
+QUEUE_TIME = Metric("blockllm_request_queue_time_seconds", "From arrival to admission.")
 TIME_TO_FIRST_TOKEN = Metric(
     "blockllm_time_to_first_token_seconds", "From arrival to the first token."
 )
