@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from blockllm.engine.kernels import native, plain
 from blockllm.engine.kernels.build import native_library
-from blockllm.engine.kernels.matmul import make_matmul, packs
+from blockllm.engine.kernels.matmul import make_matmul, packs, padded_rows
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 16, 33, 200])
@@ -23,6 +23,15 @@ def test_packed_matmul_equals_plain(rows: int, shape: tuple[int, int], bias: boo
     torch.testing.assert_close(
         make_matmul(weight, offset)(x), F.linear(x, weight, offset), rtol=0, atol=2e-4
     )
+
+
+def test_few_row_counts_are_used_and_little_is_wasted() -> None:
+    assert [padded_rows(n) for n in (1, 7, 8, 9, 16, 33, 65, 256, 257)] == [
+        1, 7, 8, 16, 16, 40, 96, 256, 384,
+    ]  # fmt: skip
+    counts = {padded_rows(rows) for rows in range(1, 513)}
+    assert len(counts) <= 24
+    assert all(rows <= padded_rows(rows) < 1.5 * rows + 4 for rows in range(1, 513))
 
 
 def test_other_dtypes_are_not_packed() -> None:

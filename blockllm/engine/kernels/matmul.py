@@ -42,10 +42,21 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Matmul:
     bias = None if bias is None else bias.clone()
 
     def multiply(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = run(x, packed, bias, "none", [], "")
-        return y
+        rows = len(x)
+        spare = padded_rows(rows) - rows
+        y: torch.Tensor = run(
+            F.pad(x, (0, 0, 0, spare)) if spare else x, packed, bias, "none", [], ""
+        )
+        return y[:rows]
 
     return multiply
+
+
+def padded_rows(rows: int) -> int:
+    """The row count to run with. oneDNN compiles and keeps a kernel for every row count it meets
+    (measured: 0.9 ms and 0.6 MB each), so only some are used: all up to 8, then coarser steps."""
+    step = 1 if rows <= 8 else 8 if rows <= 64 else 32 if rows <= 256 else 128
+    return -(-rows // step) * step
 
 
 def _plain(weight: torch.Tensor, bias: torch.Tensor | None) -> Matmul:
