@@ -1,0 +1,56 @@
+"""The measurements on a tiny family: equal tokens, counters that add up, tables that print."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from blockllm.config import EngineSettings
+from blockllm.zoo import Zoo
+from tools import measure_sharing, measure_transformers
+from tools.bench_family import Shape, make_family
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("family")
+    make_family(folder, Shape(layers=4, hidden=128, vocab=400), 2, 1, changed_from_layer=3)
+    zoo = Zoo(folder / "zoo")
+    for name in ("base", "ft0", "ft1"):
+        zoo.add(name, folder / name)
+    zoo.add("lora0", folder / "lora0", base="base")
+    return folder
+
+
+def test_sharing(family: Path) -> None:
+    settings = EngineSettings(device="cpu", dtype="float32", memory="32MiB", prefix_cache=False)
+    options = argparse.Namespace(requests=4, prompt=10, output=4, pairs=2)
+    seen = measure_sharing.measure(Zoo(family / "zoo"), settings, options)
+    assert seen["models_asked"] == ["ft0", "ft1", "lora0", "base"]
+    assert seen["requests_that_differ"] == 0
+    assert seen["weight_bytes"] < seen["weight_bytes_unshared"] / 2
+    rows_per_request = 10 + 4 - 1
+    for span in seen["spans"]:
+        assert span["rows"] == 2 * span["models"] * rows_per_request
+    assert sum(span["hops"] for span in seen["spans"]) < seen["hops_in_turn"]
+    assert "rows per hop, 1 spans shared by 2" in measure_sharing.markdown(seen)
+
+
+def test_transformers(family: Path) -> None:
+    pytest.importorskip("transformers")
+    options = argparse.Namespace(
+        model=family / "base",
+        zoo=family / "zoo",
+        name="base",
+        concurrency=3,
+        prompt=10,
+        output=4,
+        pairs=1,
+        memory="32MiB",
+        threads=1,
+    )
+    seen = measure_transformers.measure(options)
+    assert (seen["answers_that_differ"], seen["answers_compared"]) == (0, 6)
+    assert "limit of the machine" in measure_transformers.markdown(seen)

@@ -1,0 +1,237 @@
+"""Soak test: thousands of mixed requests with random cancels and disconnects on a real server.
+
+Starts `blockllm serve` over the demo family, asks, watches memory and pages, and holds every
+repeated greedy question against its first answer. Exit status 1 if anything is not as it should.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from tools.demo import FAMILY, MODELS, ROOT, build_zoo, free_port, start_server, stop_server
+from tools.soak_cases import Author, Case
+from tools.soak_client import Client, read_answer
+from tools.soak_watch import Metrics, Sample, Trend, read_metrics, resident, trends
+
+CONSOLE = Console()
+REPLAYS = 200
+
+
+class Options(NamedTuple):
+    """How long and how hard."""
+
+    requests: int
+    concurrency: int
+    seed: int
+    minutes_limit: float
+
+
+class Outcome(NamedTuple):
+    """Everything the report needs."""
+
+    seconds: float
+    client: Client
+    samples: list[Sample]
+    last: Metrics
+    ties: int
+    replayed: int
+
+
+async def soak(server: subprocess.Popen[bytes], port: int, options: Options) -> Outcome:
+    """Play all cases, let the server come to rest, and replay greedy questions alone."""
+    client, samples = Client(port, options.concurrency), list[Sample]()
+    cards = (await client.get("/v1/models")).json()["data"]
+    models = {card["id"]: int(card["max_model_len"]) for card in cards}
+    author = Author(options.seed, models, num_greedy=max(8, options.requests // 20))
+    start = time.monotonic()
+    issued = _issued(author.cases(options.requests), start, options.minutes_limit)
+    done = 0
+
+    async def work() -> None:
+        nonlocal done
+        for case in issued:
+            await client.send(case)
+            done += 1
+            if done % max(10, options.requests // 50) == 0:
+                samples.append(await _look(server, client, done, start))
+                _tell(samples[-1])
+
+    await asyncio.gather(*(work() for _ in range(options.concurrency)))
+    seconds = time.monotonic() - start
+    await _rest(client)
+    replayed = await _replay_alone(client)
+    ties = sum([await client.is_tie(mismatch) for mismatch in client.tally.mismatches])
+    last = await _rest(client)
+    await client.close()
+    return Outcome(seconds, client, samples, last, ties, replayed)
+
+
+def _issued(cases: Iterator[Case], start: float, minutes: float) -> Iterator[Case]:
+    for case in cases:
+        if time.monotonic() - start > 60 * minutes:
+            return
+        yield case
+
+
+async def _look(server: subprocess.Popen[bytes], client: Client, done: int, start: float) -> Sample:
+    metrics = read_metrics((await client.get("/metrics")).text)
+    return Sample(done, time.monotonic() - start, resident(server.pid), metrics)
+
+
+def _tell(sample: Sample) -> None:
+    rss = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sample.rss.items())
+    pages = f"{sample.metrics.used_pages:.0f} pages used"
+    CONSOLE.print(f"{sample.requests} requests in {sample.seconds:.0f} s; {rss}; {pages}")
+
+
+async def _rest(client: Client, patience: float = 20) -> Metrics:
+    """The metrics once nothing runs; the server refreshes them about once a second."""
+    deadline = time.monotonic() + patience
+    while True:
+        await asyncio.sleep(1.5)
+        metrics = read_metrics((await client.get("/metrics")).text)
+        if metrics.is_idle or time.monotonic() > deadline:
+            return metrics
+
+
+async def _replay_alone(client: Client) -> int:
+    """Ask greedy questions once more, one at a time: company must not have changed the answer."""
+    keys = list(client.tally.firsts)[:REPLAYS]
+    for key in keys:
+        path, _, text = key.partition(" ")
+        answer = await client.ask(path, {**json.loads(text), "return_token_ids": True})
+        client.tally.compare(key, read_answer(answer))
+    return len(keys)
+
+
+def judge(outcome: Outcome, found: list[Trend]) -> list[str]:
+    """What is wrong; [] when all is well."""
+    tally, last = outcome.client.tally, outcome.last
+    wrong = tally.problems[:20]
+    unexplained = len(tally.mismatches) - outcome.ties
+    for is_wrong, what in (
+        (any(status >= 500 for status in tally.statuses), f"5xx: {dict(tally.statuses)}"),
+        (unexplained > 0, f"{unexplained} greedy answers differ from the first one"),
+        (not last.is_idle, f"not at rest at the end: {last}"),
+        (last.restarts > 0, f"the agent was restarted {last.restarts:.0f} times"),
+        (last.errors > tally.num_refused_by_engine, f"{last.errors:.0f} ended in an error"),
+        (not tally.firsts, "no greedy request was answered"),
+    ):
+        wrong += [what] if is_wrong else []
+    for trend in found:
+        grown = trend.median_last_fifth - trend.median_second_fifth
+        wrong += [] if trend.is_flat else [f"{trend.process}: memory grew by {grown:.1f} MB"]
+    return wrong
+
+
+def facts(outcome: Outcome, found: list[Trend]) -> dict[str, Any]:
+    """The report as plain data."""
+    tally = outcome.client.tally
+    return {
+        "requests": sum(tally.ways.values()),
+        "seconds": round(outcome.seconds, 1),
+        "requests_per_second": round(sum(tally.ways.values()) / outcome.seconds, 1),
+        "tokens_received": tally.num_tokens,
+        "outcomes": dict(sorted(tally.ways.items())),
+        "statuses": {str(status): n for status, n in sorted(tally.statuses.items())},
+        "greedy_answers_compared": tally.num_compared,
+        "of_them_replayed_alone": outcome.replayed,
+        "mismatches": len(tally.mismatches),
+        "of_them_ties_in_fp32": outcome.ties,
+        "problems": len(tally.problems),
+        "preemptions": outcome.last.preemptions,
+        "at_rest": outcome.last._asdict(),
+        "most_pages_used": max((s.metrics.used_pages for s in outcome.samples), default=0),
+        "memory_mb": [trend._asdict() for trend in found],
+        "samples": [{**s._asdict(), "metrics": s.metrics._asdict()} for s in outcome.samples],
+    }
+
+
+def show(report: dict[str, Any]) -> Table:
+    """The report as a table; nested values are flattened, samples left out."""
+    table = Table("what", "seen", title="Soak test")
+    for name, value in report.items():
+        if name == "samples":
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {number}" for key, number in value.items())
+        elif name == "memory_mb":
+            value = "\n".join(
+                ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else v for k, v in t.items())
+                for t in value
+            )
+        table.add_row(name.replace("_", " "), str(value))
+    return table
+
+
+def prepare(zoo: Path, family: Path) -> None:
+    """Use the zoo as it is if it has models; else build it from the family's folders."""
+    from blockllm.zoo import Zoo
+
+    if (zoo / "catalog.sqlite").exists() and Zoo(zoo).cards():
+        return
+    if family == FAMILY and all((FAMILY / name).exists() for name in MODELS):
+        return build_zoo(zoo)
+    folders = sorted(family.iterdir(), key=lambda f: ((f / "adapter_config.json").exists(), f))
+    for folder in folders:
+        if (folder / "adapter_config.json").exists():
+            Zoo(zoo).add(folder.name, folder, base="base")
+        elif (folder / "config.json").exists():
+            Zoo(zoo).add(folder.name, folder)
+
+
+def run(zoo: Path, options: Options) -> tuple[dict[str, Any], list[str]]:
+    """Start a server on the zoo, soak it, stop it. Returns the report and what is wrong."""
+    port = free_port()
+    server = start_server(zoo, port, stay=False)
+    try:
+        outcome = asyncio.run(soak(server, port, options))
+        found = trends(outcome.samples)
+        report, wrong = facts(outcome, found), judge(outcome, found)
+        stop_server(server)
+        return report, wrong
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGKILL)
+
+
+def main() -> None:
+    """Read the command line, run, print, write, and exit with 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--concurrency", type=int, default=24)
+    parser.add_argument("--zoo", type=Path, default=ROOT / "out" / "demo-zoo")
+    parser.add_argument("--family", type=Path, default=FAMILY, help="models if the zoo is empty")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak.json")
+    parser.add_argument("--minutes-limit", type=float, default=60.0)
+    parser.add_argument("--memory", default="66MiB", help="small, so that pages run out too")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    # one dtype and little memory, whatever the machine; the server reads its environment
+    os.environ |= {"BLOCKLLM_DTYPE": "float32", "BLOCKLLM_MEMORY": given.memory}
+    prepare(given.zoo, given.family)
+    options = Options(given.requests, given.concurrency, given.seed, given.minutes_limit)
+    report, wrong = run(given.zoo, options)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps({**report, "wrong": wrong}, indent=2), encoding="utf-8")
+    CONSOLE.print(show(report))
+    for line in wrong:
+        CONSOLE.print(f"wrong: {line}", style="red", markup=False)
+    CONSOLE.print("all as it should be" if not wrong else f"{len(wrong)} things are wrong")
+    raise SystemExit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
