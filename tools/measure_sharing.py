@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from blockllm.config import EngineSettings
-from blockllm.core import EngineStats, Request, Sampling
+from blockllm.core import Chain, EngineStats, Request, Sampling
 from blockllm.engine import Engine
 from blockllm.zoo import Zoo
 
@@ -119,9 +119,23 @@ class Comparison:
             self.use[new.name] = (hops + new.hops - old.hops, rows + new.rows - old.rows)
             self.hops_in_turn += last.hops - new.hops
 
-    @property
-    def ratios(self) -> list[float]:
-        return [fast / slow for fast, slow in zip(self.mixed, self.in_turn, strict=True)]
+    def facts(self) -> dict[str, Any]:
+        """Speeds, ratios and counters as plain data."""
+        pairs = zip(self.mixed, self.in_turn, strict=True)
+        return {
+            "mixed_tokens_per_second": self.mixed,
+            "in_turn_tokens_per_second": self.in_turn,
+            "ratios": [fast / slow for fast, slow in pairs],
+            "requests_that_differ": self.differing,
+            "hops_in_turn": self.hops_in_turn,
+        }
+
+
+def choose_models(chains: dict[str, Chain]) -> list[str]:
+    """Fine-tunes first, bases of adapters last."""
+    bases = {chain.parent for chain in chains.values()}
+    tuned = [name for name in chains if name not in bases]
+    return [*tuned, *(name for name in chains if name in bases)]
 
 
 def measure(zoo: Zoo, settings: EngineSettings, options: argparse.Namespace) -> dict[str, Any]:
@@ -130,9 +144,7 @@ def measure(zoo: Zoo, settings: EngineSettings, options: argparse.Namespace) -> 
     engine = Engine(zoo, None, settings)
     loaded = resident()
     chains = zoo.chains()
-    bases = {chain.parent for chain in chains.values()}
-    tuned = [name for name in chains if name not in bases]  # fine-tunes first, the base last
-    models = [*tuned, *(name for name in chains if name in bases)][: options.requests]
+    models = choose_models(chains)[: options.requests]
     vocab = min(chain.vocab_size for chain in chains.values())
     comparison = Comparison(engine, models, options.prompt, options.output)
     comparison.run(options.pairs, vocab)
@@ -150,11 +162,7 @@ def measure(zoo: Zoo, settings: EngineSettings, options: argparse.Namespace) -> 
         "after_run": after._asdict(),
         "memory_limit": limit,
         "memory_fits": max(loaded.VmRSS, after.VmRSS) <= limit,
-        "mixed_tokens_per_second": comparison.mixed,
-        "in_turn_tokens_per_second": comparison.in_turn,
-        "ratios": comparison.ratios,
-        "requests_that_differ": comparison.differing,
-        "hops_in_turn": comparison.hops_in_turn,
+        **comparison.facts(),
         "spans": [
             SpanUse(span.name, len(span.models), *comparison.use[span.name])._asdict()
             for span in stats.spans

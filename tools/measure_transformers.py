@@ -45,9 +45,10 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         import transformers
 
-        transformers.utils.logging.disable_progress_bar()
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.model.eval()
+        logging: Any = transformers.utils.logging
+        logging.disable_progress_bar()
+        model_class: Any = transformers.AutoModelForCausalLM
+        self.model: Any = model_class.from_pretrained(folder, dtype=torch.float32).eval()
         self.model.generation_config.eos_token_id = None  # every request runs to its length
 
     def run(self, prompts: list[list[int]], output: int) -> tuple[list[list[int]], float]:
@@ -110,8 +111,28 @@ def _parameters(chain: Chain) -> tuple[int, int]:
     return sum(n for n, is_one in zip(counts, decoder, strict=True) if is_one), counts[-1]
 
 
+def compare(
+    engine: Engine, reference: Reference, options: argparse.Namespace, vocab: int
+) -> tuple[list[float], list[float], int]:
+    """Output tokens/s of both arms, a pair at a time, and how many answers differ. The first
+    pair warms up and is dropped."""
+    ours, theirs, differing = list[float](), list[float](), 0
+    work = options.concurrency * options.output
+    for pair in range(options.pairs + 1):
+        prompts = [
+            random_prompt(31 * pair + i, options.prompt, vocab) for i in range(options.concurrency)
+        ]
+        mine, fast = run_engine(engine, options.name, prompts, options.output)
+        expected, slow = reference.run(prompts, options.output)
+        differing += sum(a != b for a, b in zip(mine, expected, strict=True))
+        if pair:
+            ours.append(work / fast)
+            theirs.append(work / slow)
+    return ours, theirs, differing
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Interleaved pairs; the first one warms up and is dropped."""
+    """Load the model twice, compare the arms, measure the machine."""
     torch.set_num_threads(options.threads or torch.get_num_threads())
     zoo = Zoo(options.zoo)
     chain = zoo.chain(options.name)
@@ -124,19 +145,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         threads=torch.get_num_threads(),
     )
     engine, reference = Engine(zoo, [options.name], settings), Reference(options.model)
-    ours, theirs, differing = [], [], 0
-    work = options.concurrency * options.output
-    for pair in range(options.pairs + 1):
-        prompts = [
-            random_prompt(31 * pair + i, options.prompt, chain.vocab_size)
-            for i in range(options.concurrency)
-        ]
-        mine, fast = run_engine(engine, options.name, prompts, options.output)
-        expected, slow = reference.run(prompts, options.output)
-        differing += sum(a != b for a, b in zip(mine, expected, strict=True))
-        if pair:
-            ours.append(work / fast)
-            theirs.append(work / slow)
+    ours, theirs, differing = compare(engine, reference, options, chain.vocab_size)
     return {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()},
         "threads": torch.get_num_threads(),

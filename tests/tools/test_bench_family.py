@@ -28,6 +28,7 @@ def test_the_zoo_shares_what_is_equal(family: Path, tmp_path: Path) -> None:
     assert zoo.add("lora0", family / "lora0", base="base").num_shared_blocks == 4
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads what transformers renames
 def test_transformers_and_peft_load_it(family: Path) -> None:
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
