@@ -15,6 +15,7 @@ from blockllm.api.choice import Choice, Piece, TextRules
 from blockllm.api.tokenizer import TextTokenizer
 from blockllm.cluster.streams import Item, Mailbox, Sink
 from blockllm.core import Request, Sampling, TokenEvent
+from blockllm.errors import RequestError
 
 
 class AgentPort(Protocol):
@@ -56,6 +57,8 @@ class Generation:
         error: BaseException | None,
         frames: TracebackType | None,
     ) -> None:
+        if isinstance(error, RequestError):
+            self._timers.clear()  # refused, so it never became a request to be counted
         left = "error" if isinstance(error, Exception) else "abort"
         for choice in self.choices:
             if not choice.engine_finished:

@@ -198,6 +198,13 @@ def test_tokenize_and_back(server: RunningServer):
     assert server.post("/detokenize", {"model": "base", "tokens": [-1]}).status_code == 400
 
 
+def test_a_refusal_of_the_engine_is_not_counted_as_an_error(server: RunningServer):
+    before = server.metric("blockllm_request_success_total")
+    refused = server.post(TEXT, {"model": "base", "prompt": [10**9], "n": 2})
+    assert refused.status_code == 400
+    assert server.metric("blockllm_request_success_total") == before
+
+
 def test_health_and_metrics(server: RunningServer):
     assert server.get("/health").status_code == 200
     assert server.get("/ready").status_code == 200
