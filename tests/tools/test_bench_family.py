@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from blockllm.zoo import Zoo
+from tests.oracle.reference import load
 from tools.bench_family import Shape, make_family
 
 
@@ -30,13 +32,9 @@ def test_the_zoo_shares_what_is_equal(family: Path, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads what transformers renames
 def test_transformers_and_peft_load_it(family: Path) -> None:
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(family / "base")
-    tuned = peft.PeftModel.from_pretrained(model, family / "lora0")
+    tuned = load(family / "base", family / "lora0")
     weights = [p for name, p in tuned.named_parameters() if "lora_B" in name]
     assert len(weights) == 7 * 4
     assert all(weight.abs().sum() > 0 for weight in weights)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(family / "base")
+    tokenizer = AutoTokenizer.from_pretrained(family / "base")
     assert tokenizer.decode(tokenizer("def add(a, b):")["input_ids"]) == "def add(a, b):"
