@@ -70,10 +70,15 @@ def _seconds(x: torch.Tensor, weight: torch.Tensor, tries: int = 7) -> float:
     return best
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that can still be used on the device, container limits respected."""
+def usable_bytes(device: torch.device) -> int:
+    """Memory the engine takes when it is not told: a share of what is free now, container limits
+    respected. Main memory is shared with others, a GPU's usually is not."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return int(0.9 * torch.cuda.mem_get_info(device)[0])
+    return _available_main_memory() // 2
+
+
+def _available_main_memory() -> int:
     available = _meminfo("MemAvailable")
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())

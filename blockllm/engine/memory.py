@@ -13,7 +13,6 @@ from blockllm.core import Block, Chain, LayerFunction, Tensor
 from blockllm.engine.kv.cache import KVShape
 from blockllm.errors import OutOfMemory, UnsupportedModel
 
-_AUTO_SHARE = 0.8  # of what is available; the rest is for activations and the process itself
 _AUTO_TOKENS = 4096  # per sequence: more is rarely used, and can be asked for with --memory
 
 
@@ -52,13 +51,14 @@ def weight_bytes(chains: Iterable[Chain], itemsize: int) -> int:
 def plan_kv(
     plan: SpanPlan, settings: EngineSettings, itemsize: int, available: int
 ) -> list[KVClass]:
-    """Divide what the budget leaves after the weights into one page pool per KV shape.
+    """Divide what the budget leaves after the weights into one page pool per KV shape. The
+    budget is the setting, or `available` bytes if that is `auto`.
 
     Raises OutOfMemory, saying which models would fit, or UnsupportedModel.
     """
     chains = [route.chain for route in plan.routes.values()]
     auto = settings.memory == "auto"
-    budget = int(available * _AUTO_SHARE) if auto else parse_bytes(settings.memory)
+    budget = available if auto else parse_bytes(settings.memory)
     weights = weight_bytes(chains, itemsize)
     classes = _classes(chains, settings)
     least = sum(

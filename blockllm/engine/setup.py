@@ -12,7 +12,7 @@ from blockllm.chain.spans import num_kv_layers
 from blockllm.config import EngineSettings
 from blockllm.core import Chain, HeadFunction
 from blockllm.engine.attention import make_attention
-from blockllm.engine.device import available_bytes, choose_device, choose_dtype
+from blockllm.engine.device import choose_device, choose_dtype, usable_bytes
 from blockllm.engine.executor import Executor
 from blockllm.engine.kernels import native
 from blockllm.engine.kv.cache import KVCache, route_kv
@@ -53,7 +53,7 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, chains.values(), device)
     plan = plan_spans(chains.values())
-    classes = plan_kv(plan, settings, dtype.itemsize, available_bytes(device))
+    classes = plan_kv(plan, settings, dtype.itemsize, usable_bytes(device))
     caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
     loader = TensorLoader(zoo, device, dtype)
     executor = Executor(plan, loader, caches, make_attention("native"), dtype, device)
