@@ -139,10 +139,6 @@ class Chain(msgspec.Struct, frozen=True):
     parent: str | None = None
 
     @property
-    def hidden_size(self) -> int:
-        return self.entries[0].block.layers[0].function.hidden_size
-
-    @property
     def vocab_size(self) -> int:
         function = self.entries[-1].block.layers[-1].function
         assert isinstance(function, HeadFunction)

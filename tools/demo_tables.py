@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from rich.table import Table
 from rich.text import Text
 
@@ -63,10 +65,11 @@ def measured_table(measured: Measured) -> Table:
     requests = measured.models * REQUESTS_PER_MODEL
     table.add_row(
         f"{requests} requests of {MAX_TOKENS} tokens, all models mixed",
-        f"{_middle(measured.mixed):,.0f} tokens/s",
+        f"{statistics.median(measured.mixed):,.0f} tokens/s",
     )
     table.add_row(
-        "the same requests, one model after another", f"{_middle(measured.in_turn):,.0f} tokens/s"
+        "the same requests, one model after another",
+        f"{statistics.median(measured.in_turn):,.0f} tokens/s",
     )
     ratios = [m / t for m, t in zip(measured.mixed, measured.in_turn, strict=True)]
     table.add_row(
@@ -79,7 +82,3 @@ def measured_table(measured: Measured) -> Table:
             f"rows per hop at span {span.span} ({kind})", f"{span.rows / max(span.hops, 1):.1f}"
         )
     return table
-
-
-def _middle(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

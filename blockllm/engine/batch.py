@@ -109,11 +109,11 @@ def _segments(turn: Turn, members: Ints, starts: Ints) -> tuple[tuple[Segment, .
     """Runs of members with the same model become one segment per block that has a delta."""
     ranks = [turn.sequences[i].state.rank for i in members]
     edges = [0, *(np.flatnonzero(np.diff(ranks)) + 1), len(members)]
-    first = turn.sequences[members[0]].state.stops[turn.stops[members[0]]]
+    first = turn.sequences[members[0]].state.stops[turn.stops[members[0]]].stop
     segments: list[list[Segment]] = [[] for _ in first.deltas]
     for left, right in itertools.pairwise(edges):
         member = members[left]
-        stop = turn.sequences[member].state.stops[turn.stops[member]]
+        stop = turn.sequences[member].state.stops[turn.stops[member]].stop
         for block, delta in enumerate(stop.deltas):
             if delta is not None:
                 start, end = int(starts[left]), int(starts[right])

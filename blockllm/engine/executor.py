@@ -109,7 +109,7 @@ class Executor:
         that want them [members, vocab]."""
         x = hop.hidden
         state = hop.turn.sequences[hop.members[0]].state
-        stop = state.stops[hop.turn.stops[hop.members[0]]]
+        stop = state.stops[hop.turn.stops[hop.members[0]]].stop
         kv_layer, cache = stop.first_kv_layer, self._caches[state.kv_class]
         for block, segments in zip(span.blocks, hop.segments, strict=True):
             executor = self._blocks[block.id]

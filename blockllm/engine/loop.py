@@ -82,7 +82,7 @@ class Engine:
         ends = [0, *np.cumsum(turn.counts[members]).tolist()]
         for left, right in itertools.pairwise([0, *edges, len(stops)]):
             part = None if hidden is None else hidden[ends[left] : ends[right]]
-            queues.put(stops[left].place, stops[left].depth, Packet(members[left:right], part))
+            queues.put(stops[left].place, stops[left].stop.depth, Packet(members[left:right], part))
 
     def _emit(self, turn: Turn, logits: Logits) -> list[TokenEvent]:
         """Sample one token for each sequence whose rows are all computed."""

@@ -7,20 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from blockllm.chain import Route
-from blockllm.core import Delta, Request, Rope
+from blockllm.chain import Route, Stop
+from blockllm.core import Request, Rope
 from blockllm.engine.kv.cache import RouteKV, SequenceKV
 from blockllm.engine.kv.prefix import PageHashes
 from blockllm.engine.place import Place
 
 
 class StopState(NamedTuple):
-    """One stop of a route as the loop needs it."""
+    """One stop of a route, and the queue its rows wait in."""
 
     place: Place
-    depth: int  # layers before it
-    first_kv_layer: int
-    deltas: tuple[Delta | None, ...]  # per block of the span
+    stop: Stop
 
 
 class RouteState:

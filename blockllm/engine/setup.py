@@ -120,5 +120,5 @@ def _stops(plan: SpanPlan, route: Route) -> tuple[StopState, ...]:
     for stop in route.stops:
         keeps_kv = any(num_kv_layers(block) for block in plan.spans[stop.span].blocks)
         place = Place(stop.span, stop.first_kv_layer if keeps_kv else None)
-        stops.append(StopState(place, stop.depth, stop.first_kv_layer, stop.deltas))
+        stops.append(StopState(place, stop))
     return tuple(stops)
