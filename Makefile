@@ -7,8 +7,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ZOO := out/demo-zoo
 PORT ?= 8000
+GPU_OUT := out/gpu
+SPEC ?=
 
-.PHONY: install demo serve test check oracle clean
+.PHONY: install demo serve test check oracle gpu clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +42,16 @@ check: $(VENV)/.dev
 
 oracle: $(VENV)/.dev
 	ORACLE_REPORT=docs/oracle-table.md $(BIN)/python -m pytest tests/oracle
+
+# On a machine with a CUDA device: the GPU tests, the kernels' times, and with SPEC=FILE a comparison.
+gpu: $(VENV)/.dev
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ echo "torch finds no CUDA device; reinstall with \`make clean gpu TORCH=torch\`"; exit 1; }
+	$(BIN)/python -c 'import torch, triton; print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)'
+	$(BIN)/python -m pytest tests/engine/gpu
+	$(BIN)/python -m pytest -m gpu tests --ignore tests/engine/gpu
+	$(BIN)/blockllm bench kernel --device cuda --out $(GPU_OUT)
+	$(if $(SPEC),$(BIN)/blockllm bench compare $(SPEC) --out $(GPU_OUT)/compare)
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

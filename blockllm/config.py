@@ -31,6 +31,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_sequences: int = 64
     max_context: int = 0
     max_waiting: int = 2048
+    batching: Literal["blocks", "models"] = "blocks"
     prefix_cache: bool = True
     kernels: Literal["auto", "plain"] = "auto"
     threads: int = 0

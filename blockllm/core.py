@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -207,8 +207,32 @@ class TokenEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
 
 
+class Measurement(msgspec.Struct, frozen=True):
+    """What a model loses against another on one text, over windows of it."""
+
+    model: str
+    reference: str
+    perplexity: float
+    reference_perplexity: float
+    kl: float  # mean over tokens of KL(reference || model) of the next token's distribution, nats
+    agreement: float  # share of positions where both find the same next token most likely
+    num_tokens: int
+    window: int  # tokens
+    text: str  # BLAKE3 of its bytes
+    created: float  # seconds since 1970
+    versions: dict[str, str]  # of what measured
+
+    @property
+    def rise(self) -> float:
+        """Relative change of the perplexity: 0.01 is one percent worse than the reference."""
+        return self.perplexity / self.reference_perplexity - 1
+
+
 class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What listings say about one model of the zoo. `own_bytes` are used by no other model."""
+    """What listings say about one model of the zoo. `own_bytes` are used by no other model.
+
+    `format` is "int8" or the weights' dtype; a model that is not `exact` was rounded to it.
+    """
 
     name: str
     kind: Literal["full", "lora"]
@@ -216,6 +240,8 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     parent: str | None = None
     root: str = ""
     dtype: str = ""
+    format: str = ""
+    exact: bool = True
     num_blocks: int = 0
     num_shared_blocks: int = 0
     total_bytes: int = 0
@@ -223,6 +249,7 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     shared_bytes: int = 0
     max_context: int = 0
     created: float = 0.0
+    loss: tuple[Measurement, ...] = ()
 
 
 class SpanStats(msgspec.Struct, frozen=True):

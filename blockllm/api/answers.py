@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from blockllm.core import Measurement
+
 
 class PromptTokensDetails(msgspec.Struct):
     """Where the prompt's keys and values came from."""
@@ -144,7 +146,9 @@ class CompletionAnswer(msgspec.Struct, kw_only=True):
 
 
 class ModelEntry(msgspec.Struct, kw_only=True):
-    """One served model; bytes are those of its weights."""
+    """One served model; bytes are those of its weights. `loss` is what was measured of it: a
+    model that is not `exact` was rounded to its format.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -161,6 +165,9 @@ class ModelEntry(msgspec.Struct, kw_only=True):
     num_blocks: int
     num_shared_blocks: int
     has_chat_template: bool
+    format: str
+    exact: bool
+    loss: tuple[Measurement, ...]
 
 
 class ModelList(msgspec.Struct):

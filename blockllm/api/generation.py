@@ -36,6 +36,7 @@ class Timer(Protocol):
 class Generation:
     """Use as a context manager: leaving it cancels whatever has not ended.
 
+    `made` is the agent's clock when the oldest token of the last pieces came to be.
     With n answers per prompt, the choices of prompt p are p·n … p·n + n-1, as OpenAI counts.
     """
 
@@ -43,6 +44,7 @@ class Generation:
         self, agent: AgentPort, choices: Sequence[Choice], timers: Sequence[Timer] = ()
     ) -> None:
         self.choices = choices
+        self.made = 0.0
         self._agent = agent
         self._by_id = {choice.request.id: choice for choice in choices}
         self._timers = dict(zip(self._by_id, timers, strict=False))
@@ -70,12 +72,14 @@ class Generation:
         mailbox = Mailbox()
         self._submit(mailbox.put)
         while self._unfinished:
-            yield self._feed(await mailbox.take())
+            items = await mailbox.take()
+            self.made = mailbox.made
+            yield self._feed(items)
 
     def pieces_blocking(self) -> Iterator[list[Piece]]:
         """The same for callers without an event loop."""
         items: queue.SimpleQueue[Item] = queue.SimpleQueue()
-        self._submit(items.put)
+        self._submit(lambda item, made=0.0: items.put(item))
         while self._unfinished:
             batch = [items.get()]
             while not items.empty():  # this thread is the only reader

@@ -212,9 +212,9 @@ class _OnLoop:
         self._loop = asyncio.get_running_loop()
 
     def submit(self, request: Request, sink: Sink) -> None:
-        def deliver(item: Item) -> None:
+        def deliver(item: Item, made: float = 0.0) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                self._loop.call_soon_threadsafe(sink, item)
+                self._loop.call_soon_threadsafe(sink, item, made)
 
         self._agent.submit(request, deliver)
 

@@ -118,17 +118,19 @@ def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0)
         context = min(card.max_context, max_context) if max_context else card.max_context
         tokenizer = reader.tokenizer(name)
         models.append(
-            ServedModel(card, context, _fingerprint(chains[name]), tokenizer, reader.template(name))
+            ServedModel(
+                card, context, _fingerprint(chains[name], card), tokenizer, reader.template(name)
+            )
         )
     return Models(models)
 
 
-def _fingerprint(chain: Chain) -> str:
-    """Names exactly what computes this model's answers."""
+def _fingerprint(chain: Chain, card: ModelCard) -> str:
+    """Names exactly what computes this model's answers, and in which format."""
     digest = hashlib.sha256()
     for entry in chain.entries:
         digest.update(f"{entry.block.id}+{entry.delta.id if entry.delta else ''};".encode())
-    return f"fp_{digest.hexdigest()[:16]}"
+    return f"fp_{digest.hexdigest()[:16]}-{card.format}"
 
 
 class _AssetReader:

@@ -1,6 +1,8 @@
-"""HTTP parsing with a limit that the parser itself does not have."""
+"""HTTP parsing with a limit that the parser itself does not have, and a clock."""
 
 from __future__ import annotations
+
+import time
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -8,7 +10,10 @@ MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Refuses a request whose head does not end: it would be collected without limit."""
+    """Refuses a request whose head does not end: it would be collected without limit.
+
+    Notes in the scope's state when a request's last byte came: `received`, monotonic clock.
+    """
 
     _in_head = True
     _head_bytes = 0
@@ -20,6 +25,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.scope["state"]["received"] = time.monotonic()
+        super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -59,13 +59,9 @@ class Server:
         self._keys = read_keys(settings.api_keys, settings.api_key_file)
         self._socket = _listen(settings.host, settings.port)
         self._models = load_models(shelf, options.models, options.engine.max_context)
-        self._supervisor = Supervisor(options, agent_command)
-        self._serving = Serving(
-            settings,
-            self._models,
-            self._supervisor,
-            ServerMetrics(self._models.names, self._read_books),
-        )
+        metrics = ServerMetrics(self._models.names, self._read_books)
+        self._supervisor = Supervisor(options, agent_command, metrics.request_overhead.observe)
+        self._serving = Serving(settings, self._models, self._supervisor, metrics)
         self._asked_to_stop = asyncio.Event()
 
     @property

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.requests import Request as HttpRequest
@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from blockllm.api import limits, wire
 from blockllm.api.answers import PromptTokensDetails, Usage
 from blockllm.api.bodies import read_body
-from blockllm.api.choice import Choice, TextRules
+from blockllm.api.choice import Choice, Piece, TextRules
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.keys import salt_of
 from blockllm.api.models import Models, ServedModel
@@ -26,6 +26,19 @@ from blockllm.observability.metrics import ServerMetrics
 
 T = TypeVar("T")
 INLINE_CHARACTERS = 4096  # longer texts are tokenised on another thread
+
+
+class Caller(NamedTuple):
+    """Who asks, and when the request's last byte came (monotonic clock)."""
+
+    tenant: str
+    arrival: float
+
+
+def caller_of(request: HttpRequest) -> Caller:
+    """What guard and protocol noted about a request."""
+    state = request.scope["state"]
+    return Caller(state["tenant"], state.get("received") or time.monotonic())
 
 
 class SupervisedAgent(AgentPort, Protocol):
@@ -73,7 +86,7 @@ class Serving:
         self,
         body: wire.GenerationFields,
         model: ServedModel,
-        tenant: str,
+        caller: Caller,
         prompts: Sequence[Sequence[int]],
         samplings: Sequence[Sampling],
     ) -> Plan:
@@ -85,9 +98,9 @@ class Serving:
             id="",
             model=model.name,
             prompt=(),
-            tenant=tenant,
-            salt=self._salt(tenant, body.cache_salt or ""),
-            arrival=time.monotonic(),
+            tenant=caller.tenant,
+            salt=self._salt(caller.tenant, body.cache_salt or ""),
+            arrival=caller.arrival,
         )
         choices = make_choices(template, prompts, samplings, n, model.tokenizer, rules)
         return Plan(self, model, body, prompts, choices, n)
@@ -127,8 +140,14 @@ class Plan:
     def start(self) -> Generation:
         """A generation with its clocks running; enter it to be sure that it is cleaned up."""
         metrics = self.serving.metrics.of(self.model.name)
-        timers = [metrics.timer(len(choice.request.prompt)) for choice in self.choices]
+        requests = [choice.request for choice in self.choices]
+        timers = [metrics.timer(len(request.prompt), request.arrival) for request in requests]
         return Generation(self.serving.agent, self.choices, timers)
+
+    def has_plain_events(self, piece: Piece) -> bool:
+        """An event for this piece says nothing but text, and none is due without text."""
+        shown = self.wants_ids or piece.logprobs or piece.finish_reason
+        return not shown and not (self.continuous_usage and piece.text)
 
     def usage(self) -> Usage:
         """Counts so far; a prompt is counted once however many answers it has."""

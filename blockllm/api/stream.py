@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from typing import TypeVar
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from blockllm.api.errors import describe, error_response
 
 T = TypeVar("T")
+STALL_SECONDS = 0.05  # writing takes microseconds, unless the client does not take its bytes
 DONE = b"data: [DONE]\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -23,6 +25,46 @@ HEADERS = [
 ]
 
 _encoder = msgspec.json.Encoder()
+
+
+class Departure(NamedTuple):
+    """Bytes of one write; `made`: clock of the oldest token in them, 0 when not measured."""
+
+    body: bytes
+    made: float = 0.0
+
+
+class TextFrame:
+    """Events that differ in one text field only: everything around it is encoded once."""
+
+    def __init__(self, struct: msgspec.Struct, field: str) -> None:
+        """`field` of `struct` must be empty; no other place of the JSON can look like it."""
+        name = b'"%b":' % field.encode()
+        before, _, after = _encoder.encode(struct).partition(name + b'""')
+        self._before = b"data: " + before + name
+        self._after = after + b"\n\n"
+
+    def event(self, text: str) -> bytes:
+        """One `data:` event with this text."""
+        return self._before + _encoder.encode(text) + self._after
+
+
+class TextFrames:
+    """One frame per choice, made when its first plain event comes."""
+
+    def __init__(self, make: Callable[[int], msgspec.Struct], field: str) -> None:
+        """`make` gives a choice's event without text."""
+        self._make = make
+        self._field = field
+        self._frames: dict[int, TextFrame] = {}
+
+    def event(self, index: int, text: str) -> bytes:
+        """One event of a choice; nothing while its text is held back."""
+        if not text:
+            return b""
+        if index not in self._frames:
+            self._frames[index] = TextFrame(self._make(index), self._field)
+        return self._frames[index].event(text)
 
 
 def encode_events(structs: Sequence[msgspec.Struct]) -> bytes:
@@ -58,9 +100,14 @@ class EventStream(Response):
     own. Either way the generator is closed, and with it what it holds.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[Departure, None], observe: Callable[[float], None]
+    ) -> None:
+        """`observe` is told how many seconds after its making each event was written."""
         super().__init__()
         self._events = events
+        self._observe = observe
+        self._resumed = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with contextlib.suppress(ClientDisconnect):
@@ -73,11 +120,20 @@ class EventStream(Response):
             except Exception as error:
                 return await error_response(error)(scope, receive, send)
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
+            await self._depart(first, send)
             try:
-                async for events in self._events:
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                async for departure in self._events:
+                    await self._depart(departure, send)
                 ending = DONE
             except Exception as error:
                 ending = encode_events([describe(error)[1]]) + DONE
             await send({"type": "http.response.body", "body": ending, "more_body": False})
+
+    async def _depart(self, departure: Departure, send: Send) -> None:
+        begun = time.monotonic()
+        await send({"type": "http.response.body", "body": departure.body, "more_body": True})
+        ended = time.monotonic()
+        if ended - begun > STALL_SECONDS:  # what waited meanwhile waited for the client
+            self._resumed = ended
+        elif departure.made:
+            self._observe(ended - max(departure.made, self._resumed))

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from blockllm.cli import chat, serve, zoo
+from blockllm.cli import bench, chat, serve, zoo
 from blockllm.errors import BlockllmError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(zoo.app, name="zoo")
+app.add_typer(bench.app, name="bench")
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 

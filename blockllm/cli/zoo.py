@@ -5,10 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from blockllm.cli.measure import (
+    Against,
+    MaxRise,
+    Text,
+    Window,
+    loss_lines,
+    parse_share,
+    take_measurement,
+)
 from blockllm.config import default_zoo
 
 if TYPE_CHECKING:
@@ -33,6 +42,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model in the zoo.")]
 
 
+_LISTED = (
+    "model", "kind", "family", "format", "base", "context", "blocks", "size", "own", "shared"
+)  # fmt: skip
+
+
 @app.command()
 def add(
     name: Name,
@@ -48,11 +62,15 @@ def add(
         str | None,
         typer.Option(help="Name of an adapter's base in the zoo; else the adapter's config says."),
     ] = None,
+    format: Annotated[
+        Literal["int8"] | None,
+        typer.Option(help="Round the linears and the head of a checkpoint; else they stay."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Add a model. Only weights that the zoo does not have yet are written."""
     with _progress() as progress:
-        report = _open(folder).add(name, source, base=base, progress=progress)
+        report = _open(folder).add(name, source, base=base, progress=progress, format=format)
     if as_json:
         return _print_json(report)
     total, stored = _size(report.total_bytes), _size(report.stored_bytes)
@@ -69,12 +87,12 @@ def ls(folder: Folder, as_json: Json = False) -> None:
     if not cards:
         print(f"no models in {folder}; add one with: blockllm zoo add NAME PATH_OR_HUB_ID")
         return None
-    table = _table("model", "kind", "family", "base", "context", "blocks", "size", "own", "shared")
+    table = _table(*_LISTED)
     for card in cards:
         blocks = f"{card.num_blocks} ({card.num_shared_blocks} shared)"
         sizes = [_size(n) for n in (card.total_bytes, card.own_bytes, card.shared_bytes)]
-        facts = [card.name, card.kind, card.family, card.parent or "", str(card.max_context)]
-        table.add_row(*facts, blocks, *sizes)
+        facts = [card.name, card.kind, card.family, card.format, card.parent or ""]
+        table.add_row(*facts, str(card.max_context), blocks, *sizes)
     _print(table)
     return None
 
@@ -96,8 +114,11 @@ def show(name: Name, folder: Folder, as_json: Json = False) -> None:
     if as_json:
         return _print_json({"model": card, "chain": rows})
     base = f" on {card.parent}" if card.parent else ""
-    print(f"{name}: {card.kind}{base}, {card.family}, {card.dtype}, {card.max_context} tokens")
+    precision = card.dtype if card.exact else f"{card.format} (lossy, made from {card.dtype})"
+    print(f"{name}: {card.kind}{base}, {card.family}, {precision}, {card.max_context} tokens")
     print(f"{_size(card.total_bytes)}, {_size(card.own_bytes)} its own; from {card.root}")
+    for line in loss_lines(card.loss) or ["loss not measured: zoo measure"] * (not card.exact):
+        print(line)
     table = _table("block", "function", "layers", "size", "shared with", "delta")
     for row in rows:
         facts = [row["block"][:12], row["function"], str(row["num_layers"]), _size(row["bytes"])]
@@ -105,6 +126,33 @@ def show(name: Name, folder: Folder, as_json: Json = False) -> None:
         table.add_row(*facts, ", ".join(row["shared_with"]), delta)
     _print(table)
     return None
+
+
+@app.command()
+def measure(
+    name: Name,
+    folder: Folder,
+    against: Against,
+    text: Text,
+    window: Window = 512,
+    max_rise: MaxRise = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a model loses against another on a text, and keep it in the catalogue."""
+    limit = None if max_rise is None else parse_share(max_rise)
+    found = take_measurement(_open(folder), name, against, text.read_bytes(), window)
+    passed = limit is None or found.rise <= limit
+    if as_json:
+        _print_json({"measurement": found, "rise": found.rise, "passed": passed})
+    else:
+        table = _table("model", "perplexity", "rise", "KL", "same first choice", "tokens")
+        table.add_row(against, f"{found.reference_perplexity:.3f}", "", "", "", "")
+        facts = [f"{found.rise:+.2%}", f"{found.kl:.5f}", f"{found.agreement:.2%}"]
+        table.add_row(name, f"{found.perplexity:.3f}", *facts, str(found.num_tokens))
+        _print(table)
+    if not passed:
+        print(f"the perplexity rises by {found.rise:.2%}, allowed is {limit:.2%}", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()

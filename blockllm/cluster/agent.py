@@ -75,6 +75,8 @@ class Agent:
         self._stopped = False
         self._checked = True  # books were checked since the last work
         self._reported = 0.0
+        self._turn_ended = 0.0
+        self._entries: list[float] = []  # seconds; told with the next tokens
 
     def run(self) -> None:
         """Serve until Stop arrives. Raises what the engine's turn or its books raise."""
@@ -92,8 +94,9 @@ class Agent:
 
     def _take(self, message: ToAgent) -> None:
         match message:
-            case Submit(request=request):
+            case Submit(request=request, sent=sent):
                 self._checked = False
+                self._note_entry(request, sent)
                 self._submit(request)
             case Cancel(request=request_id):
                 self._checked = False
@@ -102,6 +105,12 @@ class Agent:
                 self._report()
             case Stop():
                 self._stopped = True
+
+    def _note_entry(self, request: Request, sent: float) -> None:
+        """Book how long the request was on its way; waiting for a turn to end is the engine's."""
+        if request.arrival and sent:
+            engine_seconds = max(self._turn_ended - sent, 0.0)
+            self._entries.append(time.monotonic() - request.arrival - engine_seconds)
 
     def _submit(self, request: Request) -> None:
         try:
@@ -114,9 +123,11 @@ class Agent:
 
     def _turn(self) -> None:
         events = self.engine.step()
+        self._turn_ended = time.monotonic()
         if events:
-            self.link.send(Tokens(events))
-        if time.monotonic() - self._reported > STATS_SECONDS:
+            self.link.send(Tokens(events, self._turn_ended, self._entries))
+            self._entries = []
+        if self._turn_ended - self._reported > STATS_SECONDS:
             self._report()
 
     def _settle(self) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -18,6 +19,8 @@ import msgspec
 from blockllm.cluster.agent import EnginePort, run_agent
 from blockllm.cluster.zmq_link import AgentLink
 from blockllm.config import EngineSettings
+
+logger = logging.getLogger(__name__)
 
 
 class AgentOptions(msgspec.Struct, frozen=True):
@@ -35,7 +38,12 @@ def open_engine(options: AgentOptions) -> EnginePort:
     from blockllm.engine import Engine
     from blockllm.zoo import Zoo
 
-    return Engine(Zoo(options.zoo), options.models, options.engine)
+    started = time.monotonic()
+    engine = Engine(Zoo(options.zoo), options.models, options.engine)
+    seconds, size = time.monotonic() - started, engine.stats().weight_bytes
+    text = "loaded %.1f MB of weights in %.2f s (%.2f GB/s)"
+    logger.info(text, size / 1e6, seconds, size / 1e9 / seconds)
+    return engine
 
 
 def _end_with_parent() -> None:

@@ -13,9 +13,10 @@ from blockllm.core import EngineStats, Request, TokenEvent
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """Generate this request."""
+    """Generate this request; `sent` is the sender's monotonic clock, 0 when not measured."""
 
     request: Request
+    sent: float = 0.0
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -39,9 +40,15 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
-    """Everything one turn of the engine produced."""
+    """Everything one turn of the engine produced, and when (the agent's monotonic clock).
+
+    `entries`: seconds the front end and the link took for each request that entered since the
+    last such message.
+    """
 
     events: list[TokenEvent]
+    made: float = 0.0
+    entries: list[float] = []
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):

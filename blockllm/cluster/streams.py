@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
 from blockllm.cluster.messages import Refused, Tokens, error_of
 from blockllm.core import TokenEvent
 from blockllm.errors import BlockllmError
 
 Item = TokenEvent | BlockllmError  # an error ends every request of the one who reads it
-Sink = Callable[[Item], None]
+
+
+class Sink(Protocol):
+    """Takes one item; `made` is the agent's clock when it came to be, 0 when not measured."""
+
+    def __call__(self, item: Item, made: float = 0.0) -> None: ...
 
 
 class Mailbox:
-    """Where events of one client's requests wait. One reader; filled on the reader's event loop."""
+    """Where events of one client's requests wait. One reader; filled on the reader's event loop.
+
+    `made` is the clock of the oldest item that the last take() returned.
+    """
 
     def __init__(self) -> None:
+        self.made = 0.0
         self._items: list[Item] = []
-        self._filled = asyncio.Event()
+        self._oldest = 0.0
+        self._reader: asyncio.Future[None] | None = None  # set while it waits
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Item, made: float = 0.0) -> None:
+        if not self._items:
+            self._oldest = made
+            if self._reader is not None and not self._reader.done():
+                self._reader.set_result(None)
         self._items.append(item)
-        self._filled.set()
 
     async def take(self) -> list[Item]:
         """Everything that arrived since the last call, at least one item."""
         if not self._items:
-            await self._filled.wait()
-        self._filled.clear()
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
         items, self._items = self._items, []
+        self.made = self._oldest
         return items
 
 
@@ -62,7 +76,7 @@ class Streams:
                 continue
             if event.finish is not None:
                 del self._sinks[event.request]
-            sink(event)
+            sink(event, message.made)
 
     def fail_all(self, error: BlockllmError) -> None:
         """End every request with this error."""

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -24,6 +25,7 @@ from blockllm.cluster.messages import (
     Stats,
     Stop,
     Submit,
+    Tokens,
     error_of,
 )
 from blockllm.cluster.streams import Sink, Streams
@@ -58,13 +60,20 @@ def backoff() -> Iterator[float]:
 class Supervisor:
     """Owns one agent process. Lives on one event loop; sinks are called there."""
 
-    def __init__(self, options: AgentOptions, command: Sequence[str] = AGENT_COMMAND) -> None:
+    def __init__(
+        self,
+        options: AgentOptions,
+        command: Sequence[str] = AGENT_COMMAND,
+        entered: Callable[[float], None] | None = None,
+    ) -> None:
+        """`entered` is told of each request how many seconds it took to the engine."""
         self.options = options
         self.state = State.STARTING
         self.stats = EngineStats()
         self.restarts = 0
         self.streams = Streams()
         self._command = tuple(command)
+        self._entered = entered
         self._link: FrontLink | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._settled: asyncio.Future[BlockllmError | None] | None = None
@@ -98,7 +107,7 @@ class Supervisor:
         if self.state is not State.READY or self._link is None:
             raise AgentDied("no agent is ready: it is being started again, try in a few seconds")
         try:
-            self._link.send(Submit(request))
+            self._link.send(Submit(request, time.monotonic()))
         except ValueError as error:
             raise BadRequest(f"the request is too large: {error}") from error
         self.streams.open(request.id, sink)
@@ -181,6 +190,9 @@ class Supervisor:
                 self._settle(failure)
                 self.streams.fail_all(failure)
             case _:
+                if isinstance(message, Tokens) and self._entered is not None:
+                    for seconds in message.entries:
+                        self._entered(seconds)
                 self.streams.deliver(message)
 
     def _settle(self, failure: BlockllmError | None) -> None:

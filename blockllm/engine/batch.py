@@ -1,21 +1,23 @@
 """Sequences → flat arrays of rows, and the hops that carry parts of them.
 
-Turn    all rows of one turn; sequences ordered by path, then model; computed once
-Packet  some sequences of the turn that wait at the same span, with their hidden states
-Hop     what the executor runs: a packet's rows as index arrays, segments by delta
+Turn     all rows of one turn; sequences ordered by path, then model; computed once
+HopPlan  what of a hop follows from the models and their row counts alone
+Hop      what the executor runs: a plan, the turn it is applied to, and hidden states
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import NamedTuple
+from collections.abc import Sequence as SequenceOf
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from blockllm.chain import Stop
 from blockllm.engine.models.rope import RopeTable
 from blockllm.engine.sequence import Sequence
+from blockllm.observability.timeline import OFF, Timeline
 
 Ints = NDArray[np.int64]
 
@@ -23,42 +25,35 @@ Ints = NDArray[np.int64]
 class Turn:
     """Rows of one turn. Arrays are indexed by sequence `[n]` or by row `[rows]`."""
 
-    def __init__(self, grants: list[tuple[Sequence, int]]) -> None:
+    def __init__(self, grants: list[tuple[Sequence, int]], timeline: Timeline = OFF) -> None:
+        self.timeline = timeline
         grants = sorted(grants, key=lambda grant: grant[0].state.rank)
         self.sequences = [sequence for sequence, _ in grants]
-        self.counts = np.array([rows for _, rows in grants], np.int64)  # [n]
-        self.firsts = np.array([s.num_computed for s in self.sequences], np.int64)  # [n]
-        self.starts = np.zeros(len(grants) + 1, np.int64)  # [n + 1]
-        np.cumsum(self.counts, out=self.starts[1:])
-        self.owner = np.repeat(np.arange(len(grants)), self.counts)  # [rows] → sequence
-        offset = self.firsts - self.starts[:-1]
-        self.positions = np.arange(self.starts[-1]) + offset[self.owner]  # [rows]
-        self.tokens = np.concatenate(
-            [s.tokens[s.num_computed : s.num_computed + rows] for s, rows in grants]
-        )  # [rows]
-        prompts = np.array([s.num_prompt for s in self.sequences], np.int64)
-        # length that rotates the row under dynamic rope scaling, see models/rope.py
-        self.rope_lengths = np.maximum(prompts[self.owner], self.positions + 1)  # [rows]
-        self.wants_logits = np.array(
-            [s.num_computed + rows == s.num_total for s, rows in grants], np.bool_
-        )  # [n]
-        self.slots = np.array([s.kv.slot if s.kv else -1 for s in self.sequences], np.int64)
-        self.stops = np.zeros(len(grants), np.int64)  # [n] index of the stop each waits at
+        facts = [
+            (s.state.rank, rows, s.num_computed, s.num_total, s.num_prompt, s.kv.slot)
+            for s, rows in grants
+            if s.kv is not None
+        ]
+        columns = np.array(facts, np.int64).T
+        self.ranks, self.counts, self.firsts, totals, prompts, self.slots = columns  # [n] each
+        ends = self.counts.cumsum()
+        starts = ends - self.counts
+        if ends[-1] == len(grants):  # one row each
+            self.positions = self.firsts  # [rows]
+            self.rope_lengths = np.maximum(prompts, self.firsts + 1)  # [rows]
+            tokens = [s.tokens[s.num_computed] for s in self.sequences]
+            self.tokens = np.array(tokens, np.int64)  # [rows]
+        else:
+            owner = np.repeat(np.arange(len(grants)), self.counts)  # [rows] → sequence
+            self.positions = np.arange(ends[-1]) + (self.firsts - starts)[owner]
+            # length that rotates the row under dynamic rope scaling, see models/rope.py
+            self.rope_lengths = np.maximum(prompts[owner], self.positions + 1)
+            self.tokens = np.concatenate(
+                [s.tokens[s.num_computed : s.num_computed + rows] for s, rows in grants]
+            )
+        self.wants_logits = self.firsts + self.counts == totals  # [n]
+        self.wants_every_row = False  # scoring: logits of all rows, whoever wants the last one's
         self.rope_tables: dict[object, RopeTable] = {}  # [rows], filled by the executor
-
-    def rows_of(self, members: Ints) -> Ints:
-        """Row indices of the given sequences, in their order. [rows of members]"""
-        counts = self.counts[members]
-        ends = np.cumsum(counts)
-        rows: Ints = np.arange(ends[-1]) + np.repeat(self.starts[members] - (ends - counts), counts)
-        return rows
-
-
-class Packet(NamedTuple):
-    """Sequences of the turn that wait at one span. `hidden` is None before the embedding."""
-
-    members: Ints  # [k] indices into the turn, ascending within each arrival
-    hidden: torch.Tensor | None  # [rows, hidden_size]
 
 
 class Segment(NamedTuple):
@@ -69,53 +64,75 @@ class Segment(NamedTuple):
     delta: str
 
 
+class Source(NamedTuple):
+    """Rows `start:stop` of what an earlier hop of the turn computed."""
+
+    hop: int
+    start: int
+    stop: int
+
+
+class HopPlan(NamedTuple):
+    """One span and who goes through it; the same for every turn of equal models and counts."""
+
+    stop: Stop  # of the first member; all agree in the span and in where its KV lies
+    models: tuple[str, ...]
+    members: Ints  # [k] indices into the turn, ascending within each arrival
+    rows: Ints  # [rows] indices into the turn
+    starts: Ints  # [k + 1] first row of each member within the hop
+    sources: tuple[Source, ...]  # of the hidden states; none before the embedding
+    segments: tuple[tuple[Segment, ...], ...]  # per block of the span
+    is_whole_turn: bool  # it carries every row of the turn, in the turn's order
+
+    @property
+    def span(self) -> int:
+        return self.stop.span
+
+    def facts(self) -> dict[str, Any]:
+        """What a timeline says about the hop."""
+        return {
+            "span": self.span,
+            "rows": len(self.rows),
+            "sequences": len(self.members),
+            "models": list(self.models),
+        }
+
+
 class Hop(NamedTuple):
     """One span applied to one batch of rows."""
 
     turn: Turn
-    span: int
-    members: Ints  # [k]
-    rows: Ints  # [rows] indices into the turn
-    starts: Ints  # [k + 1] first row of each member within the hop
-    hidden: torch.Tensor | None  # [rows, hidden_size]
-    segments: tuple[tuple[Segment, ...], ...]  # per block of the span
+    plan: HopPlan
+    hidden: torch.Tensor | None  # [rows, hidden_size]; None before the embedding
+    rope_tables: dict[object, RopeTable]  # [rows of the hop], filled by the executor
 
     @property
-    def is_whole_turn(self) -> bool:
-        """The hop carries every row of the turn, in the turn's order."""
-        return len(self.rows) == len(self.turn.positions) and bool(
-            (self.members[1:] > self.members[:-1]).all()
-        )
+    def span(self) -> int:
+        return self.plan.span
+
+    @property
+    def members(self) -> Ints:
+        return self.plan.members
+
+    @property
+    def rows(self) -> Ints:
+        return self.plan.rows
+
+    @property
+    def starts(self) -> Ints:
+        return self.plan.starts
+
+    @property
+    def segments(self) -> tuple[tuple[Segment, ...], ...]:
+        return self.plan.segments
 
 
-def make_hop(turn: Turn, span: int, packets: list[Packet]) -> Hop:
-    """Join everything that waits at a span into one batch."""
-    members = np.concatenate([packet.members for packet in packets])
-    hidden = [packet.hidden for packet in packets if packet.hidden is not None]
-    starts = np.zeros(len(members) + 1, np.int64)
-    np.cumsum(turn.counts[members], out=starts[1:])
-    return Hop(
-        turn=turn,
-        span=span,
-        members=members,
-        rows=turn.rows_of(members),
-        starts=starts,
-        hidden=(hidden[0] if len(hidden) == 1 else torch.cat(hidden)) if hidden else None,
-        segments=_segments(turn, members, starts),
-    )
-
-
-def _segments(turn: Turn, members: Ints, starts: Ints) -> tuple[tuple[Segment, ...], ...]:
-    """Runs of members with the same model become one segment per block that has a delta."""
-    ranks = [turn.sequences[i].state.rank for i in members]
-    edges = [0, *(np.flatnonzero(np.diff(ranks)) + 1), len(members)]
-    first = turn.sequences[members[0]].state.stops[turn.stops[members[0]]].stop
-    segments: list[list[Segment]] = [[] for _ in first.deltas]
-    for left, right in itertools.pairwise(edges):
-        member = members[left]
-        stop = turn.sequences[member].state.stops[turn.stops[member]].stop
-        for block, delta in enumerate(stop.deltas):
-            if delta is not None:
-                start, end = int(starts[left]), int(starts[right])
-                segments[block].append(Segment(start, end, delta.id))
-    return tuple(tuple(block) for block in segments)
+def join(outputs: SequenceOf[torch.Tensor | None], sources: tuple[Source, ...]) -> torch.Tensor:
+    """Hidden states that a hop starts from. [rows, hidden_size]"""
+    parts = []
+    for source in sources:
+        output = outputs[source.hop]
+        assert output is not None
+        whole = source.stop - source.start == len(output)
+        parts.append(output if whole else output[source.start : source.stop])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

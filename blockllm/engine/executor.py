@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
 
 from blockllm.chain import Span, SpanPlan
@@ -13,6 +16,7 @@ from blockllm.core import (
     Layer,
     LayerFunction,
     LoraTarget,
+    Rope,
 )
 from blockllm.engine.attention import Attention, AttentionRows
 from blockllm.engine.batch import Hop, Segment
@@ -21,6 +25,8 @@ from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.decoder import Attend, DecoderLayer
 from blockllm.engine.models.linear import Embedding, Linear, Loader
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
+from blockllm.engine.models.segments import Segments
+from blockllm.engine.transfer import upload
 
 
 class EmbedLayer:
@@ -29,9 +35,9 @@ class EmbedLayer:
     def __init__(self, layer: Layer, load: Loader) -> None:
         self.embedding = Embedding(load.load(layer.tensors["weight"]))
 
-    def add_delta(self, delta: str, targets: dict[str, LoraTarget], load: Loader) -> None:
-        """Attach a model's update of the table."""
-        self.embedding.add_delta(delta, targets["embed"], load)
+    def attach(self, adapters: Sequence[Mapping[str, LoraTarget]], load: Loader) -> None:
+        """Take every model's update of the table."""
+        self.embedding.attach(adapters, load)
 
 
 class HeadLayer:
@@ -41,13 +47,13 @@ class HeadLayer:
         assert isinstance(layer.function, HeadFunction)
         self.norm = load.load(layer.tensors["norm.weight"])
         self.eps = layer.function.norm_eps
-        names = {"weight": "head.weight", "bias": "head.bias"}
-        tensors = {names[n]: t for n, t in layer.tensors.items() if n in names}
+        kinds = ("weight", "bias", "scale")
+        tensors = {f"head.{n}": t for n, t in layer.tensors.items() if n in kinds}
         self.projection = Linear(("head",), tensors, load)
 
-    def add_delta(self, delta: str, targets: dict[str, LoraTarget], load: Loader) -> None:
-        """Attach a model's update of the projection."""
-        self.projection.add_delta(delta, targets, load)
+    def attach(self, adapters: Sequence[Mapping[str, LoraTarget]], load: Loader) -> None:
+        """Take every model's update of the projection."""
+        self.projection.attach(adapters, load)
 
 
 AnyLayer = EmbedLayer | DecoderLayer | HeadLayer
@@ -67,19 +73,24 @@ class BlockExecutor:
 
     def __init__(self, block: Block, load: Loader) -> None:
         self.layers = [bind_layer(layer, load) for layer in block.layers]
-        self._deltas: set[str] = set()
+        self.adapters: dict[str, int] = {}  # delta id → its index in the block
 
-    def add_delta(self, delta: Delta, load: Loader) -> None:
-        """Attach a model's low-rank updates; rows of its segments use them from now on."""
-        if delta.id in self._deltas:
-            return
-        self._deltas.add(delta.id)
-        by_layer: dict[int, dict[str, LoraTarget]] = {}
-        for key, target in delta.targets.items():
-            index, _, module = key.partition(".")
-            by_layer.setdefault(int(index), {})[module] = target
-        for position, targets in by_layer.items():
-            self.layers[position].add_delta(delta.id, targets, load)
+    @property
+    def embeds_deltas(self) -> bool:
+        """Whether an embedding of the block adds updates."""
+        return any(isinstance(x, EmbedLayer) and x.embedding.has_deltas for x in self.layers)
+
+    def attach(self, deltas: Sequence[Delta], load: Loader) -> None:
+        """Take every model's low-rank updates; rows of its segments use them from now on."""
+        self.adapters = {delta.id: i for i, delta in enumerate(deltas)}
+        by_layer: dict[int, list[dict[str, LoraTarget]]] = {}
+        for i, delta in enumerate(deltas):
+            for key, target in delta.targets.items():
+                position, _, module = key.partition(".")
+                own = by_layer.setdefault(int(position), [{} for _ in deltas])
+                own[i][module] = target
+        for index, adapters in by_layer.items():
+            self.layers[index].attach(adapters, load)
 
 
 class Executor:
@@ -98,10 +109,13 @@ class Executor:
         self._dtype, self._device = dtype, device
         self._ropes: dict[object, RotaryEmbedding] = {}
         self._blocks = {b.id: BlockExecutor(b, load) for span in plan.spans for b in span.blocks}
+        deltas: dict[str, dict[str, Delta]] = {}  # by block, by id
         for route in plan.routes.values():
             for entry in route.chain.entries:
                 if entry.delta is not None:
-                    self._blocks[entry.block.id].add_delta(entry.delta, load)
+                    deltas.setdefault(entry.block.id, {})[entry.delta.id] = entry.delta
+        for block, own in deltas.items():
+            self._blocks[block].attach(list(own.values()), load)
 
     @torch.inference_mode()
     def run(self, hop: Hop, span: Span) -> torch.Tensor:
@@ -109,10 +123,10 @@ class Executor:
         that want them [members, vocab]."""
         x = hop.hidden
         state = hop.turn.sequences[hop.members[0]].state
-        stop = state.stops[hop.turn.stops[hop.members[0]]].stop
-        kv_layer, cache = stop.first_kv_layer, self._caches[state.kv_class]
-        for block, segments in zip(span.blocks, hop.segments, strict=True):
+        kv_layer, cache = hop.plan.stop.first_kv_layer, self._caches[state.kv_class]
+        for i, block in enumerate(span.blocks):
             executor = self._blocks[block.id]
+            segments = self._segments(hop, i, executor)
             attend = self._bind_pages(hop, block, kv_layer, cache)
             for layer in executor.layers:
                 if isinstance(layer, EmbedLayer):
@@ -128,7 +142,14 @@ class Executor:
         return x
 
     def _tokens(self, hop: Hop) -> torch.Tensor:
-        return torch.from_numpy(hop.turn.tokens[hop.rows]).to(self._device)
+        (tokens,) = upload([hop.turn.tokens[hop.rows]], self._device)
+        return tokens
+
+    def _segments(self, hop: Hop, index: int, block: BlockExecutor) -> Segments:
+        return Segments(hop.segments[index], block.adapters, len(hop.rows), self._device)
+
+    def _rows(self, hop: Hop, cache: KVCache, first: int, bundles: int) -> AttentionRows:
+        return AttentionRows(hop, cache, first, bundles)
 
     def _bind_pages(self, hop: Hop, block: Block, kv_layer: int, cache: KVCache) -> Attend:
         """An attention function that knows this block's pages and counts its layers."""
@@ -137,7 +158,8 @@ class Executor:
             return _no_attention
         per_page = cache.layers_per_page
         first = kv_layer // per_page
-        rows = AttentionRows(hop, cache, first, num_layers // per_page)
+        with hop.turn.timeline.part("gather"):
+            rows = self._rows(hop, cache, first, num_layers // per_page)
         done = 0
 
         def attend(fused: torch.Tensor, table: RopeTable, window: int | None) -> torch.Tensor:
@@ -155,34 +177,47 @@ class Executor:
 
     def _rope_table(self, hop: Hop, function: LayerFunction) -> RopeTable:
         key = (function.rope, function.head_dim)
+        known = hop.rope_tables.get(key)
+        if known is None:
+            with hop.turn.timeline.part("gather"):
+                known = hop.rope_tables[key] = self._make_table(hop, key)
+        return known
+
+    def _make_table(self, hop: Hop, key: tuple[Rope, int]) -> RopeTable:
         table = hop.turn.rope_tables.get(key)
         if table is None:
-            rope = self._ropes.get(key)
-            if rope is None:
-                rope = RotaryEmbedding(*key, self._device, self._dtype)
-                self._ropes[key] = rope
-            table = rope.table(
-                torch.from_numpy(hop.turn.positions).to(self._device),
-                torch.from_numpy(hop.turn.rope_lengths).to(self._device),
-            )
+            where = upload([hop.turn.positions, hop.turn.rope_lengths], self._device)
+            table = self._rotary(key).table(*where)
             hop.turn.rope_tables[key] = table
-        if hop.is_whole_turn:
+        if hop.plan.is_whole_turn:
             return table
-        rows = torch.from_numpy(hop.rows).to(self._device)
+        (rows,) = upload([hop.rows], self._device)
         return RopeTable(table.cos[rows], table.sin[rows])
 
+    def _rotary(self, key: tuple[Rope, int]) -> RotaryEmbedding:
+        rope = self._ropes.get(key)
+        if rope is None:
+            rope = self._ropes[key] = RotaryEmbedding(*key, self._device, self._dtype)
+        return rope
+
     def _head(
-        self, layer: HeadLayer, x: torch.Tensor, hop: Hop, segments: tuple[Segment, ...]
+        self, layer: HeadLayer, x: torch.Tensor, hop: Hop, segments: Segments
     ) -> torch.Tensor:
+        if hop.turn.wants_every_row:
+            return layer.projection(rms_norm(x, layer.norm, layer.eps), segments)
         wanted = hop.turn.wants_logits[hop.members]  # [k]
         last = hop.starts[1:][wanted] - 1  # [wanted] row of each member's last token
-        x = x[torch.from_numpy(last).to(self._device)]
-        # segments count rows; behind this selection a row is a member
-        moved = [
-            Segment(int((last < s.start).sum()), int((last < s.stop).sum()), s.delta)
-            for s in segments
-        ]
-        return layer.projection(rms_norm(x, layer.norm, layer.eps), moved)
+        if len(last) < len(hop.rows):
+            (selected,) = upload([last], self._device)
+            x = x[selected]
+            # segments count rows; behind this selection a row is a member
+            edges = np.searchsorted(last, [(s.start, s.stop) for s in segments]).tolist()
+            moved = [
+                Segment(first, end, s.delta)
+                for (first, end), s in zip(edges, segments, strict=True)
+            ]
+            segments = Segments(moved, segments.adapters, len(x), self._device)
+        return layer.projection(rms_norm(x, layer.norm, layer.eps), segments)
 
 
 def _no_attention(fused: torch.Tensor, table: RopeTable, window: int | None) -> torch.Tensor:

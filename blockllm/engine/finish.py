@@ -11,10 +11,8 @@ from blockllm.errors import BadRequest, ContextTooLong
 def finish_reason(sequence: Sequence, token: int) -> Finish | None:
     """Why the sequence ends with `token`, or None if it goes on."""
     sampling = sequence.request.sampling
-    if sequence.num_generated >= sampling.min_tokens:
-        ends = token in sequence.state.eos_ids and not sampling.ignore_eos
-        if ends or token in sampling.stop_ids:
-            return Finish.STOP
+    if token in sequence.stop_ids and sequence.num_generated >= sampling.min_tokens:
+        return Finish.STOP
     return Finish.LENGTH if sequence.num_generated >= sampling.max_tokens else None
 
 

@@ -13,7 +13,12 @@ from blockllm.core import Tensor
 from blockllm.engine.kernels.matmul import Matmul, make_matmul, packs
 from blockllm.errors import CorruptStore
 
-TORCH_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I8": torch.int8,
+}
 
 
 class PackStore(Protocol):
@@ -33,23 +38,42 @@ class TensorLoader:
         self._tensors: dict[str, torch.Tensor] = {}
         self._matmuls: dict[tuple[str, ...], Matmul] = {}
 
-    def matmul(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Matmul:
-        """A linear over the stacked weights, shared by every layer that asks for the same."""
-        key = tuple(t.hash if t else "" for t in (*weights, *biases))
+    def matmul(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        scales: Sequence[Tensor | None],
+    ) -> Matmul:
+        """A linear over the stacked weights, shared by every layer that asks for the same. They
+        are int8 where they have scales: all or none."""
+        key = tuple(t.hash if t else "" for t in (*weights, *biases, *scales))
         if key not in self._matmuls:
-            self._matmuls[key] = self._make_matmul(weights, biases)
+            self._matmuls[key] = self._make_matmul(weights, biases, scales)
         return self._matmuls[key]
 
-    def _make_matmul(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Matmul:
-        views = [self._view(weight).to(self._device, self._dtype) for weight in weights]
-        if len(views) == 1 and not packs(views[0]):
-            views = [self.load(weights[0])]  # not copied: shared with whoever else needs it
-        stacked = views[0] if len(views) == 1 else torch.cat(views)
-        matmul = make_matmul(stacked, self._stack_biases(weights, biases))
-        if packs(stacked) or len(views) > 1:
+    def _make_matmul(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        scales: Sequence[Tensor | None],
+    ) -> Matmul:
+        copied = packs(self._device, self._dtype)
+        # a lone weight is not copied elsewhere: it is shared with whoever else needs it
+        views = [
+            self._float_or_int8(self._view(w)) if copied or len(weights) > 1 else self.load(w)
+            for w in weights
+        ]
+        given = [self.load(scale).float() for scale in scales if scale]
+        assert len(given) in (0, len(weights)), "int8 and float weights stacked"
+        scale = torch.cat(given) if given else None
+        matmul = make_matmul(views, self._stack_biases(weights, biases), scale, self._dtype)
+        if copied or len(views) > 1:
             for weight in weights:
                 self._forget_pages(weight)
         return matmul
+
+    def _float_or_int8(self, view: torch.Tensor) -> torch.Tensor:
+        return view.to(self._device, self._dtype if view.is_floating_point() else view.dtype)
 
     def _stack_biases(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
@@ -73,8 +97,7 @@ class TensorLoader:
         of the pack file. Raises CorruptStore if the pack is missing or too short."""
         loaded = self._tensors.get(tensor.hash)
         if loaded is None:
-            view = self._view(tensor)
-            loaded = view.to(self._device, self._dtype)
+            loaded = self._float_or_int8(self._view(tensor))
             self._tensors[tensor.hash] = loaded
         return loaded
 

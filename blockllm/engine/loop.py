@@ -7,7 +7,6 @@ on one thread; the agent that owns the engine calls `step` while there is work.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
@@ -15,14 +14,15 @@ import torch
 
 from blockllm.config import EngineSettings
 from blockllm.core import EngineStats, Finish, Request, TokenEvent
-from blockllm.engine.batch import Hop, Packet, Turn
+from blockllm.engine.batch import Hop, Turn
 from blockllm.engine.finish import finish_reason
 from blockllm.engine.queues import SpanQueues
-from blockllm.engine.roster import Roster
+from blockllm.engine.roster import Grants, Roster
 from blockllm.engine.sampling import Sampled, sample
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.setup import ChainStore, build
 from blockllm.engine.stats import HopCounters, snapshot
+from blockllm.observability.timeline import OFF, Timeline
 
 Logits = list[tuple[Hop, torch.Tensor]]  # of the members of a hop that want them
 
@@ -35,11 +35,14 @@ class Engine:
         zoo: ChainStore,
         models: SequenceOf[str] | None = None,
         settings: EngineSettings | None = None,
+        timeline: Timeline = OFF,
     ) -> None:
         """Load `models` (default: all). Raises UnknownModel, OutOfMemory, ConfigError."""
+        self._timeline = timeline
         self.settings = settings or EngineSettings()
         self._parts = build(zoo, models, self.settings)
         self._roster = Roster(self._parts.states, self._parts.caches, self.settings)
+        self._queues = SpanQueues(list(self._parts.states.values()), timeline)
         self._counters = HopCounters(len(self._parts.plan.spans))
 
     @property
@@ -56,33 +59,33 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """One turn: at most one new token per sequence. [] when there is nothing to do."""
-        grants = self._roster.grant()
-        if not grants:
-            return []
-        turn, queues, logits = Turn(grants), SpanQueues(), Logits()
-        self._enter(queues, turn, np.arange(len(grants)), None)
-        while hop := queues.pick(turn):
-            out = self._parts.executor.run(hop, self._parts.plan.spans[hop.span])
-            self._counters.count(hop)
-            if self._parts.has_head[hop.span]:
-                logits.append((hop, out))
-            else:
-                turn.stops[hop.members] += 1
-                self._enter(queues, turn, hop.members, out)
-        self._counters.turns += 1
-        self._roster.advance(turn)
-        return self._emit(turn, logits)
+        with self._timeline.part("turn"):
+            with self._timeline.part("admit"):
+                grants = self._roster.grant()
+            return self._run(grants) if grants else []
 
-    def _enter(
-        self, queues: SpanQueues, turn: Turn, members: np.ndarray, hidden: torch.Tensor | None
-    ) -> None:
-        """Put sequences into the queues of the spans they wait for, runs of rows at a time."""
-        stops = [turn.sequences[i].state.stops[turn.stops[i]] for i in members]
-        edges = [i for i in range(1, len(stops)) if stops[i].place != stops[i - 1].place]
-        ends = [0, *np.cumsum(turn.counts[members]).tolist()]
-        for left, right in itertools.pairwise([0, *edges, len(stops)]):
-            part = None if hidden is None else hidden[ends[left] : ends[right]]
-            queues.put(stops[left].place, stops[left].stop.depth, Packet(members[left:right], part))
+    def _run(self, grants: Grants) -> list[TokenEvent]:
+        part, logits = self._timeline.part, Logits()
+        with part("rows"):
+            turn = Turn(grants, self._timeline)
+            self._queues.enter(turn)
+        while True:
+            with part("join"):
+                hop = self._queues.pick()
+            if hop is None:
+                break
+            with part("compute", hop.plan):
+                out = self._parts.executor.run(hop, self._parts.plan.spans[hop.span])
+            with part("hand over", hop.plan):
+                self._counters.count(hop)
+                is_head = self._parts.has_head[hop.span]
+                self._queues.hand_over(None if is_head else out)
+                if is_head:
+                    logits.append((hop, out))
+        self._counters.turns += 1
+        with part("advance"):
+            self._roster.advance(turn)
+        return self._emit(turn, logits)
 
     def _emit(self, turn: Turn, logits: Logits) -> list[TokenEvent]:
         """Sample one token for each sequence whose rows are all computed."""
@@ -95,8 +98,10 @@ class Engine:
             members = np.concatenate([h.members[turn.wants_logits[h.members]] for h, _ in parts])
             if len(members):
                 sequences = [turn.sequences[i] for i in members]
-                sampled = sample(joined, sequences)
-                events += map(self._add_token, sequences, sampled)
+                with self._timeline.part("sample"):
+                    sampled = sample(joined, sequences)
+                with self._timeline.part("emit"):
+                    events += map(self._add_token, sequences, sampled)
         return events
 
     def _add_token(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:

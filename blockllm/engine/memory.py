@@ -45,7 +45,10 @@ def tensors_of(chains: Iterable[Chain]) -> dict[str, Tensor]:
 
 def weight_bytes(chains: Iterable[Chain], itemsize: int) -> int:
     """Bytes of the chains' distinct tensors in the compute dtype."""
-    return sum(math.prod(t.shape) * itemsize for t in tensors_of(chains).values())
+    return sum(
+        math.prod(t.shape) * (1 if t.dtype == "I8" else itemsize)
+        for t in tensors_of(chains).values()
+    )
 
 
 def plan_kv(

@@ -1,26 +1,155 @@
-"""One queue per span: who waits where, and who goes next (design law 3)."""
+"""One queue per span: who waits where, and who goes next (design law 3).
+
+Who meets whom follows from the models of a turn and their row counts alone. So a turn's hops are
+planned before the first one runs (law 7), and while neither changes the plan is kept.
+"""
 
 from __future__ import annotations
 
-from blockllm.engine.batch import Hop, Packet, Turn, make_hop
+import itertools
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from blockllm.engine.batch import Hop, HopPlan, Ints, Segment, Source, Turn, join
 from blockllm.engine.place import Place
+from blockllm.engine.sequence import RouteState
+from blockllm.observability.timeline import OFF, Timeline
+
+
+class _Run(NamedTuple):
+    """Neighbouring sequences of a turn that ask for one model."""
+
+    state: RouteState
+    first: int  # sequences first..last
+    last: int
+    start: int  # rows start..stop
+    stop: int
+
+
+class _Arrival(NamedTuple):
+    """A run that waits at a stop of its route, and where its hidden states are."""
+
+    run: _Run
+    at: int  # index of the stop
+    source: Source | None
+
+    @property
+    def depth(self) -> int:
+        return self.run.state.stops[self.at].stop.depth
 
 
 class SpanQueues:
-    """Packets of the current turn by the span they wait at."""
+    """The hops of the current turn, in order, and the hidden states between them."""
 
-    def __init__(self) -> None:
-        self._waiting: dict[Place, list[tuple[int, Packet]]] = {}  # place → (depth, packet)
+    def __init__(self, states: SequenceOf[RouteState], timeline: Timeline = OFF) -> None:
+        self._by_rank = {state.rank: state for state in states}
+        self._timeline = timeline
+        self._key = b""
+        self._plans: list[HopPlan] = []
 
-    def put(self, place: Place, depth: int, packet: Packet) -> None:
-        """Let a packet wait; `depth` counts the layers it has passed."""
-        self._waiting.setdefault(place, []).append((depth, packet))
+    def enter(self, turn: Turn) -> None:
+        """All rows of a new turn wait at their first spans."""
+        key = turn.ranks.tobytes() + turn.counts.tobytes()
+        if key != self._key:
+            self._plans = plan_hops(self._runs(turn), turn.counts)
+            self._key = key
+        self._turn = turn
+        self._next = 0
+        self._outputs: list[torch.Tensor | None] = [None] * len(self._plans)
+        self._entered = self._timeline.now()
+        self._done: list[int] = []  # when each hop was handed over
 
-    def pick(self, turn: Turn) -> Hop | None:
-        """Take everyone who waits at the shallowest span: rows that part after shared blocks
-        meet again at the next shared one, since nobody runs ahead of them."""
-        if not self._waiting:
+    def pick(self) -> Hop | None:
+        """Take everyone who waits at the shallowest span."""
+        if self._next == len(self._plans):
             return None
-        place = min(self._waiting, key=lambda p: min(depth for depth, _ in self._waiting[p]))
-        packets = [packet for _, packet in self._waiting.pop(place)]
-        return make_hop(turn, place.span, packets)
+        plan = self._plans[self._next]
+        hidden = join(self._outputs, plan.sources) if plan.sources else None
+        since = min((self._done[source.hop] for source in plan.sources), default=self._entered)
+        self._timeline.waited(plan, since)
+        return Hop(self._turn, plan, hidden, {})
+
+    def hand_over(self, hidden: torch.Tensor | None) -> None:
+        """The hop last picked is done; its rows wait where they go next. None: behind a head."""
+        self._outputs[self._next] = hidden
+        self._next += 1
+        self._done.append(self._timeline.now())
+
+    def _runs(self, turn: Turn) -> list[_Run]:
+        edges = [0, *(np.flatnonzero(np.diff(turn.ranks)) + 1).tolist(), len(turn.ranks)]
+        ends = [0, *np.cumsum(turn.counts).tolist()]
+        return [
+            _Run(self._by_rank[int(turn.ranks[i])], i, j, ends[i], ends[j])
+            for i, j in itertools.pairwise(edges)
+        ]
+
+
+def plan_hops(runs: list[_Run], counts: Ints) -> list[HopPlan]:
+    """Let the shallowest waiting span go first with everybody who waits there: rows that part
+    after shared blocks meet again at the next shared one, since nobody runs ahead of them."""
+    waiting: dict[Place, list[_Arrival]] = {}
+    plans: list[HopPlan] = []
+    arrivals = [_Arrival(run, 0, None) for run in runs]
+    while True:
+        for arrival in arrivals:
+            place = arrival.run.state.stops[arrival.at].place
+            waiting.setdefault(place, []).append(arrival)
+        if not waiting:
+            return plans
+        place = min(waiting, key=lambda p: min(arrival.depth for arrival in waiting[p]))
+        group = waiting.pop(place)
+        arrivals, start = [], 0
+        for run, index, _ in group:
+            stop = start + run.stop - run.start
+            if index + 1 < len(run.state.stops):
+                source = Source(len(plans), start, stop)
+                arrivals.append(_Arrival(run, index + 1, source))
+            start = stop
+        plans.append(_plan(group, counts))
+
+
+def _plan(group: list[_Arrival], counts: Ints) -> HopPlan:
+    runs = [arrival.run for arrival in group]
+    members = np.concatenate([np.arange(run.first, run.last) for run in runs])
+    starts = np.zeros(len(members) + 1, np.int64)
+    np.cumsum(counts[members], out=starts[1:])
+    in_order = all(left.last == right.first for left, right in itertools.pairwise(runs))
+    return HopPlan(
+        stop=group[0].run.state.stops[group[0].at].stop,
+        models=tuple(dict.fromkeys(run.state.route.chain.model for run in runs)),
+        members=members,
+        rows=np.concatenate([np.arange(run.start, run.stop) for run in runs]),
+        starts=starts,
+        sources=_merge([a.source for a in group if a.source is not None]),
+        segments=_segments(group),
+        is_whole_turn=in_order and len(members) == len(counts),
+    )
+
+
+def _merge(sources: list[Source]) -> tuple[Source, ...]:
+    """Neighbouring rows of one hop are taken as one."""
+    merged: list[Source] = []
+    for source in sources:
+        last = merged[-1] if merged else None
+        if last and last.hop == source.hop and last.stop == source.start:
+            merged[-1] = Source(last.hop, last.start, source.stop)
+        else:
+            merged.append(source)
+    return tuple(merged)
+
+
+def _segments(group: list[_Arrival]) -> tuple[tuple[Segment, ...], ...]:
+    """Each run whose model has a delta for a block is a segment there."""
+    segments: dict[int, list[Segment]] = {}
+    start = 0
+    for run, index, _ in group:
+        stop = start + run.stop - run.start
+        for block, delta in enumerate(run.state.stops[index].stop.deltas):
+            own = segments.setdefault(block, [])
+            if delta is not None:
+                own.append(Segment(start, stop, delta.id))
+        start = stop
+    return tuple(tuple(own) for own in segments.values())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from itertools import islice
 
 from blockllm.config import EngineSettings
 from blockllm.core import Request
 from blockllm.engine.batch import Turn
 from blockllm.engine.finish import check_request
 from blockllm.engine.kv.cache import KVCache
-from blockllm.engine.schedule import Candidate, admit_rows, plan_running
+from blockllm.engine.schedule import Candidate, admit_rows, model_order, plan_running
 from blockllm.engine.sequence import RouteState, Sequence
 from blockllm.errors import BadRequest, ModelNotFound, Overloaded
 
@@ -31,6 +32,8 @@ class Roster:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by age
         self._promised: set[bytes] = set()  # keys of pages that running prompts will publish
+        self._last_turn: dict[str, int] = {}  # by model, where a turn belongs to one model
+        self._turns = 0
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     @property
@@ -76,11 +79,24 @@ class Roster:
 
     def grant(self) -> Grants:
         """Decide this turn's rows; take the pages for them, preempting and admitting."""
+        if self._settings.batching == "blocks":
+            return self._grant(None)
+        self._turns += 1
+        waiting = (sequence.request.model for sequence in self._by_id.values())
+        for model in model_order(waiting, self._last_turn):
+            grants = self._grant(model)
+            if grants:
+                self._last_turn[model] = self._turns
+                return grants
+        return []
+
+    def _grant(self, model: str | None) -> Grants:
+        """The same for the sequences of one model; None: of all."""
         grants: Grants = []
         preempted = False
         rows = self._settings.max_rows
         for index, cache in enumerate(self._caches):
-            running = [s for s in self._running if s.state.kv_class == index]
+            running = [s for s in self._running if s.state.kv_class == index and _is_of(s, model)]
             plan = plan_running(
                 running, rows, cache.pool.num_available, self._pages_for, self._pages_of
             )
@@ -92,7 +108,7 @@ class Roster:
                 cache.grow(sequence.kv, sequence.num_computed + count)
                 rows -= count
                 grants.append((sequence, count))
-        return grants if preempted else grants + self._admit(rows)
+        return grants if preempted else grants + self._admit(rows, model)
 
     def _pages_for(self, sequence: Sequence, rows: int) -> int:
         assert sequence.kv is not None
@@ -114,9 +130,10 @@ class Roster:
         sequence.was_preempted = True
         self._waiting.appendleft(sequence)
 
-    def _admit(self, rows: int) -> Grants:
+    def _admit(self, rows: int, model: str | None) -> Grants:
         grants: Grants = []
-        for sequence in [self._waiting[i] for i in range(min(len(self._waiting), _LOOK_AHEAD))]:
+        candidates = (sequence for sequence in self._waiting if _is_of(sequence, model))
+        for sequence in list(islice(candidates, _LOOK_AHEAD)):
             if rows <= 0 or len(self._running) >= self._settings.max_sequences:
                 break
             count, wait = self._try_admit(sequence, rows)
@@ -203,3 +220,7 @@ class Roster:
             cache.check_books(idle=not self._running)
         assert len(self._by_id) == len(self._running) + len(self._waiting)
         assert self._running or not self._promised
+
+
+def _is_of(sequence: Sequence, model: str | None) -> bool:
+    return model is None or sequence.request.model == model

@@ -7,7 +7,7 @@ requests are admitted in order of arrival while rows, slots and pages last.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 
@@ -70,6 +70,16 @@ def _split_rows(running: Iterable[Runnable], max_rows: int) -> dict[int, int]:
         rows[id(sequence)] = granted
         max_rows -= granted
     return rows
+
+
+def model_order(waiting: Iterable[str], last_turn: Mapping[str, int]) -> list[str]:
+    """Models in the order in which they may take the next turn, when a turn belongs to one model.
+
+    `waiting` holds the model of every known request, oldest first; `last_turn` the number of the
+    last turn each model was given. Longest ago goes first, so no model waits for more turns than
+    there are others with work; among models that never had one, the oldest request decides.
+    """
+    return sorted(dict.fromkeys(waiting), key=lambda model: last_turn.get(model, -1))
 
 
 class Candidate(NamedTuple):

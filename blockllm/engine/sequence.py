@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from blockllm.chain import Route, Stop
-from blockllm.core import Request, Rope
+from blockllm.core import Request, Rope, Sampling
 from blockllm.engine.kv.cache import RouteKV, SequenceKV
 from blockllm.engine.kv.prefix import PageHashes
 from blockllm.engine.place import Place
+from blockllm.engine.tally import Tally
 
 
 class StopState(NamedTuple):
@@ -54,6 +57,19 @@ def _dynamic_rope(route: Route) -> Rope | None:
     return None
 
 
+def _is_plainly_greedy(sampling: Sampling) -> bool:
+    """The largest logit is the answer and nothing else is asked for, at every step."""
+    plain = Sampling(
+        max_tokens=sampling.max_tokens,
+        temperature=0.0,
+        seed=sampling.seed,
+        stop_ids=sampling.stop_ids,
+        ignore_eos=sampling.ignore_eos,
+    )
+    filters = msgspec.structs.replace(sampling, top_p=1.0, top_k=0, min_p=0.0)
+    return filters == plain
+
+
 class Sequence:
     """Tokens, progress and pages of one request. Created at submit, owned by the engine loop."""
 
@@ -74,6 +90,20 @@ class Sequence:
         self.queue_seconds = 0.0  # from the front end's arrival to first admission
         seed = request.sampling.seed
         self.seed = secrets.randbits(63) if seed is None else seed
+        sampling = request.sampling
+        self.end_ids = state.eos_ids | frozenset(sampling.stop_ids)  # before `min_tokens`: none
+        self.stop_ids = frozenset(sampling.stop_ids) if sampling.ignore_eos else self.end_ids
+        self.is_plainly_greedy = _is_plainly_greedy(sampling)
+
+    @functools.cached_property
+    def tally(self) -> Tally:
+        """Counts of all tokens; only requests with penalties have one."""
+        return Tally()
+
+    @functools.cached_property
+    def output_tally(self) -> Tally:
+        """Counts of the generated tokens; only requests with penalties have one."""
+        return Tally()
 
     def _salt(self) -> tuple[str, ...]:
         salt: tuple[str, ...] = (self.request.salt,)

@@ -14,7 +14,8 @@ from blockllm.core import Chain, HeadFunction
 from blockllm.engine.attention import make_attention
 from blockllm.engine.device import choose_device, choose_dtype, usable_bytes
 from blockllm.engine.executor import Executor
-from blockllm.engine.kernels import native
+from blockllm.engine.graphs import CudaCapture, GraphExecutor
+from blockllm.engine.kernels import gpu, native
 from blockllm.engine.kv.cache import KVCache, route_kv
 from blockllm.engine.loader import PackStore, TensorLoader
 from blockllm.engine.memory import KVClass, context_of, plan_kv, weight_bytes
@@ -50,13 +51,19 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
     if settings.threads:
         torch.set_num_threads(settings.threads)
     native.enable(settings.kernels == "auto")
+    gpu.enable(settings.kernels == "auto")
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, chains.values(), device)
     plan = plan_spans(chains.values())
     classes = plan_kv(plan, settings, dtype.itemsize, usable_bytes(device))
     caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
     loader = TensorLoader(zoo, device, dtype)
-    executor = Executor(plan, loader, caches, make_attention("native"), dtype, device)
+    attention = make_attention("triton" if device.type == "cuda" else "native")
+    shared = (plan, loader, caches, attention, dtype, device)
+    if device.type == "cuda" and gpu.usable(caches[0].tensor):
+        executor: Executor = GraphExecutor(*shared, CudaCapture(), settings.max_sequences)
+    else:
+        executor = Executor(*shared)
     return Parts(
         plan=plan,
         states=_states(plan, classes, settings),

@@ -1,13 +1,13 @@
 """From the engine's books and the front end's clock to Prometheus text.
 
 One private registry per server. Labels are bounded: models are the served ones, spans the loaded
-ones. On the path of a token one histogram is touched; the engine's books are read at scrape time.
+ones. On the path of a token two histograms are touched; the engine's books are read at scrape time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from blockllm.core import EngineStats
 from blockllm.observability import names
+from blockllm.observability.histogram import FastHistogram, Observations
 
 # buckets are vLLM's, so that its dashboards can be used
 FIRST_TOKEN_SECONDS = (
@@ -29,6 +30,11 @@ TOKEN_SECONDS = (
 REQUEST_SECONDS = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+)
+# what the front end adds: its target is 10 ms, so the steps are fine below and coarse above
+OVERHEAD_SECONDS = (
+    *(0.0001, 0.00015, 0.0002, 0.0003, 0.0004, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003),
+    *(0.004, 0.005, 0.0065, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0, 5.0),
 )
 TOKENS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 
@@ -104,7 +110,7 @@ class ModelMetrics:
     def __init__(self, families: _Families, model: str) -> None:
         self.queue_time = families.queue_time.labels(model)
         self.first_token = families.first_token.labels(model)
-        self.inter_token = families.inter_token.labels(model)
+        self.inter_token = families.inter_token.of(model)
         self.per_token = families.per_token.labels(model)
         self.latency = families.latency.labels(model)
         self.prompt_tokens = families.prompt_tokens.labels(model)
@@ -114,18 +120,18 @@ class ModelMetrics:
             for reason in ("stop", "length", "abort", "error")
         }
 
-    def timer(self, num_prompt_tokens: int) -> RequestTimer:
-        """Start the clock of one request."""
-        return RequestTimer(self, num_prompt_tokens)
+    def timer(self, num_prompt_tokens: int, arrival: float) -> RequestTimer:
+        """The clock of one request, running since `arrival`."""
+        return RequestTimer(self, num_prompt_tokens, arrival)
 
 
 class RequestTimer:
-    """Clock of one request; created when it arrives."""
+    """Clock of one request; `arrival` is the monotonic clock when its last byte came."""
 
-    def __init__(self, metrics: ModelMetrics, num_prompt_tokens: int) -> None:
+    def __init__(self, metrics: ModelMetrics, num_prompt_tokens: int, arrival: float) -> None:
         self._metrics = metrics
         self._num_prompt_tokens = num_prompt_tokens
-        self._arrival = time.monotonic()
+        self._arrival = arrival
         self._first = 0.0
         self._last = 0.0
         self._num_tokens = 0
@@ -157,13 +163,14 @@ class RequestTimer:
 
 
 class _Families:
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, models: Sequence[str]) -> None:
         def histogram(metric: names.Metric, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(*metric, ["model_name"], buckets=buckets, registry=registry)
 
         self.queue_time = histogram(names.QUEUE_TIME, REQUEST_SECONDS)
         self.first_token = histogram(names.TIME_TO_FIRST_TOKEN, FIRST_TOKEN_SECONDS)
-        self.inter_token = histogram(names.INTER_TOKEN_LATENCY, TOKEN_SECONDS)
+        self.inter_token = FastHistogram(names.INTER_TOKEN_LATENCY, TOKEN_SECONDS, models)
+        registry.register(self.inter_token)
         self.per_token = histogram(names.TIME_PER_OUTPUT_TOKEN, TOKEN_SECONDS)
         self.latency = histogram(names.LATENCY, REQUEST_SECONDS)
         self.prompt_tokens = histogram(names.REQUEST_PROMPT_TOKENS, TOKENS)
@@ -178,13 +185,21 @@ class ServerMetrics:
         self, models: Iterable[str], read: Callable[[], tuple[EngineStats, bool, int]]
     ) -> None:
         self._registry = CollectorRegistry()
-        families = _Families(self._registry)
-        self._models = {model: ModelMetrics(families, model) for model in models}
+        served = list(models)
+        families = _Families(self._registry, served)
+        self._models = {model: ModelMetrics(families, model) for model in served}
+        self.request_overhead = self._overhead(names.REQUEST_OVERHEAD)
+        self.token_overhead = self._overhead(names.TOKEN_OVERHEAD)
         self._registry.register(AgentState(read))
 
     def of(self, model: str) -> ModelMetrics:
         """The measurements of one served model."""
         return self._models[model]
+
+    def _overhead(self, metric: names.Metric) -> Observations:
+        histogram = FastHistogram(metric, OVERHEAD_SECONDS)
+        self._registry.register(histogram)
+        return histogram.of()
 
     def render(self) -> bytes:
         """The Prometheus text format."""

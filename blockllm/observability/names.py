@@ -48,6 +48,14 @@ TIME_PER_OUTPUT_TOKEN = Metric(
     "Mean per request: (last token - first token) / (tokens - 1).",
 )
 LATENCY = Metric("blockllm_e2e_request_latency_seconds", "From arrival to the end.")
+REQUEST_OVERHEAD = Metric(
+    "blockllm_request_overhead_seconds",
+    "From a request's last byte to the engine; waiting for the engine's turn to end is not in it.",
+)
+TOKEN_OVERHEAD = Metric(
+    "blockllm_token_overhead_seconds",
+    "From a token's event in the agent to its bytes on the socket, while the client keeps up.",
+)
 REQUEST_PROMPT_TOKENS = Metric("blockllm_request_prompt_tokens", "Prompt tokens of one request.")
 REQUEST_GENERATION_TOKENS = Metric(
     "blockllm_request_generation_tokens", "Tokens generated for one request."

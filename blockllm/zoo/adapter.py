@@ -17,7 +17,8 @@ from blockllm.zoo.adapter_config import AdapterConfig
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.digest import layer_digest
 from blockllm.zoo.families.names import locate_module, locate_tensor
-from blockllm.zoo.packs import PackWriter
+from blockllm.zoo.int8 import round_weight
+from blockllm.zoo.packs import PackWriter, Readable
 from blockllm.zoo.records import Record, Targets
 
 _PREFIX = "base_model.model."
@@ -43,7 +44,7 @@ class AdapterPlan(NamedTuple):
     """What an adapter does to its base: updates, and replacements by (position, tensor name)."""
 
     updates: list[Update]
-    replaced: dict[tuple[int, str], Source]
+    replaced: dict[tuple[int, str], Readable]
 
 
 def plan_adapter(
@@ -54,7 +55,7 @@ def plan_adapter(
     Raises AdapterMismatch for tensors that have no place there or another shape.
     """
     modules: dict[str, dict[str, Source]] = {}
-    replaced: dict[tuple[int, str], Source] = {}
+    replaced: dict[tuple[int, str], Readable] = {}
     for name, source in tensors.items():
         key = name.removeprefix(_PREFIX)
         suffix = next((end for end in _PARTS if key.endswith(end)), None)
@@ -74,7 +75,7 @@ def store_adapter(
     plan: AdapterPlan, name: str, root: str, base: Record, writer: PackWriter
 ) -> Record:
     """Write the adapter's new tensors as one pack; layers with replaced tensors become new ones."""
-    sources = {
+    sources: dict[tuple[int, str], Readable] = {
         (update.position, f"{update.module} {part}"): source
         for update in plan.updates
         for part, source in update.parts.items()
@@ -111,28 +112,38 @@ def _update(
     inputs, outputs = (columns, rows) if place[0] else (rows, columns)
     shapes = {"a": (rank, inputs), "b": (outputs, rank), "bias": (outputs,)}
     for part, source in parts.items():
-        _check_shape(f"{name}, lora {part}", source, shapes[part])
+        _check(f"{name}, lora {part}", source, shapes[part])
     return Update(place[0], place[1], config.scale_of(name), parts)
 
 
 def _replace(
-    replaced: dict[tuple[int, str], Source], key: str, source: Source, base: tuple[Layer, ...]
+    replaced: dict[tuple[int, str], Readable], key: str, source: Source, base: tuple[Layer, ...]
 ) -> None:
     name = key.replace(".base_layer.", ".")
     place = locate_tensor(name, len(base) - 2)
     stored = place and base[place[0]].tensors.get(place[1])
-    if place is None or stored is None:
+    if place is None or stored is None or name.endswith(".scale"):
         raise AdapterMismatch(f"the base has no tensor {name[:200]!r}")
-    _check_shape(name, source, stored.shape)
+    _check(name, source, stored.shape)
     twin = _tied_twin(place, base) if name != key else None
-    if twin is not None:
-        replaced.setdefault(twin, source)
-    replaced[place] = source
+    if twin is not None and twin not in replaced:
+        replaced |= _as_stored(twin, source, base)
+    replaced |= _as_stored(place, source, base)
+
+
+def _as_stored(
+    place: tuple[int, str], source: Source, base: tuple[Layer, ...]
+) -> dict[tuple[int, str], Readable]:
+    """The replacement in the format of what it replaces."""
+    position, name = place
+    if base[position].tensors[name].dtype != "I8":
+        return {place: source}
+    return {(position, part): rounded for part, rounded in round_weight(name, source).items()}
 
 
 def _tied_twin(place: tuple[int, str], base: tuple[Layer, ...]) -> tuple[int, str] | None:
     # peft loads `base_layer` into the base's own parameter, which embedding and head may share;
-    # modules_to_save is a copy beside it and unties them
+    # modules_to_save is a copy beside it and unties them; an int8 head has parted already
     ends = ((0, "weight"), (len(base) - 1, "weight"))
     if place not in ends or not _is_tied(base):
         return None
@@ -144,7 +155,8 @@ def _is_tied(base: tuple[Layer, ...]) -> bool:
     return embed.hash == base[-1].tensors["weight"].hash
 
 
-def _check_shape(name: str, source: Source, shape: tuple[int, ...]) -> None:
+def _check(name: str, source: Source, shape: tuple[int, ...]) -> None:
     if source.entry.shape != shape:
         found = list(source.entry.shape)
         raise AdapterMismatch(f"{name}: expected shape {list(shape)}, got {found}")
+    source.check_dtype()

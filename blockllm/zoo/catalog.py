@@ -11,7 +11,9 @@ import msgspec
 
 from blockllm.errors import CorruptStore, StoreFull, ZooError
 
-_VERSION = 1
+# format n of the catalogue is what the first n scripts make; older ones are brought up to date
+_SCRIPTS = ("schema.sql", "measurement.sql")
+_VERSION = len(_SCRIPTS)
 # how long a transaction waits for another process's commit, which takes milliseconds
 _BUSY_SECONDS = 30.0
 
@@ -23,18 +25,20 @@ class Catalog:
         self._path = path
 
     def create(self) -> None:
-        """Make the tables unless they are there; only under the zoo's write lock."""
-        schema = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
+        """Make the tables that are not there; only under the zoo's write lock."""
         with self._connection() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(
-                    f"BEGIN; {schema} PRAGMA user_version = {_VERSION}; COMMIT;"
-                )
-            elif version != _VERSION:
+            if version > _VERSION:
                 raise ZooError(
                     f"{self._path.parent} has format {version}; this program reads {_VERSION}"
+                )
+            connection.execute("PRAGMA journal_mode = WAL")
+            folder = Path(__file__).parent
+            missing = [(folder / name).read_text("utf-8") for name in _SCRIPTS[version:]]
+            if missing:
+                script = "\n".join(missing)
+                connection.executescript(
+                    f"BEGIN; {script} PRAGMA user_version = {_VERSION}; COMMIT;"
                 )
 
     def is_ready(self) -> bool:

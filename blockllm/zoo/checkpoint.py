@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from blockllm.errors import CheckpointError, UnsafeCheckpoint
+from blockllm.errors import CheckpointError, UnsafeCheckpoint, UnsupportedModel
 from blockllm.zoo.header import Entry, read_header
 from blockllm.zoo.settings_reader import SettingsReader, read_json
 
@@ -17,6 +17,7 @@ from blockllm.zoo.settings_reader import SettingsReader, read_json
 CHUNK_BYTES = 8 << 20
 # every shard stays open while it is read; the largest published checkpoint has 191
 _MAX_SHARDS = 512
+_FLOATS = ("F32", "BF16", "F16")
 _INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -27,6 +28,33 @@ class Source(NamedTuple):
     descriptor: int
     entry: Entry
     where: str
+
+    def chunks(self, nbytes: int = CHUNK_BYTES) -> Iterator[memoryview]:
+        """The tensor's bytes in pieces of `nbytes`, the last one shorter. The pieces share one
+        buffer: each is valid until the next is taken.
+        """
+        position, end = self.entry.offset, self.entry.offset + self.entry.nbytes
+        buffer = memoryview(bytearray(min(nbytes, self.entry.nbytes)))
+        while position < end:
+            piece = buffer[: end - position]
+            self._fill(piece, position)
+            yield piece
+            position += len(piece)
+
+    def _fill(self, piece: memoryview, position: int) -> None:
+        while piece:
+            count = os.preadv(self.descriptor, [piece], position)
+            if count == 0:
+                raise CheckpointError(f"{self.where}: became shorter while being read")
+            piece, position = piece[count:], position + count
+
+    def check_dtype(self) -> None:
+        """Raise UnsupportedModel unless the numbers are fp32, bf16 or fp16."""
+        if self.entry.dtype not in _FLOATS:
+            raise UnsupportedModel(
+                f"{self.where}: weights of type {self.entry.dtype} are not supported "
+                f"(supported: {', '.join(_FLOATS)})"
+            )
 
 
 class WeightFiles:
@@ -81,19 +109,6 @@ class WeightFiles:
             if name in self.tensors:
                 raise CheckpointError(f"{path.name}: tensor {name[:200]!r} is in another file too")
             self.tensors[name] = Source(descriptor, entry, path.name)
-
-
-def read_chunks(source: Source, buffer: bytearray) -> Iterator[memoryview]:
-    """The tensor's bytes in pieces that share `buffer`: each is valid until the next is taken."""
-    _, entry, where = source
-    position, end = entry.offset, entry.offset + entry.nbytes
-    while position < end:
-        piece = memoryview(buffer)[: end - position]
-        count = os.preadv(source.descriptor, [piece], position)
-        if count == 0:
-            raise CheckpointError(f"{where}: became shorter while being read")
-        yield piece[:count]
-        position += count
 
 
 def open_model(folder: Path) -> WeightFiles:

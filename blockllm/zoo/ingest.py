@@ -26,12 +26,15 @@ from blockllm.zoo.snapshot import Snapshot
 
 
 class Wish(NamedTuple):
-    """What to add: the name it gets, its folder, what the user called that, the base's name."""
+    """What to add: the name it gets, its folder, what the user called that, the base's name, and
+    the format of its linears ("int8"; None: as they are).
+    """
 
     name: str
     folder: Path
     root: str
     base: str | None
+    format: str | None
 
 
 def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> tuple[Record, int]:
@@ -81,13 +84,15 @@ class _Ticker:
 def _store_model(wish: Wish, writer: PackWriter, ticker: _Ticker) -> Record:
     if wish.base is not None:
         raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it takes no base")
-    checkpoint = open_checkpoint(wish.folder)
+    checkpoint = open_checkpoint(wish.folder, as_int8=wish.format == "int8")
     with checkpoint.files:
         ticker.total = checkpoint.num_bytes
         return store_checkpoint(checkpoint, wish.name, wish.root, writer)
 
 
 def _store_adapter(wish: Wish, snapshot: Snapshot, writer: PackWriter, ticker: _Ticker) -> Record:
+    if wish.format is not None:
+        raise ZooError(f"{wish.root} is an adapter: it takes the format of its base")
     config = read_adapter_config(wish.folder)
     base = _find_base(snapshot, wish.base, config.base)
     with open_adapter(wish.folder) as files:

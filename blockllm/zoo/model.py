@@ -12,7 +12,8 @@ from blockllm.zoo.checkpoint import Source, WeightFiles, open_model
 from blockllm.zoo.digest import layer_digest
 from blockllm.zoo.families import ModelPlan, choose_family
 from blockllm.zoo.families.names import tensor_name
-from blockllm.zoo.packs import PackWriter
+from blockllm.zoo.int8 import round_linears
+from blockllm.zoo.packs import PackWriter, Readable
 from blockllm.zoo.records import Record
 from blockllm.zoo.settings_reader import SettingsReader, read_json
 
@@ -27,21 +28,23 @@ class Checkpoint(NamedTuple):
     family: str
     plan: ModelPlan
     files: WeightFiles
-    sources: tuple[dict[str, Source], ...]
+    sources: tuple[dict[str, Readable], ...]
     dtype: str
     eos_ids: tuple[int, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes to read; a tied head counts once."""
+        """Bytes of the tensors as they will be stored; a tied head counts once."""
         return sum({source: source.entry.nbytes for source in self._all()}.values())
 
-    def _all(self) -> list[Source]:
+    def _all(self) -> list[Readable]:
         return [source for layer in self.sources for source in layer.values()]
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, as_int8: bool) -> Checkpoint:
     """Read config and headers, no weights. The caller closes `files`.
+
+    With `as_int8` the linears and the head will be read rounded, see int8.py.
 
     Raises CheckpointError, or one of its kinds, unless every tensor is there in its shape.
     """
@@ -57,7 +60,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise
     # what the weights are, whatever config.json calls them
     dtype = _DTYPE_NAMES.get(sources[0]["weight"].entry.dtype, "")
-    return Checkpoint(family.name, plan, files, sources, dtype, eos_ids)
+    parts = [
+        round_linears(sources, layer.linears if as_int8 else ())
+        for layer, sources in zip(plan.layers, sources, strict=True)
+    ]
+    return Checkpoint(family.name, plan, files, tuple(parts), dtype, eos_ids)
 
 
 def store_checkpoint(checkpoint: Checkpoint, name: str, root: str, writer: PackWriter) -> Record:
@@ -95,6 +102,7 @@ def _sort_tensors(plan: ModelPlan, tensors: dict[str, Source]) -> tuple[dict[str
             if source.entry.shape != shape:
                 found = list(source.entry.shape)
                 raise CheckpointError(f"{name}: expected shape {list(shape)}, got {found}")
+            source.check_dtype()
             sources[key] = source
         sorted_layers.append(sources)
     if left:

@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-from blockllm.core import DTYPE_BYTES, Tensor
-from blockllm.errors import CheckpointError, CorruptStore, UnsupportedModel
-from blockllm.zoo.checkpoint import CHUNK_BYTES, Source, read_chunks
+from blockllm.core import Tensor
+from blockllm.errors import CheckpointError, CorruptStore
 from blockllm.zoo.digest import pack_name, tensor_hasher
 from blockllm.zoo.folder import Folder
+from blockllm.zoo.header import Entry
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -23,8 +23,18 @@ Key = TypeVar("Key", bound=Hashable)
 ALIGNMENT = 64
 
 
+class Readable(Protocol, Hashable):
+    """A tensor to be stored. Equal ones have equal bytes, which can be read several times."""
+
+    @property
+    def entry(self) -> Entry: ...
+    @property
+    def where(self) -> str: ...
+    def chunks(self) -> Iterator[memoryview]: ...
+
+
 class _Placed(NamedTuple):
-    source: Source
+    source: Readable
     hash: str
     offset: int
 
@@ -48,13 +58,12 @@ class PackWriter:
         self._find = find
         self._advance = advance
         self._added: dict[str, Tensor] = {}
-        self._hashes: dict[Source, str] = {}
-        self._buffer = bytearray(CHUNK_BYTES)
+        self._hashes: dict[Readable, str] = {}
 
-    def add(self, sources: dict[Key, Source]) -> dict[Key, Tensor]:
+    def add(self, sources: Mapping[Key, Readable]) -> dict[Key, Tensor]:
         """The zoo's tensors for `sources`, key by key; new ones become one pack in this order."""
         hashes = {key: self._hash(source) for key, source in sources.items()}
-        fresh: dict[str, Source] = {}
+        fresh: dict[str, Readable] = {}
         for key, name in hashes.items():
             if not self._known(name):
                 fresh.setdefault(name, sources[key])
@@ -77,27 +86,22 @@ class PackWriter:
         self._added[name] = tensor
         return True
 
-    def _hash(self, source: Source) -> str:
+    def _hash(self, source: Readable) -> str:
         if source not in self._hashes:
             self._hashes[source] = self._read(source, None)
             self._advance(source.entry.nbytes)
         return self._hashes[source]
 
-    def _read(self, source: Source, target: int | None) -> str:
+    def _read(self, source: Readable, target: int | None) -> str:
         dtype, shape, _, nbytes = source.entry
-        if dtype not in DTYPE_BYTES:
-            known = ", ".join(DTYPE_BYTES)
-            raise UnsupportedModel(
-                f"{source.where}: weights of type {dtype} are not supported (supported: {known})"
-            )
         hasher = tensor_hasher(dtype, shape, nbytes)
-        for chunk in read_chunks(source, self._buffer):
+        for chunk in source.chunks():
             hasher.update(chunk)
             if target is not None:
                 _write_all(target, chunk)
         return str(hasher.hexdigest())
 
-    def _write(self, fresh: dict[str, Source]) -> None:
+    def _write(self, fresh: dict[str, Readable]) -> None:
         temporary = self._folder.new_temporary()
         placed: list[_Placed] = []
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

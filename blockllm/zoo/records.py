@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from blockllm.core import Layer, LoraTarget, Tensor
+from blockllm.core import Layer, LoraTarget, Measurement, Tensor
 from blockllm.errors import NameTaken, UnknownModel, ZooError
 from blockllm.zoo.digest import block_id
 from blockllm.zoo.partition import Step, partition
@@ -30,6 +30,12 @@ class Record(msgspec.Struct, frozen=True):
     layers: tuple[Layer, ...]
     targets: Targets = {}
     assets: dict[str, str] = {}
+
+    @property
+    def format(self) -> str:
+        """How the linears are stored: "int8", or as the other weights."""
+        stored = (t.dtype for layer in self.layers for t in layer.tensors.values())
+        return "int8" if "I8" in stored else self.dtype
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the model by hash, each once."""
@@ -90,6 +96,15 @@ def insert(connection: sqlite3.Connection, record: Record) -> None:
         [(model, file, name) for file, name in record.assets.items()],
     )
     _cut_blocks(connection)
+
+
+def insert_measurement(connection: sqlite3.Connection, measurement: Measurement) -> None:
+    """Add or replace what was measured about a model; raises UnknownModel."""
+    model = _model_id(connection, measurement.model)
+    connection.execute(
+        "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?)",
+        [model, measurement.reference, measurement.text, _json(measurement)],
+    )
 
 
 def delete(connection: sqlite3.Connection, name: str) -> None:

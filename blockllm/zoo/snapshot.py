@@ -16,6 +16,7 @@ from blockllm.core import (
     Function,
     Layer,
     LoraTarget,
+    Measurement,
     ModelCard,
     Tensor,
 )
@@ -37,6 +38,7 @@ class Snapshot:
         self.layers, self._block_of = _read_layers(connection, self.tensors)
         self.records: dict[str, Record] = {}
         self._created: dict[str, float] = {}
+        self._loss = _read_measurements(connection)
         for row in connection.execute(_MODELS).fetchall():
             record = _read_record(connection, row, self.layers, self.tensors)
             self.records[record.name] = record
@@ -79,7 +81,8 @@ class Snapshot:
             own = sum(t.nbytes for t in tensors[name].values() if owners[t.hash] == 1)
             num_shared = sum(riders[e.block.id] > 1 for e in chains[name].entries)
             size = _Size(len(chains[name].entries), num_shared, total, own)
-            cards.append(_card(record, size, self._created[name]))
+            loss = tuple(self._loss.get(name, ()))
+            cards.append(_card(record, size, self._created[name], loss))
         return cards
 
 
@@ -90,7 +93,7 @@ class _Size(NamedTuple):
     own: int
 
 
-def _card(record: Record, size: _Size, created: float) -> ModelCard:
+def _card(record: Record, size: _Size, created: float, loss: tuple[Measurement, ...]) -> ModelCard:
     return ModelCard(
         name=record.name,
         kind=record.kind,
@@ -98,6 +101,8 @@ def _card(record: Record, size: _Size, created: float) -> ModelCard:
         parent=record.parent,
         root=record.root,
         dtype=record.dtype,
+        format=record.format,
+        exact=record.format != "int8",
         num_blocks=size.num_blocks,
         num_shared_blocks=size.num_shared,
         total_bytes=size.total,
@@ -105,6 +110,7 @@ def _card(record: Record, size: _Size, created: float) -> ModelCard:
         shared_bytes=size.total - size.own,
         max_context=record.max_context,
         created=created,
+        loss=loss,
     )
 
 
@@ -137,6 +143,15 @@ def _read_layers(
         members.setdefault(block, []).append(layers[digest])
     blocks = [Block(block, tuple(run)) for block, run in members.items()]
     return layers, {layer.digest: block for block in blocks for layer in block.layers}
+
+
+def _read_measurements(connection: sqlite3.Connection) -> dict[str, list[Measurement]]:
+    decoder = msgspec.json.Decoder(Measurement)
+    found: dict[str, list[Measurement]] = {}
+    for (value,) in connection.execute("SELECT value FROM measurement"):
+        measurement = decoder.decode(value)
+        found.setdefault(measurement.model, []).append(measurement)
+    return {name: sorted(made, key=lambda m: m.created) for name, made in found.items()}
 
 
 def _read_record(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from blockllm.core import Tensor
 from blockllm.errors import CheckpointError
 from blockllm.zoo.assets import asset_name
-from blockllm.zoo.checkpoint import CHUNK_BYTES, Source, read_chunks
+from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.digest import block_id, layer_digest, pack_name, tensor_hasher
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.header import Entry
@@ -38,12 +38,11 @@ def verify(folder: Folder, connection: sqlite3.Connection, progress: Progress) -
 
 
 class _PackChecker:
-    """Reads packs through one buffer; `num_bytes` counts the tensors' bytes read."""
+    """Reads packs; `num_bytes` counts the tensors' bytes read."""
 
     def __init__(self, folder: Folder) -> None:
         self.num_bytes = 0
         self._folder = folder
-        self._buffer = bytearray(CHUNK_BYTES)
 
     def check(self, pack: str, tensors: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
         """Everything wrong with a pack, each with the tensors it damages."""
@@ -80,7 +79,7 @@ class _PackChecker:
         entry = Entry(tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
         self.num_bytes += tensor.nbytes
         try:
-            for chunk in read_chunks(Source(descriptor, entry, tensor.pack), self._buffer):
+            for chunk in Source(descriptor, entry, tensor.pack).chunks():
                 hasher.update(chunk)
         except CheckpointError:
             return False

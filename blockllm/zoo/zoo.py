@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-from blockllm.core import Chain, ModelCard
+from blockllm.core import Chain, Measurement, ModelCard
 from blockllm.errors import StoreFull, ZooError
 from blockllm.zoo import garbage, records, verification
 from blockllm.zoo.assets import ASSET_FILES, find_asset
@@ -42,21 +43,25 @@ class Zoo:
         source: str | Path,
         base: str | None = None,
         progress: Progress = silent,
+        format: Literal["int8"] | None = None,
     ) -> AddReport:
         """Add a full checkpoint or PEFT adapter from a folder or the Hugging Face hub.
 
         `base` names an adapter's base in the zoo; without it the adapter's own config decides.
+        `format` "int8" rounds a full checkpoint's linears and head; None keeps them as they are.
         Raises a ZooError, and then nothing was changed.
         """
         started = time.monotonic()
         check_name(name)
+        if format not in (None, "int8"):
+            raise ZooError(f"format: expected int8, got {str(format)[:40]!r}")
         with _disk_errors():
             folder = find_folder(source)
         progress("waiting for other writers", 0, 0)
         with _disk_errors(), self._folder.writing():
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
-            wish = Wish(name, folder, root, base)
+            wish = Wish(name, folder, root, base, format)
             record, stored = ingest(self._folder, self._catalog, wish, progress)
             card = self.card(name)
         return AddReport(
@@ -75,6 +80,13 @@ class Zoo:
         """
         with _disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
             records.delete(connection, name)
+
+    def record_loss(self, measurement: Measurement) -> None:
+        """Keep what was measured; it replaces a measurement of the same model against the same
+        reference on the same text. Raises UnknownModel.
+        """
+        with _disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
+            records.insert_measurement(connection, measurement)
 
     def cards(self) -> list[ModelCard]:
         """All models, oldest first."""

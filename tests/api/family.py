@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from blockllm.core import Chain, ModelCard
+from blockllm.core import Chain, Measurement, ModelCard
 
 CORPUS = ["The quick brown fox jumps over the lazy dog.", "def add(a, b):\n    return a + b\n"] * 20
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
@@ -72,11 +72,14 @@ class FakeZoo:
 
     def cards(self) -> list[ModelCard]:
         context = self.max_context
+        loss = Measurement("plain", "base", 10.1, 10.0, 0.01, 0.99, 100, 64, "t", 1.0, {})
         return [
             ModelCard("base", "full", "llama", total_bytes=100, own_bytes=40, shared_bytes=60,
-                      max_context=context),
-            ModelCard("tuned", "lora", "llama", parent="base", root="base", max_context=context),
-            ModelCard("plain", "full", "llama", max_context=context),
+                      max_context=context, format="float32"),
+            ModelCard("tuned", "lora", "llama", parent="base", root="base", max_context=context,
+                      format="float32"),
+            ModelCard("plain", "full", "llama", max_context=context, format="int8", exact=False,
+                      loss=(loss,)),
         ]  # fmt: skip
 
     def chains(self, names: Sequence[str]) -> dict[str, Chain]:

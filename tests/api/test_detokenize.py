@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from blockllm.api.detokenize import WindowDetokenizer, make_detokenizer
 from blockllm.api.tokenizer import TextTokenizer
@@ -74,6 +77,33 @@ def test_the_window_does_not_grow_with_tokens_that_have_no_text():
         detokenizer.feed(1_000_000)
     assert len(detokenizer._window) < 40
     assert time.perf_counter() - started < 5
+
+
+class CountingTokenizer(TextTokenizer):
+    """Counts the tokens and characters that decoding touches."""
+
+    num_tokens = num_characters = 0
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        text = super().decode(ids, skip_special)
+        self.num_tokens += len(ids)
+        self.num_characters += len(text)
+        return text
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), sentencepiece_like_tokenizer()])
+def test_work_is_linear_in_the_length_of_the_output(tokenizer: Tokenizer):
+    def work(num_tokens: int) -> tuple[int, int]:
+        counting = CountingTokenizer(tokenizer)
+        ids = counting.encode("the quick brown fox € " * num_tokens, False)[:num_tokens]
+        assert len(ids) == num_tokens
+        stream(counting, ids, [])
+        return counting.num_tokens, counting.num_characters
+
+    (few_tokens, few_characters), (tokens, characters) = work(1_000), work(8_000)
+    assert tokens <= 8 * few_tokens + 100
+    assert characters <= 8 * few_characters + 100
+    assert tokens <= 40 * 8_000
 
 
 def test_bytes_of_tokens():

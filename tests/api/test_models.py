@@ -54,6 +54,7 @@ def test_the_fingerprint_names_what_computes(folder: Path):
     prints = {model.fingerprint for model in models}
     assert len(prints) == 3
     assert all(text.startswith("fp_") for text in prints)
+    assert {text.rpartition("-")[2] for text in prints} == {"float32", "int8"}
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,16 @@ def test_models(client: openai.OpenAI):
     assert (base.has_chat_template, listed["plain"].has_chat_template) == (True, False)
 
 
+def test_models_say_what_they_lost(client: openai.OpenAI):
+    base, _, plain = (model.model_dump() for model in client.models.list())
+    assert (base["format"], base["exact"], base["loss"]) == ("float32", True, [])
+    assert (plain["format"], plain["exact"]) == ("int8", False)
+    (loss,) = plain["loss"]
+    assert (loss["reference"], loss["perplexity"], loss["kl"]) == ("base", 10.1, 0.01)
+    answer = client.completions.create(model="plain", prompt="The", max_tokens=1)
+    assert (answer.system_fingerprint or "").endswith("-int8")
+
+
 def test_client_errors_have_openais_classes(client: openai.OpenAI):
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="nix", messages=HELLO)

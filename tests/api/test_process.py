@@ -133,6 +133,24 @@ def test_a_client_that_leaves_frees_its_requests(server: RunningServer, stream: 
     assert server.metric("blockllm_request_success_total") > 0
 
 
+def test_readers_that_do_not_read_stall_nobody_else(server: RunningServer):
+    body = {**SLOW_BODY, "min_p": 0, "max_tokens": 500, "n": 16, "logprobs": 20, "stream": True}
+    data = json.dumps(body).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    port = int(server.url.rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port))
+            client.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+        answer = server.post(PATH, {**SLOW_BODY, "min_p": 0, "max_tokens": 50})
+        assert answer.json()["usage"]["completion_tokens"] == 50
+        server.wait_until("blockllm_num_requests_running", 0)
+        assert server.metric("blockllm_request_success_total") > 0
+    assert server.post(PATH, {**SLOW_BODY, "min_p": 0, "max_tokens": 1}).status_code == 200
+
+
 def test_a_stop_string_frees_its_request(server: RunningServer):
     answer = server.post(PATH, {**SLOW_BODY, "stop": "quick"}).json()
     assert answer["choices"][0]["text"] == "The "

@@ -69,6 +69,31 @@ def test_tokens_arrive_in_order_and_books_are_reported_when_idle():
     assert events[-1].finish is Finish.LENGTH
 
 
+def test_entries_tell_the_time_to_the_engine_without_its_turns():
+    agent = Running(FakeEngine())
+    now = time.monotonic()
+    first = Request("r", "base", (1, 2, 3), Sampling(max_tokens=2), arrival=now - 0.5)
+    agent.link.post(Submit(first, sent=now))
+    told = agent.wait_for(Tokens)
+    assert isinstance(told, Tokens)
+    assert told.made >= now
+    assert len(told.entries) == 1 and 0.5 <= told.entries[0] < 1.0
+    assert agent.stop()
+
+
+def test_waiting_for_a_turn_is_not_the_front_ends():
+    agent = Running(FakeEngine())
+    agent.link.post(Submit(request("slow", max_tokens=3, min_p=SLOW)))  # turns of 50 ms
+    agent.wait_for(Tokens)
+    now = time.monotonic()
+    late = Request("late", "base", (1,), Sampling(max_tokens=1), arrival=now)
+    agent.link.post(Submit(late, sent=now))
+    agent.wait_for(Stats)
+    assert agent.stop()
+    entries = [seconds for m in agent.said if isinstance(m, Tokens) for seconds in m.entries]
+    assert len(entries) == 1 and entries[0] < 0.04
+
+
 def test_a_refused_request_fails_alone():
     agent = Running(FakeEngine(max_requests=1, vocab_size=10))
     agent.link.post(Submit(Request("bad", "base", (11,))))
@@ -152,10 +177,10 @@ def test_local_agent_reports_unexpected_loading_errors():
 def test_local_agent_fails_what_is_in_flight_when_it_closes():
     agent = LocalAgent(FakeEngine)
     items: list[object] = []
-    agent.submit(request(max_tokens=10_000, min_p=SLOW), items.append)
+    agent.submit(request(max_tokens=10_000, min_p=SLOW), lambda item, made=0.0: items.append(item))
     while not items:
         time.sleep(0.002)
     agent.close()
     assert isinstance(items[-1], AgentDied)
     with pytest.raises(AgentDied):
-        agent.submit(request("late"), items.append)
+        agent.submit(request("late"), lambda item, made=0.0: items.append(item))

@@ -7,41 +7,130 @@ import torch
 import torch.nn.functional as F
 
 from blockllm.engine.kernels import native, plain
+from blockllm.engine.kernels.adapters import PackedAdapters
 from blockllm.engine.kernels.build import native_library
-from blockllm.engine.kernels.matmul import make_matmul, packs, padded_rows
+from blockllm.engine.kernels.matmul import make_matmul, packs
+from blockllm.engine.kernels.triton.pool import (
+    Update,
+    make_pool,
+    make_tiles,
+    segmented_lora_plain,
+)
+
+needs_compiler = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
+CPU, F32 = torch.device("cpu"), torch.float32
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7, 8, 16, 33, 200])
-@pytest.mark.parametrize("shape", [(1, 1), (48, 32), (97, 31), (7, 130), (704, 256)])
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_int8(seed: int, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [0, 1, 2, 12, 13, 33, 200])
+@pytest.mark.parametrize("shape", [(1, 1), (48, 32), (97, 31), (7, 130), (64, 1300)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_packed_matmul_equals_plain(rows: int, shape: tuple[int, int], bias: bool) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    weight = torch.randn(shape, generator=generator)
-    offset = torch.randn(shape[0], generator=generator) if bias else None
-    x = torch.randn(rows, shape[1], generator=generator)
-    assert packs(weight), "this build of torch lacks oneDNN; the plain path is used"
+    first, second = random(rows, *shape), random(rows + 1, 5, shape[1])
+    offset = random(3, shape[0] + 5) if bias else None
+    x = random(99, rows, shape[1])
+    assert packs(CPU, F32)
+    got = make_matmul([first, second], offset, None, F32)(x)
+    expected = F.linear(x.double(), torch.cat([first, second]).double())
+    expected = (expected if offset is None else expected + offset).float()
+    torch.testing.assert_close(got, expected, rtol=0, atol=5e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_row_does_not_depend_on_its_neighbours(int8: bool) -> None:
+    x = random(1, 130, 700)
+    x[1::2] *= 50  # loud neighbours
+    if int8:
+        run = make_matmul([random_int8(2, 90, 700)], None, random(3, 90).abs(), F32)
+    else:
+        run = make_matmul([random(2, 90, 700)], None, None, F32)
+    together = run(x)
+    for rows in (1, 3, 40):
+        alone = torch.cat([run(part) for part in x.split(rows)])
+        assert torch.equal(alone, together)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [0, 1, 5, 13, 40])
+@pytest.mark.parametrize("shape", [(1, 1), (100, 70), (32, 1027), (33, 2816)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_equals_plain(rows: int, shape: tuple[int, int], bias: bool) -> None:
+    weights = [random_int8(rows, *shape), random_int8(rows + 1, 3, shape[1])]
+    scale, x = random(2, shape[0] + 3).abs(), random(3, rows, shape[1])
+    offset = random(4, shape[0] + 3) if bias else None
+    x[:1] = 0
+    expected = plain.int8_linear(x, torch.cat(weights), scale, offset)
     torch.testing.assert_close(
-        make_matmul(weight, offset)(x), F.linear(x, weight, offset), rtol=0, atol=2e-4
+        make_matmul(weights, offset, scale, F32)(x), expected, rtol=1e-6, atol=1e-5
     )
 
 
-def test_few_row_counts_are_used_and_little_is_wasted() -> None:
-    assert [padded_rows(n) for n in (1, 7, 8, 9, 16, 33, 65, 256, 257)] == [
-        1, 7, 8, 16, 16, 40, 96, 256, 384,
-    ]  # fmt: skip
-    counts = {padded_rows(rows) for rows in range(1, 513)}
-    assert len(counts) <= 24
-    assert all(rows <= padded_rows(rows) < 1.5 * rows + 4 for rows in range(1, 513))
+@needs_compiler
+def test_int8_does_not_overflow_where_all_products_agree() -> None:
+    weight, x = torch.full((40, 512), 127, dtype=torch.int8), torch.full((3, 512), -2.0)
+    y = make_matmul([weight], None, torch.ones(40), F32)(x)
+    torch.testing.assert_close(y, torch.full((3, 40), -2.0 * 127 * 512))
 
 
-def test_other_dtypes_are_not_packed() -> None:
-    weight = torch.randn(5, 3, dtype=torch.bfloat16)
-    x = torch.randn(2, 3, dtype=torch.bfloat16)
-    assert not packs(weight)
-    assert torch.equal(make_matmul(weight, None)(x), F.linear(x, weight))
+@needs_compiler
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_int8_rows_that_are_not_finite_stay_so_and_alone(bad: float) -> None:
+    x = random(1, 4, 64)
+    x[2, 7] = bad
+    y = make_matmul([random_int8(2, 48, 64)], None, torch.ones(48), F32)(x)
+    assert not y[2].isfinite().any()
+    assert y[[0, 1, 3]].isfinite().all()
 
 
-needs_compiler = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("int8", [False, True])
+def test_other_dtypes_are_not_packed(int8: bool) -> None:
+    weight = random_int8(1, 5, 3) if int8 else random(1, 5, 3).bfloat16()
+    scale = torch.ones(5) if int8 else None
+    x = random(2, 2, 3).bfloat16()
+    assert not packs(CPU, torch.bfloat16)
+    got = make_matmul([weight], None, scale, torch.bfloat16)(x)
+    torch.testing.assert_close(
+        got, F.linear(x, weight.bfloat16()), rtol=0.05, atol=2.0 if int8 else 0
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 7, 40, 90])
+def test_native_adapters_equal_plain(rows: int) -> None:
+    """Three models of different ranks and parts, one that changes nothing, one with a bias."""
+    columns = {"q": slice(0, 70), "k": slice(70, 96), "v": slice(96, 97)}
+    sizes = {name: part.stop - part.start for name, part in columns.items()}
+
+    def update(name: str, rank: int, bias: bool = False) -> Update:
+        offset = random(rank, sizes[name]) if bias else None
+        return Update(random(rank, rank, 50), random(rank + 1, rank, sizes[name]), 0.7, offset)
+
+    adapters = [
+        {"q": update("q", 16), "v": update("v", 8)},
+        {"k": update("k", 3, bias=True)},
+        {},
+        {name: update(name, 33) for name in columns},
+    ]
+    x, y = random(1, rows, 50), random(2, rows, 97)
+    cuts = sorted({0, rows // 5, rows // 3, rows // 2, rows})
+    segments = [(cuts[i], cuts[i + 1], i % 4) for i in range(len(cuts) - 1)]
+    tiles = torch.from_numpy(make_tiles(segments, 16))
+    expected = y.clone()
+    pool = make_pool(adapters, columns)
+    assert pool is not None
+    segmented_lora_plain(expected, x, tiles, pool)
+    PackedAdapters(adapters, columns).add_to(y, x, tiles, 16)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
 
 
 @needs_compiler

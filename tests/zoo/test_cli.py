@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 from typer.testing import CliRunner
 
 from blockllm.cli.zoo import app
-from blockllm.errors import NameTaken, UnknownModel
+from blockllm.errors import NameTaken, UnknownModel, ZooError
 from tests.makers import make_checkpoint, make_lora
 
 
@@ -70,6 +71,51 @@ def test_damage_is_an_exit_status(run: Any, tmp_path: Path, llama: Path) -> None
     assert report["problems"][0]["models"] == ["model"]
 
 
+def test_int8_is_shown(run: Any, llama: Path) -> None:
+    run("add", "exact", llama)
+    run("add", "small", llama, "--format", "int8")
+    exact, small = json.loads(run("ls", "--json"))
+    assert (exact["format"], small["format"], small["exact"]) == ("float32", "int8", False)
+    assert small["total_bytes"] < exact["total_bytes"]
+    assert "int8" in run("ls")
+    text = run("show", "small")
+    assert "int8 (lossy, made from float32)" in text
+    assert "loss not measured" in text
+    assert "loss" not in run("show", "exact")
+
+
+def test_measure(run: Any, tmp_path: Path, llama: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=1, tokenizer=True)
+    bare = make_checkpoint(tmp_path / "bare", seed=2)
+    text = tmp_path / "text"
+    text.write_bytes(bytes(range(0x28, 0x58)) * 5)  # the tiny tokenizer has few letters
+    for name, path in (("base", llama), ("other", other), ("bare", bare)):
+        run("add", name, path)
+    words = ("measure", "other", "--against", "base", "--text", text, "--window", 64)
+    report = json.loads(run(*words, "--json"))
+    made = report["measurement"]
+    assert (made["model"], made["reference"], made["window"]) == ("other", "base", 64)
+    assert made["text"] == blake3(text.read_bytes()).hexdigest()
+    assert report["rise"] == made["perplexity"] / made["reference_perplexity"] - 1
+    assert made["num_tokens"] > 100 and made["kl"] > 0
+    assert report["passed"]
+    shown = json.loads(run("show", "other", "--json"))["model"]["loss"]
+    assert shown == [made]
+    assert "against base: perplexity" in run("show", "other")
+    # the gate: refused by status, and kept all the same
+    limit = 100 * report["rise"]
+    assert "same first choice" in run(*words, "--max-rise", f"{limit + 0.1}%")
+    assert "the perplexity rises by" in run(
+        *words, "--max-rise", f"{limit / 100 - 0.001}", status=1
+    )
+    with pytest.raises(ZooError, match="different tokenizers"):
+        run("measure", "other", "--against", "bare", "--text", text)
+    with pytest.raises(ZooError, match="came without"):
+        run("measure", "bare", "--against", "base", "--text", text)
+    with pytest.raises(ZooError, match="--max-rise"):
+        run(*words, "--max-rise", "little")
+
+
 def test_errors_are_ours(run: Any, llama: Path) -> None:
     run("add", "model", llama)
     with pytest.raises(NameTaken):
@@ -78,7 +124,7 @@ def test_errors_are_ours(run: Any, llama: Path) -> None:
         run("show", "nobody")
 
 
-@pytest.mark.parametrize("command", ["add", "ls", "show", "rm", "verify", "gc"])
+@pytest.mark.parametrize("command", ["add", "ls", "show", "measure", "rm", "verify", "gc"])
 def test_help(run: Any, command: str) -> None:
     text = run(command, "--help")
     assert "--zoo" in text

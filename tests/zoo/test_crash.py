@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -40,15 +41,17 @@ SCRIPT = textwrap.dedent(
     zoo = Zoo(sys.argv[1])
     print("ready", flush=True)
     sys.setprofile(count)
-    zoo.add(sys.argv[2], sys.argv[3])
+    zoo.add(sys.argv[2], sys.argv[3], format=sys.argv[5] or None)
     sys.setprofile(None)
     print(calls)
     """
 )
 
 
-def start(zoo: Path, name: str, source: Path, limit: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SCRIPT, str(zoo), name, str(source), str(limit)]
+def start(
+    zoo: Path, name: str, source: Path, limit: int = 0, format: str = ""
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, str(zoo), name, str(source), str(limit), format]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -75,12 +78,15 @@ def check_after_kill(root: Path, process: subprocess.Popen[str], before: object)
     assert contents(root) == before
 
 
-def test_killed_at_any_call(tmp_path: Path, family: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_killed_at_any_call(
+    tmp_path: Path, family: tuple[Path, Path], format: Literal["int8"] | None
+) -> None:
     root = tmp_path / "zoo"
     zoo = Zoo(root)
-    zoo.add("base", family[0])
+    zoo.add("base", family[0], format=format)
     before = contents(root)
-    process = start(root, "sibling", family[1])
+    process = start(root, "sibling", family[1], format=format or "")
     total = int(process.communicate()[0].split()[-1])
     zoo.remove("sibling")
     zoo.gc()
@@ -88,11 +94,11 @@ def test_killed_at_any_call(tmp_path: Path, family: tuple[Path, Path]) -> None:
     limits = [chooser.randrange(1, total) for _ in range(KILLS - 1)]
     killed = 0
     for limit in [*limits, total]:
-        process = start(root, "sibling", family[1], limit)
+        process = start(root, "sibling", family[1], limit, format or "")
         check_after_kill(root, process, before)
         killed += process.returncode == -signal.SIGKILL
     assert killed >= KILLS - 1  # the last call of one run may not be reached by another
-    assert zoo.add("sibling", family[1]).num_shared_blocks == 3
+    assert zoo.add("sibling", family[1], format=format).num_shared_blocks == 3
 
 
 def test_killed_at_any_time(tmp_path: Path, family: tuple[Path, Path]) -> None:
@@ -191,7 +197,7 @@ def test_disk_full_for_real(tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
-    command = [sys.executable, "-c", SCRIPT, str(root), "model", str(large), "0"]
+    command = [sys.executable, "-c", SCRIPT, str(root), "model", str(large), "0", ""]
     run = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     assert "StoreFull" in run.stderr
     assert contents(root) == before

@@ -21,8 +21,8 @@ from blockllm.api.answers import (
 from blockllm.api.choice import Piece
 from blockllm.api.errors import json_response
 from blockllm.api.logprobs import chat_logprobs
-from blockllm.api.serving import Plan, Serving, encode, render_chat
-from blockllm.api.stream import EventStream, encode_events, until_disconnect
+from blockllm.api.serving import Caller, Plan, Serving, caller_of, encode, render_chat
+from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events, until_disconnect
 from blockllm.api.wire import ChatRequest
 from blockllm.errors import BadRequest
 
@@ -32,15 +32,15 @@ def routes(serving: Serving) -> list[Route]:
 
     async def create(request: Request) -> Response:
         body = await serving.read(request, ChatRequest)
-        plan = await _plan(serving, body, request.state.tenant)
+        plan = await _plan(serving, body, caller_of(request))
         if body.stream:
-            return EventStream(_events(plan))
+            return EventStream(_events(plan), serving.metrics.token_overhead.observe)
         return json_response(await until_disconnect(_answer(plan), request.receive))
 
     return [Route("/v1/chat/completions", create, methods=["POST"])]
 
 
-async def _plan(serving: Serving, body: ChatRequest, tenant: str) -> Plan:
+async def _plan(serving: Serving, body: ChatRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
     limits.check_unsupported(body)
     prompt = await render_chat(
@@ -53,7 +53,7 @@ async def _plan(serving: Serving, body: ChatRequest, tenant: str) -> Plan:
         asked, param = body.max_tokens, "max_tokens"
     max_tokens = limits.read_max_tokens(asked, room, room, param)
     sampling = limits.read_sampling(body, serving.settings, max_tokens, _num_logprobs(body))
-    return serving.plan(body, model, tenant, [ids], [sampling])
+    return serving.plan(body, model, caller, [ids], [sampling])
 
 
 def _num_logprobs(body: ChatRequest) -> int | None:
@@ -95,19 +95,19 @@ def _choice(plan: Plan, index: int, pieces: Sequence[Piece]) -> ChatChoice:
     )
 
 
-async def _events(plan: Plan) -> AsyncGenerator[bytes, None]:
+async def _events(plan: Plan) -> AsyncGenerator[Departure, None]:
+    frames = TextFrames(lambda i: _chunk(plan, [_news(plan, Piece(i))]), "content")
+    opening = encode_events(_opening(plan))
     with plan.serving.in_flight(), plan.start() as generation:
-        opening = True
         async for pieces in generation.pieces():
-            chunks = _opening(plan) if opening else []
-            opening = False
-            chunks += [_chunk(plan, [_news(plan, p)]) for p in pieces if _is_news(plan, p)]
-            if chunks:
-                yield encode_events(chunks)
+            body = opening + b"".join([_event(plan, frames, piece) for piece in pieces])
+            opening = b""
+            if body:
+                yield Departure(body, generation.made)
     if plan.include_usage:
         chunk = _chunk(plan, [])
         chunk.usage = plan.usage()
-        yield encode_events([chunk])
+        yield Departure(encode_events([chunk]))
 
 
 def _opening(plan: Plan) -> list[ChatChunk]:
@@ -121,10 +121,11 @@ def _opening(plan: Plan) -> list[ChatChunk]:
     return chunks
 
 
-def _is_news(plan: Plan, piece: Piece) -> bool:
-    """Pieces whose text is held back are shown only to who asked for ids or logprobs."""
-    shown = plan.wants_ids or piece.logprobs
-    return bool(piece.text or piece.finish_reason or shown)
+def _event(plan: Plan, frames: TextFrames, piece: Piece) -> bytes:
+    """One piece as an event, or nothing while its text is held back."""
+    if plan.has_plain_events(piece):
+        return frames.event(piece.index, piece.text)
+    return encode_events([_chunk(plan, [_news(plan, piece)])])
 
 
 def _news(plan: Plan, piece: Piece) -> ChatChunkChoice:

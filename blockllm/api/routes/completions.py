@@ -15,8 +15,8 @@ from blockllm.api.choice import Piece
 from blockllm.api.errors import json_response
 from blockllm.api.logprobs import completion_logprobs, num_characters
 from blockllm.api.models import ServedModel
-from blockllm.api.serving import Plan, Serving, encode
-from blockllm.api.stream import EventStream, encode_events, until_disconnect
+from blockllm.api.serving import Caller, Plan, Serving, caller_of, encode
+from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events, until_disconnect
 from blockllm.api.wire import CompletionRequest
 from blockllm.errors import BadRequest
 
@@ -28,15 +28,15 @@ def routes(serving: Serving) -> list[Route]:
 
     async def create(request: Request) -> Response:
         body = await serving.read(request, CompletionRequest)
-        plan = await _plan(serving, body, request.state.tenant)
+        plan = await _plan(serving, body, caller_of(request))
         if body.stream:
-            return EventStream(_events(plan))
+            return EventStream(_events(plan), serving.metrics.token_overhead.observe)
         return json_response(await until_disconnect(_answer(plan), request.receive))
 
     return [Route("/v1/completions", create, methods=["POST"])]
 
 
-async def _plan(serving: Serving, body: CompletionRequest, tenant: str) -> Plan:
+async def _plan(serving: Serving, body: CompletionRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
     limits.check_unsupported(body)
     prompts = await _read_prompts(serving, model, body)
@@ -45,7 +45,7 @@ async def _plan(serving: Serving, body: CompletionRequest, tenant: str) -> Plan:
         room = limits.check_prompt(ids, model.max_context, "prompt")
         max_tokens = limits.read_max_tokens(body.max_tokens, room, DEFAULT_MAX_TOKENS, "max_tokens")
         samplings.append(limits.read_sampling(body, serving.settings, max_tokens, body.logprobs))
-    return serving.plan(body, model, tenant, prompts, samplings)
+    return serving.plan(body, model, caller, prompts, samplings)
 
 
 async def _read_prompts(
@@ -92,18 +92,17 @@ def _choice(plan: Plan, index: int, pieces: Sequence[Piece], offset: int = 0) ->
     return choice
 
 
-async def _events(plan: Plan) -> AsyncGenerator[bytes, None]:
+async def _events(plan: Plan) -> AsyncGenerator[Departure, None]:
     stream = _Stream(plan)
     with plan.serving.in_flight(), plan.start() as generation:
         async for pieces in generation.pieces():
-            chunks = [_chunk(plan, [stream.news(piece)]) for piece in pieces]
-            chunks = [chunk for chunk in chunks if stream.is_news(chunk.choices[0])]
-            if chunks:
-                yield encode_events(chunks)
+            body = b"".join(map(stream.event, pieces))
+            if body:
+                yield Departure(body, generation.made)
     if plan.include_usage:
         chunk = _chunk(plan, [])
         chunk.usage = plan.usage()
-        yield encode_events([chunk])
+        yield Departure(encode_events([chunk]))
 
 
 class _Stream:
@@ -113,9 +112,15 @@ class _Stream:
         self._plan = plan
         self._offsets = [0] * len(plan.choices)
         self._untold = set(range(len(plan.choices))) if plan.wants_ids else set()
+        self._frames = TextFrames(lambda i: _chunk(plan, [_choice(plan, i, [Piece(i)])]), "text")
 
-    def news(self, piece: Piece) -> CompletionChoice:
-        """One piece as an event's choice."""
+    def event(self, piece: Piece) -> bytes:
+        """One piece as an event, or nothing while its text is held back."""
+        if self._plan.has_plain_events(piece):
+            return self._frames.event(piece.index, piece.text)
+        return encode_events([_chunk(self._plan, [self._news(piece)])])
+
+    def _news(self, piece: Piece) -> CompletionChoice:
         choice = _choice(self._plan, piece.index, [piece], self._offsets[piece.index])
         if piece.logprobs:
             self._offsets[piece.index] += num_characters(self._plan.model.tokenizer, piece)
@@ -123,11 +128,6 @@ class _Stream:
             self._untold.remove(piece.index)
             choice.prompt_token_ids = list(self._plan.prompts[piece.index // self._plan.n])
         return choice
-
-    def is_news(self, choice: CompletionChoice) -> bool:
-        """Text that is held back is no event, unless ids or logprobs were asked for."""
-        shown = self._plan.wants_ids or choice.logprobs
-        return bool(choice.text or choice.finish_reason or shown)
 
 
 def _chunk(plan: Plan, choices: list[CompletionChoice]) -> CompletionAnswer:

@@ -43,4 +43,7 @@ def _entry(model: ServedModel) -> ModelEntry:
         num_blocks=card.num_blocks,
         num_shared_blocks=card.num_shared_blocks,
         has_chat_template=model.has_template,
+        format=card.format,
+        exact=card.exact,
+        loss=card.loss,
     )

@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 
 from blockllm.engine.attention.batched import BatchedAttention
-from blockllm.engine.attention.gathered import gathered_decode
-from blockllm.engine.attention.native import native_decode
+from blockllm.engine.attention.native import NativeAttention
 from blockllm.engine.attention.plain import PlainAttention
 from blockllm.engine.attention.rows import AttentionRows
+from blockllm.engine.attention.triton import TritonAttention
 
 
 class Attention(Protocol):
@@ -35,10 +35,15 @@ class Attention(Protocol):
 
 
 def make_attention(name: str) -> Attention:
-    """`plain` (reference), `gathered` (torch on any device), `native` (built CPU kernel)."""
-    if name == "plain":
-        return PlainAttention()
-    return BatchedAttention({"gathered": gathered_decode, "native": native_decode}[name])
+    """`plain` (reference), `gathered` (torch on any device), `native` (built CPU kernel),
+    `triton` (GPU kernels)."""
+    backends: dict[str, type[Attention]] = {
+        "plain": PlainAttention,
+        "gathered": BatchedAttention,
+        "native": NativeAttention,
+        "triton": TritonAttention,
+    }
+    return backends[name]()
 
 
 __all__ = ["Attention", "AttentionRows", "make_attention"]

@@ -1,32 +1,23 @@
-"""Attention for mixed batches: single rows (decoding) together, prompts one by one.
+"""Attention in plain torch for mixed batches, on any device: single rows (decoding) together,
+prompts one by one through SDPA.
 
-Prompts go through torch's SDPA; how single rows are computed is the choice of the backend.
 Query heads that share a KV head are laid out as extra query positions, so that keys and
 values are never repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from blockllm.engine.attention.gathered import gathered_decode
 from blockllm.engine.attention.plain import visible
 from blockllm.engine.attention.rows import AttentionRows
-
-# (q of single rows, kv, bundle, rows, which members they are or None for all, window)
-Decode = Callable[
-    [torch.Tensor, torch.Tensor, int, AttentionRows, np.ndarray | None, int | None], torch.Tensor
-]
 
 
 class BatchedAttention:
     """See the port in `attention/__init__.py`."""
-
-    def __init__(self, decode: Decode) -> None:
-        self._decode = decode
 
     def attend(
         self,
@@ -40,11 +31,11 @@ class BatchedAttention:
     ) -> torch.Tensor:
         single = np.flatnonzero(rows.counts == 1)
         if len(single) == len(rows.counts):
-            return self._decode(q, kv, bundle, rows, None, window)
+            return gathered_decode(q, kv, bundle, rows, None, window)
         out = q.new_empty(q.shape)
         if len(single):
             where = torch.from_numpy(rows.starts[single]).to(q.device)
-            out[where] = self._decode(q[where], kv, bundle, rows, single, window)
+            out[where] = gathered_decode(q[where], kv, bundle, rows, single, window)
         for i in np.flatnonzero(rows.counts > 1).tolist():
             part = slice(int(rows.starts[i]), int(rows.starts[i + 1]))
             out[part] = _prefill(q[part], k[part], v[part], kv, bundle, rows, i, window)

@@ -1,27 +1,43 @@
-"""Decoding rows through the built CPU kernel: reads exactly the tokens each row sees."""
+"""Attention through the built CPU kernels: reads exactly the tokens each row sees."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from blockllm.engine.attention.gathered import gathered_decode
+from blockllm.engine.attention.batched import BatchedAttention
 from blockllm.engine.attention.rows import AttentionRows
 from blockllm.engine.kernels import native
 
+_TILE = 64  # rows of a prompt that one task of the kernel attends
 
-def native_decode(
-    q: torch.Tensor,  # [n, heads, d]
-    kv: torch.Tensor,
-    bundle: int,
-    rows: AttentionRows,
-    members: np.ndarray | None,
-    window: int | None,
-) -> torch.Tensor:
-    """As `gathered_decode`, which it falls back to where the kernel cannot be used."""
-    if not native.usable(q):
-        return gathered_decode(q, kv, bundle, rows, members, window)
-    tables, contexts = rows.tables[:, bundle], rows.contexts
-    if members is not None:
-        tables, contexts = tables[torch.from_numpy(members)], contexts[members]
-    return native.paged_decode(q, kv, tables, torch.from_numpy(contexts), window)
+
+class NativeAttention:
+    """See the port in `attention/__init__.py`. Where the kernels cannot be used, torch serves."""
+
+    def __init__(self) -> None:
+        self._fallback = BatchedAttention()
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        bundle: int,
+        rows: AttentionRows,
+        window: int | None,
+    ) -> torch.Tensor:
+        if not native.usable(q):
+            return self._fallback.attend(q, k, v, kv, bundle, rows, window)
+        tables = rows.tables[:, bundle]
+        if not rows.has_runs:
+            return native.paged_decode(q, kv, tables, torch.from_numpy(rows.contexts), window)
+        out = torch.empty(q.shape)
+        native.paged_prefill(out, q, kv, tables, rows.tiles(_TILE), window)
+        single = np.flatnonzero(rows.counts == 1)
+        if len(single):
+            members, where = torch.from_numpy(single), torch.from_numpy(rows.starts[single])
+            contexts = torch.from_numpy(rows.contexts[single])
+            out[where] = native.paged_decode(q[where], kv, tables[members], contexts, window)
+        return out

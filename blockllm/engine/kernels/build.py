@@ -15,9 +15,34 @@ from pathlib import Path
 from blake3 import blake3
 
 LOG = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_name("decoder.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
-_TIMEOUT = 120  # seconds; a build takes about three
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-ffp-contract=fast",
+    "-shared",
+    "-fPIC",
+    "-fopenmp",
+)
+_SHOWN = 600  # characters of the compiler's complaint; it can be very long
+_TIMEOUT = 300  # seconds; a build takes about ten
+# Arguments of each kernel: p(ointer), i(nt64), f(loat); the number of threads follows them all.
+_SIGNATURES = {
+    "linear_pack": "ppiii",
+    "linear_run": "pipipppiii",
+    "int8_pack": "pppiii",
+    "int8_run": "pipipppppiii",
+    "lora_run": "pipiipippi",
+    "paged_decode": "ppipiipipiiiiiif",
+    "paged_prefill": "pipipiipipiiiiiif",
+    "rotate_and_write": "ppppiippiiii",
+    "rms_norm": "pppiiiiif",
+    "silu_multiply": "ppii",
+}
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
 
 @functools.cache
@@ -29,22 +54,30 @@ def native_library() -> ctypes.CDLL | None:
         LOG.warning("no C++ compiler found: slower plain kernels are used; install g++")
         return None
     try:
-        return ctypes.CDLL(str(_build(compiler)))
+        return _declare(ctypes.CDLL(str(_build(compiler))))
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
+        detail = (getattr(error, "stderr", None) or str(error))[:_SHOWN]
         LOG.warning("building the CPU kernels failed, plain ones are used: %s", detail)
         return None
 
 
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, signature in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes = [*(_TYPES[kind] for kind in signature), ctypes.c_int]
+        function.restype = None
+    return library
+
+
 def _build(compiler: str) -> Path:
-    source = SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in (*HEADERS, *SOURCES))
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT)
     identity = source + version.stdout + " ".join(_FLAGS).encode() + _cpu()
-    library = _cache_folder() / f"decoder-{blake3(identity).hexdigest(16)}.so"
+    library = _cache_folder() / f"cpu-{blake3(identity).hexdigest(16)}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             built = Path(folder) / library.name
-            command = [compiler, *_FLAGS, "-fopenmp", str(SOURCE), "-o", str(built)]
+            command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", str(built)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
             os.replace(built, library)
     return library

@@ -1,17 +1,34 @@
-"""The small operations of a decoder layer: built kernels where they can be used, else plain."""
+"""The small operations of a decoder layer: the device's built kernels where they can be used
+(C++ on the CPU, Triton on a GPU), else their plain twins."""
 
 from __future__ import annotations
 
 import torch
 
-from blockllm.engine.kernels import native, plain
+from blockllm.engine.kernels import gpu, native, plain
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Root-mean-square norm of each row. [rows, dim] → [rows, dim]"""
     if native.usable(x):
         return native.rms_norm(x, weight, eps)
+    if gpu.usable(x):
+        from blockllm.engine.kernels.triton import norm
+
+        return norm.rms_norm(x, weight, eps)
     return plain.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x + added, and its norm. [rows, dim] → 2 of [rows, dim]"""
+    if gpu.usable(x):
+        from blockllm.engine.kernels.triton import norm
+
+        return norm.add_rms_norm(x, added, weight, eps)
+    x = x + added
+    return x, rms_norm(x, weight, eps)
 
 
 def rms_norm_heads(
@@ -20,6 +37,10 @@ def rms_norm_heads(
     """Norm `count` heads from `first` on, in place. fused: [rows, heads, dim], contiguous"""
     if native.usable(fused):
         native.rms_norm_heads(fused, first, count, weight, eps)
+    elif gpu.usable(fused):
+        from blockllm.engine.kernels.triton import norm
+
+        norm.rms_norm_heads(fused, first, count, weight, eps)
     else:
         part = fused[:, first : first + count]
         part.copy_(plain.rms_norm(part, weight, eps))
@@ -29,4 +50,31 @@ def silu_multiply(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up. [rows, 2 * size], contiguous → [rows, size]"""
     if native.usable(gate_up):
         return native.silu_multiply(gate_up)
+    if gpu.usable(gate_up):
+        from blockllm.engine.kernels.triton import activation
+
+        return activation.silu_multiply(gate_up)
     return plain.silu_multiply(gate_up)
+
+
+def rotate_and_write(
+    fused: torch.Tensor,  # [rows, heads + 2 kv_heads, dim], contiguous
+    cos: torch.Tensor,  # [rows, 1, dim], contiguous
+    sin: torch.Tensor,
+    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    write_pages: torch.Tensor,  # [rows] int64
+    write_offsets: torch.Tensor,  # [rows] int64
+) -> None:
+    """Rotate queries and keys in place, then put keys and values on their pages."""
+    if native.usable(fused):
+        native.rotate_and_write(fused, cos, sin, kv, write_pages, write_offsets)
+    elif gpu.usable(fused):
+        from blockllm.engine.kernels.triton import rotate
+
+        rotate.rotate_and_write(fused, cos, sin, kv, write_pages, write_offsets)
+    else:
+        kv_heads = kv.shape[3]
+        turned = fused[:, : fused.shape[1] - kv_heads]
+        turned.copy_(plain.rotate(turned, cos, sin))
+        kv[:, 0].index_put_((write_pages, write_offsets), fused[:, -2 * kv_heads : -kv_heads])
+        kv[:, 1].index_put_((write_pages, write_offsets), fused[:, -kv_heads:])

@@ -19,30 +19,29 @@ def enable(on: bool) -> None:
 
 def usable(x: torch.Tensor) -> bool:
     """Whether the built kernels take this tensor: fp32 on the CPU, and they could be built."""
-    return (
-        x.dtype is torch.float32 and x.device.type == "cpu" and _enabled and bool(native_library())
-    )
+    return _enabled and x.dtype is torch.float32 and available(x.device)
 
 
-def _call(name: str, *arguments: torch.Tensor | int | float) -> None:
-    library = native_library()
-    assert library is not None
-    values: list[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float] = []
-    for value in arguments:
-        if isinstance(value, torch.Tensor):
-            values.append(ctypes.c_void_p(value.data_ptr()))
-        elif isinstance(value, float):
-            values.append(ctypes.c_float(value))
-        else:
-            values.append(ctypes.c_int64(value))
-    getattr(library, name)(*values, ctypes.c_int(torch.get_num_threads()))
+def available(device: torch.device) -> bool:
+    """Whether the built kernels serve the device."""
+    return _enabled and device.type == "cpu" and native_library() is not None
+
+
+def library() -> ctypes.CDLL:
+    """The kernels; see build.py for their arguments."""
+    found = native_library()
+    assert found is not None
+    return found
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x: [rows, dim] with unit inner stride → [rows, dim]"""
     out = torch.empty(x.shape)
     rows, dim = x.shape
-    _call("rms_norm", out, x, weight, rows, 1, dim, dim, x.stride(0), eps)
+    library().rms_norm(
+        *(out.data_ptr(), x.data_ptr(), weight.data_ptr()),
+        *(rows, 1, dim, dim, x.stride(0), eps, torch.get_num_threads()),
+    )
     return out
 
 
@@ -50,16 +49,21 @@ def rms_norm_heads(
     fused: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float
 ) -> None:
     """Norm `count` heads from head `first` on, in place. fused: [rows, heads, dim], contiguous"""
-    part = fused[:, first : first + count]
+    part = fused[:, first : first + count].data_ptr()
     rows, stride = len(fused), fused.stride(0)
-    _call("rms_norm", part, part, weight, rows, count, fused.shape[2], stride, stride, eps)
+    library().rms_norm(
+        *(part, part, weight.data_ptr()),
+        *(rows, count, fused.shape[2], stride, stride, eps, torch.get_num_threads()),
+    )
 
 
 def silu_multiply(gate_up: torch.Tensor) -> torch.Tensor:
     """[rows, 2 * size], contiguous → [rows, size]"""
     rows, width = gate_up.shape
     out = torch.empty(rows, width // 2)
-    _call("silu_multiply", out, gate_up, rows, width // 2)
+    library().silu_multiply(
+        out.data_ptr(), gate_up.data_ptr(), rows, width // 2, torch.get_num_threads()
+    )
     return out
 
 
@@ -74,10 +78,11 @@ def rotate_and_write(
     """Rotate queries and keys, then put keys and values on their pages."""
     kv_heads, dim = kv.shape[3:]
     heads = fused.shape[1] - 2 * kv_heads
-    strides = (kv.stride(0), kv.stride(1))
-    where = (write_pages, write_offsets)
-    _call(
-        "rotate_and_write", fused, cos, sin, kv, *strides, *where, len(fused), heads, kv_heads, dim
+    library().rotate_and_write(
+        *(fused.data_ptr(), cos.data_ptr(), sin.data_ptr()),
+        *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
+        *(write_pages.data_ptr(), write_offsets.data_ptr()),
+        *(len(fused), heads, kv_heads, dim, torch.get_num_threads()),
     )
 
 
@@ -92,8 +97,29 @@ def paged_decode(
     n, heads, dim = q.shape
     page_size, kv_heads = kv.shape[2:4]
     out = torch.empty(q.shape)
-    strides = (kv.stride(0), kv.stride(1))
-    pages = (tables, tables.stride(0), contexts)
-    sizes = (n, heads, kv_heads, dim, page_size, window or 0, dim**-0.5)
-    _call("paged_decode", out, q, q.stride(0), kv, *strides, *pages, *sizes)
+    library().paged_decode(
+        *(out.data_ptr(), q.data_ptr(), q.stride(0)),
+        *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
+        *(tables.data_ptr(), tables.stride(0), contexts.data_ptr()),
+        *(n, heads, kv_heads, dim, page_size, window or 0, dim**-0.5, torch.get_num_threads()),
+    )
     return out
+
+
+def paged_prefill(
+    out: torch.Tensor,  # [rows, heads, dim], contiguous; rows of the tiles are written
+    q: torch.Tensor,  # [rows, heads, dim], rows may lie apart
+    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    tables: torch.Tensor,  # [n, width] int32, rows may lie apart
+    tiles: torch.Tensor,  # [tiles, 4] int32: sequence, first row, end, position of the first
+    window: int | None,
+) -> None:
+    """Causal attention of runs of rows over their sequences' pages."""
+    heads, dim = q.shape[1:]
+    page_size, kv_heads = kv.shape[2:4]
+    library().paged_prefill(
+        *(out.data_ptr(), out.stride(0), q.data_ptr(), q.stride(0)),
+        *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
+        *(tables.data_ptr(), tables.stride(0), tiles.data_ptr(), len(tiles)),
+        *(heads, kv_heads, dim, page_size, window or 0, dim**-0.5, torch.get_num_threads()),
+    )

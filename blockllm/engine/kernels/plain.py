@@ -23,3 +23,27 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     """Rotary embedding of x [rows, heads, dim]; cos, sin: [rows, 1, dim], both halves alike."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def int8_linear(
+    x: torch.Tensor,  # [rows, in]
+    weight: torch.Tensor,  # [out, in] int8
+    scale: torch.Tensor,  # [out] fp32
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """x (weight · scale)ᵀ + bias, each row of x rounded to -63 ... 63 by its own largest value.
+    The sums are exact, so a row's bits do not depend on its neighbours. [rows, out]"""
+    wide = x.float()
+    most = wide.abs().amax(-1, keepdim=True)  # [rows, 1]
+    codes = torch.round(wide * torch.where(most > 0, 63.0 / most, 0.0)).nan_to_num(0.0)
+    y = _exact_product(codes, weight) * (most / 63.0) * scale
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def _exact_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """codes [rows, in] @ weightᵀ [in, out] → fp32; both hold small integers."""
+    if codes.device.type == "cuda" and weight.shape[0] % 8 == 0 and weight.shape[1] % 8 == 0:
+        rows = max(32, -(-len(codes) // 8) * 8)  # what the GPU's integer product takes
+        padded = F.pad(codes.to(torch.int8), (0, 0, 0, rows - len(codes)))
+        return torch._int_mm(padded, weight.t())[: len(codes)].float()
+    return (codes.double() @ weight.double().t()).float()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from blockllm.core import Layer, LayerFunction, LoraTarget
-from blockllm.engine.batch import Segment
-from blockllm.engine.kernels.fused import rms_norm, rms_norm_heads, silu_multiply
+from blockllm.engine.kernels.fused import (
+    add_rms_norm,
+    rms_norm,
+    rms_norm_heads,
+    silu_multiply,
+)
 from blockllm.engine.models.linear import Linear, Loader
 from blockllm.engine.models.rope import RopeTable
+from blockllm.engine.models.segments import Segments
 
 # q, k, v of all rows [rows, heads + 2 kv_heads, head_dim], not yet rotated → attention output
 # [rows, heads, head_dim]; bound to pages and page tables by the executor
@@ -50,30 +55,31 @@ class DecoderLayer:
             for x in "qk"
         )
 
-    def add_delta(self, delta: str, targets: dict[str, LoraTarget], load: Loader) -> None:
-        """Attach a model's updates; keys are module names such as `self_attn.q_proj`."""
+    def attach(self, adapters: Sequence[Mapping[str, LoraTarget]], load: Loader) -> None:
+        """Take every model's updates; keys are module names such as `self_attn.q_proj`."""
+        short = [{n.partition(".")[2]: t for n, t in targets.items()} for targets in adapters]
         for linear in (self._qkv, self._o, self._gate_up, self._down):
-            own = {name.partition(".")[2]: target for name, target in targets.items()}
-            own = {name: target for name, target in own.items() if name in linear.columns}
-            if own:
-                linear.add_delta(delta, own, load)
+            linear.attach(
+                [{n: t for n, t in own.items() if n in linear.columns} for own in short], load
+            )
 
     def __call__(
         self,
         x: torch.Tensor,  # [rows, hidden]
         table: RopeTable,
-        segments: Iterable[Segment],
+        segments: Segments,
         attend: Attend,
     ) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]; keys and values of the rows land on their pages."""
-        x = x + self._attention(self._norm(x, self._input_norm), table, segments, attend)
-        return x + self._mlp(self._norm(x, self._mlp_norm), segments)
+        attended = self._attention(self._norm(x, self._input_norm), table, segments, attend)
+        x, normed = add_rms_norm(x, attended, self._mlp_norm, self.function.norm_eps)
+        return x + self._mlp(normed, segments)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, weight, self.function.norm_eps)
 
     def _attention(
-        self, x: torch.Tensor, table: RopeTable, segments: Iterable[Segment], attend: Attend
+        self, x: torch.Tensor, table: RopeTable, segments: Segments, attend: Attend
     ) -> torch.Tensor:
         function, rows = self.function, len(x)
         heads, kv_heads, size = function.num_heads, function.num_kv_heads, function.head_dim
@@ -84,7 +90,7 @@ class DecoderLayer:
         out = attend(fused, table, function.window)  # [rows, heads, head_dim]
         return self._o(out.reshape(rows, heads * size), segments)
 
-    def _mlp(self, x: torch.Tensor, segments: Iterable[Segment]) -> torch.Tensor:
+    def _mlp(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         gate_up = self._gate_up(x, segments)  # [rows, 2 * intermediate]
         if self.function.activation == "silu":
             return self._down(silu_multiply(gate_up), segments)
@@ -97,7 +103,7 @@ def _make_linear(module: str, names: tuple[str, ...], layer: Layer, load: Loader
     tensors = {
         f"{name}.{kind}": layer.tensors[f"{prefix}{name}.{kind}"]
         for name in names
-        for kind in ("weight", "bias")
+        for kind in ("weight", "bias", "scale")
         if f"{prefix}{name}.{kind}" in layer.tensors
     }
     return Linear(names, tensors, load)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from blockllm.core import Sampling, TokenLogprobs
+from blockllm.engine.sampling.choose import Filters, pick, pick_top
 from blockllm.engine.sampling.penalties import adjust, adjusts
 from blockllm.engine.sampling.uniform import uniforms
 from blockllm.engine.sequence import Sequence
@@ -28,95 +29,87 @@ class Sampled(NamedTuple):
 @torch.inference_mode()
 def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled]:
     """Next token of each sequence. logits: [rows, vocab], may be overwritten."""
-    options = [s.request.sampling for s in sequences]
     logits = logits.float()
-    finite = torch.isfinite(logits.amax(-1)).tolist()
+    tokens, finite = _best(logits)
+    if all(sequence.is_plainly_greedy for sequence in sequences):
+        pairs = zip(tokens.tolist(), finite.tolist(), strict=True)
+        return [Sampled(token if ok else None, None) for token, ok in pairs]
+    options = [s.request.sampling for s in sequences]
     wanted = [i for i, o in enumerate(options) if o.logprobs is not None]
     raw = torch.log_softmax(logits[wanted], -1) if wanted else None
-    changed = [i for i, s in enumerate(sequences) if adjusts(options[i], s.num_generated)]
+    changed = [i for i, s in enumerate(sequences) if adjusts(s)]
     if changed:
         rows = logits[changed]
         adjust(rows, [sequences[i] for i in changed])
         logits[changed] = rows
-    tokens = _choose(logits, options, sequences)
-    logprobs = _logprobs(raw, wanted, options, tokens)
+        tokens[changed], _ = _best(rows)
+    _choose_random(logits, options, sequences, tokens)
+    chosen: list[int] = tokens.tolist()
+    logprobs = _logprobs(raw, wanted, options, chosen)
     return [
         Sampled(token if ok else None, logprobs.get(i))
-        for i, (token, ok) in enumerate(zip(tokens, finite, strict=True))
+        for i, (token, ok) in enumerate(zip(chosen, finite.tolist(), strict=True))
     ]
 
 
-def _choose(
-    logits: torch.Tensor, options: list[Sampling], sequences: SequenceOf[Sequence]
-) -> list[int]:
-    tokens = logits.argmax(-1)
-    random = [i for i, o in enumerate(options) if o.temperature > 0]
-    if random:
-        seeds = np.array([sequences[i].seed & (2**64 - 1) for i in random], np.uint64)
-        draws = uniforms(seeds, np.array([sequences[i].num_total for i in random], np.uint64))
-        _choose_random(logits, options, np.array(random), draws, tokens)
-    chosen: list[int] = tokens.tolist()
-    return chosen
+def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first of each row's largest logits, and whether that one is finite; a NaN counts as
+    largest. [rows] each"""
+    if logits.device.type == "cpu":  # numpy's is vectorised: measured 8 times as fast as torch's
+        tokens = torch.from_numpy(logits.numpy().argmax(-1))
+    else:
+        tokens = logits.argmax(-1)
+    return tokens, torch.isfinite(logits.gather(-1, tokens[:, None])[:, 0])
 
 
 def _choose_random(
     logits: torch.Tensor,
     options: list[Sampling],
-    random: np.ndarray,
-    draws: np.ndarray,
+    sequences: SequenceOf[Sequence],
     tokens: torch.Tensor,
 ) -> None:
+    """Overwrite the tokens of rows that draw theirs."""
+    random = np.array([i for i, o in enumerate(options) if o.temperature > 0], np.int64)
+    if not len(random):
+        return
+    seeds = np.array([sequences[i].seed & (2**64 - 1) for i in random], np.uint64)
+    draws = uniforms(seeds, np.array([sequences[i].num_total for i in random], np.uint64))
     filtered = np.array([options[i].top_p < 1 or options[i].top_k > 0 for i in random])
-    for mask, pick in ((~filtered, _pick_plain), (filtered, _pick_filtered)):
-        if mask.any():
-            rows = random[mask]
-            where = torch.from_numpy(rows).to(logits.device)
-            u = torch.from_numpy(draws[mask]).to(logits.device, torch.float64)
-            tokens[where] = pick(_probabilities(logits[where], [options[i] for i in rows]), u)
+    for mask in (~filtered, filtered):
+        if not mask.any():
+            continue
+        rows = random[mask]
+        where = torch.from_numpy(rows).to(logits.device)
+        u = torch.from_numpy(draws[mask]).to(logits.device)
+        own = [options[i] for i in rows]
+        weights = _probabilities(logits[where], own)
+        if mask is filtered:
+            tokens[where] = pick_top(weights, _filters(own, weights), u)
+        else:
+            tokens[where] = pick(weights, u)
 
 
 def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, device=like.device, dtype=like.dtype)[:, None]
 
 
-def _probabilities(logits: torch.Tensor, options: list[Sampling]) -> _Weighted:
-    """Softmax at each row's temperature; tokens below min_p of the best get zero."""
+def _probabilities(logits: torch.Tensor, options: list[Sampling]) -> torch.Tensor:
+    """Softmax at each row's temperature; tokens below min_p of the best get zero, the others are
+    not renormalised. [rows, vocab]"""
     temperature = _column([max(o.temperature, 1e-5) for o in options], logits)
     weights = torch.softmax(logits / temperature, -1)
     if any(o.min_p > 0 for o in options):
         floor = _column([o.min_p for o in options], logits) * weights.amax(-1, keepdim=True)
         weights = weights.masked_fill(weights < floor, 0.0)
-    return _Weighted(weights, options)
+    return weights
 
 
-class _Weighted(NamedTuple):
-    weights: torch.Tensor  # [rows, vocab], not renormalised after min_p
-    options: list[Sampling]
-
-
-def _pick_plain(rows: _Weighted, u: torch.Tensor) -> torch.Tensor:
-    return _inverse_cdf(rows.weights, u)
-
-
-def _pick_filtered(rows: _Weighted, u: torch.Tensor) -> torch.Tensor:
-    """top_k, then top_p: the smallest set of most likely tokens that holds p of the mass."""
-    weights, order = rows.weights.sort(dim=-1, descending=True, stable=True)
-    vocab = weights.shape[-1]
-    k = torch.tensor([o.top_k or vocab for o in rows.options], device=weights.device)[:, None]
-    weights = weights.masked_fill(torch.arange(vocab, device=weights.device) >= k, 0.0)
-    total = weights.sum(-1, keepdim=True)
-    before = weights.cumsum(-1) - weights
-    limit = _column([o.top_p for o in rows.options], weights) * total
-    weights = weights.masked_fill((before >= limit) & (before > 0), 0.0)
-    return order.gather(-1, _inverse_cdf(weights, u)[:, None])[:, 0]
-
-
-def _inverse_cdf(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """Index at which the running sum of weights passes u of the total. [rows]"""
-    cumulative = weights.double().cumsum(-1)
-    target = u[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return index.clamp_(max=weights.shape[-1] - 1)
+def _filters(options: list[Sampling], weights: torch.Tensor) -> Filters:
+    vocab, device = weights.shape[-1], weights.device
+    return Filters(
+        torch.tensor([min(o.top_k or vocab, vocab) for o in options], device=device),
+        torch.tensor([o.top_p for o in options], dtype=torch.float64, device=device),
+    )
 
 
 def _logprobs(

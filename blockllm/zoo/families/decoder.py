@@ -91,7 +91,8 @@ def plan_decoder(
         qk_norm=qk_norm,
     )
     shapes = _decoder_shapes(sizes, biases, qk_norm)
-    layers = tuple(LayerPlan(_windowed(first, window), shapes) for window in windows)
+    linears = tuple(f"{name}.weight" for name in ATTENTION + MLP)
+    layers = tuple(LayerPlan(_windowed(first, window), shapes, linears) for window in windows)
     return ModelPlan(
         layers=(_embed(sizes), *layers, _head(sizes, first.norm_eps)),
         max_context=max_context(first.rope, limit),
@@ -139,7 +140,7 @@ def _head(sizes: Sizes, norm_eps: float) -> LayerPlan:
         "norm.weight": (sizes.hidden_size,),
         "weight": (sizes.vocab_size, sizes.hidden_size),
     }
-    return LayerPlan(function, shapes)
+    return LayerPlan(function, shapes, ("weight",))
 
 
 def _decoder_shapes(

@@ -10,10 +10,14 @@ from blockllm.zoo.settings_reader import SettingsReader
 
 
 class LayerPlan(NamedTuple):
-    """One layer: its function and the shape of each tensor, by name relative to the layer."""
+    """One layer: its function and the shape of each tensor, by name relative to the layer.
+
+    `linears` are the weights that rows are multiplied by: those a narrower format rounds.
+    """
 
     function: Function
     shapes: dict[str, tuple[int, ...]]
+    linears: tuple[str, ...] = ()
 
 
 class ModelPlan(NamedTuple):

@@ -1,0 +1,1 @@
+"""Measurements: workloads, kernels against their limits, where the time goes."""

@@ -1,0 +1,94 @@
+"""`blockllm zoo measure`: what a lossy model loses, kept in the catalogue beside it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blockllm.errors import ZooError
+
+if TYPE_CHECKING:
+    from blockllm.core import Measurement
+    from blockllm.zoo import Zoo
+
+Against = Annotated[
+    str, typer.Option("--against", metavar="MODEL", help="The reference: what nothing is lost to.")
+]
+Text = Annotated[
+    Path,
+    typer.Option(exists=True, dir_okay=False, help="Text (UTF-8) that the model was made for."),
+]
+Window = Annotated[int, typer.Option(min=2, help="Tokens scored at a time, each window alone.")]
+MaxRise = Annotated[
+    str | None,
+    typer.Option(help="Exit status 1 if the perplexity rises by more, as 1% or 0.01."),
+]
+
+
+def take_measurement(zoo: Zoo, model: str, reference: str, text: bytes, window: int) -> Measurement:
+    """Score the text under both models; the result is in the catalogue when this returns.
+
+    Raises ZooError if the two cannot be compared, and what `Scorer` raises.
+    """
+    import torch
+    from blake3 import blake3
+
+    from blockllm import __version__
+    from blockllm.core import Measurement
+    from blockllm.engine.scoring import Scorer, compare
+
+    windows = _windows(zoo, model, reference, text, window)
+    found = compare(Scorer(zoo, [model, reference]), model, reference, windows)
+    measurement = Measurement(
+        model=model,
+        reference=reference,
+        window=window,
+        text=str(blake3(text).hexdigest()),
+        created=time.time(),
+        versions={"blockllm": __version__, "torch": str(torch.__version__)},
+        **found._asdict(),
+    )
+    zoo.record_loss(measurement)
+    return measurement
+
+
+def _windows(zoo: Zoo, model: str, reference: str, text: bytes, size: int) -> list[list[int]]:
+    """The text's tokens, `size` at a time behind what the tokenizer puts before any text."""
+    from blockllm.api.tokenizer import TextTokenizer
+
+    path = zoo.asset(model, "tokenizer.json")
+    if path is None:
+        raise ZooError(f"{model!r} came without tokenizer.json: its text cannot be tokenised")
+    if path != zoo.asset(reference, "tokenizer.json"):
+        raise ZooError(f"{model!r} and {reference!r} have different tokenizers")
+    tokenizer = TextTokenizer.load(path)
+    try:
+        ids = tokenizer.encode(text.decode("utf-8"), add_special=False)
+    except UnicodeDecodeError as error:
+        raise ZooError(f"the text is not UTF-8: {error}") from error
+    start = tokenizer.encode("", add_special=True)
+    step = max(1, size - len(start))
+    return [start + ids[first : first + step] for first in range(0, len(ids), step)]
+
+
+def parse_share(text: str) -> float:
+    """`1%` or `0.01` as a number; raises ZooError."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ZooError(f"--max-rise: expected 1% or 0.01, got {text!r}") from None
+    return share
+
+
+def loss_lines(measurements: tuple[Measurement, ...]) -> list[str]:
+    """One line of text for each measurement."""
+    return [
+        f"against {m.reference}: perplexity {m.perplexity:.3f}, reference "
+        f"{m.reference_perplexity:.3f} ({m.rise:+.2%}), KL {m.kl:.5f}, same first choice "
+        f"{m.agreement:.2%}; {m.num_tokens} tokens of text {m.text[:12]}, "
+        f"{time.strftime('%Y-%m-%d', time.gmtime(m.created))}"
+        for m in measurements
+    ]

@@ -1,0 +1,292 @@
+"""CUDA graphs: a hop of single rows is replayed as one launch instead of hundreds.
+
+A graph is captured per span, KV position and *bucket* of rows, the first time such a hop comes.
+It reads only static device memory: hidden states and one run of bytes with all index arrays,
+which every replay fills in a single copy from pinned memory. Rows beyond the hop's own compute
+on the spare page 0; nobody reads what they compute. Everything else runs eagerly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from blockllm.chain import Span, SpanPlan
+from blockllm.chain.spans import num_kv_layers
+from blockllm.core import LayerFunction, Rope
+from blockllm.engine.attention import Attention
+from blockllm.engine.attention.rows import AttentionRows, RowArrays, RowTensors, row_arrays
+from blockllm.engine.batch import Hop
+from blockllm.engine.executor import BlockExecutor, Executor, HeadLayer
+from blockllm.engine.kernels.fused import rms_norm
+from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.models.linear import Loader
+from blockllm.engine.models.rope import RopeTable
+from blockllm.engine.models.segments import Segments
+from blockllm.engine.transfer import pack, unpack
+
+LOG = logging.getLogger(__name__)
+
+Compute = Callable[[], torch.Tensor]
+Capture = Callable[[Compute], Compute]  # what it returns computes the same again, on new inputs
+
+_STEP = 8  # rows between buckets, from 8 rows on
+_LEAST_WIDTH = 64  # page indices per sequence; wider tables come in powers of four of it
+
+
+class Shape(NamedTuple):
+    """Hops that one graph serves."""
+
+    span: int
+    kv_class: int
+    first_kv_layer: int
+    rows: int
+    width: int  # page indices per sequence
+
+
+def bucket_of(rows: int, most: int) -> int:
+    """Rows to run with: 1, 2, 4, 8, 16, 24, ... but never more than `most`."""
+    if rows <= _STEP:
+        return min(1 << (rows - 1).bit_length(), most)
+    return min(-(-rows // _STEP) * _STEP, most)
+
+
+def width_of(pages: int, most: int) -> int:
+    """Page indices per sequence to run with: 64, 256, 1024, ... but never more than `most`."""
+    width = _LEAST_WIDTH
+    while width < pages:
+        width *= 4
+    return min(width, most)
+
+
+def pad_rows(arrays: RowArrays, rows: int, width: int) -> RowArrays:
+    """Index arrays of single rows, filled up to the bucket: the rows added are sequences of one
+    token on the spare page."""
+    more, wider = rows - len(arrays.visible), width - arrays.tables.shape[2]
+    every = np.arange(rows, dtype=np.int32)
+    return RowArrays(
+        tables=np.pad(arrays.tables, ((0, more), (0, 0), (0, wider))),
+        write_pages=np.pad(arrays.write_pages, ((0, 0), (0, more))),
+        write_offsets=np.pad(arrays.write_offsets, (0, more)),
+        visible=np.pad(arrays.visible, (0, more), constant_values=1),
+        singles=np.stack([every, every], 1),
+    )
+
+
+def bundles_of(span: Span, first_kv_layer: int, per_page: int) -> Iterator[tuple[int, int]]:
+    """First bundle and number of bundles of each block of the span that keeps KV."""
+    for block in span.blocks:
+        layers = num_kv_layers(block)
+        if layers:
+            yield first_kv_layer // per_page, layers // per_page
+            first_kv_layer += layers
+
+
+class StaticHop:
+    """Device memory that one graph reads: filled before each replay, never moved."""
+
+    def __init__(self, hidden: torch.Tensor | None, rows: int, device: torch.device) -> None:
+        self._rows, self._device = rows, device
+        self.hidden = None if hidden is None else hidden.new_zeros(rows, hidden.shape[1])
+        self._packed: torch.Tensor | None = None
+        self.tokens = self.positions = self.rope_lengths = torch.empty(0)
+        self.tensors: dict[int, RowTensors] = {}  # by first bundle
+        self.tiles: list[torch.Tensor] = []  # by block of the span, [rows, 3]
+
+    def fill(self, hop: Hop, blocks: dict[int, RowArrays], tiles: Sequence[np.ndarray]) -> None:
+        """Take over a hop's hidden states and index arrays (`blocks` by first bundle, padded;
+        `tiles` of each block)."""
+        if self.hidden is not None:
+            assert hop.hidden is not None
+            self.hidden[: len(hop.hidden)].copy_(hop.hidden)
+        turn, more = hop.turn, (0, self._rows - len(hop.rows))
+        of_rows = (turn.tokens, turn.positions, turn.rope_lengths)
+        arrays: list[np.ndarray] = [np.pad(array[hop.rows], more) for array in of_rows]
+        for block in blocks.values():
+            arrays += block
+        # a tile has at least one row, so there are never more tiles than rows
+        arrays += [np.pad(t, ((0, self._rows - len(t)), (0, 0))) for t in tiles]
+        host = pack(arrays)
+        if self._packed is None:
+            self._packed = torch.zeros(len(host), dtype=torch.uint8, device=self._device)
+            self._bind(unpack(self._packed, arrays), list(blocks))
+        if self._device.type == "cuda":
+            host = host.pin_memory()  # from torch's cache, reused only after the copy is done
+        self._packed.copy_(host, non_blocking=True)
+
+    def _bind(self, views: Sequence[torch.Tensor], bundles: list[int]) -> None:
+        self.tokens, self.positions, self.rope_lengths = views[:3]
+        size = len(RowTensors._fields)
+        for i, first in enumerate(bundles):
+            self.tensors[first] = RowTensors(*views[3 + i * size : 3 + (i + 1) * size])
+        self.tiles = list(views[3 + len(bundles) * size :])
+
+    def attention_rows(self, hop: Hop, cache: KVCache, first: int, bundles: int) -> AttentionRows:
+        """The hop's rows at one block, on the static tensors."""
+        return AttentionRows(hop, cache, first, bundles, self.tensors[first])
+
+
+class Graphs:
+    """All captured hops of one executor."""
+
+    def __init__(self, capture: Capture, caches: list[KVCache], max_sequences: int) -> None:
+        self._capture, self._caches, self._most = capture, caches, max_sequences
+        self._known: dict[Shape, tuple[StaticHop, Compute] | None] = {}  # None: cannot be captured
+
+    def run(
+        self,
+        hop: Hop,
+        span: Span,
+        segments: Sequence[Segments],
+        compute: Callable[[StaticHop], torch.Tensor],
+    ) -> torch.Tensor | None:
+        """What `compute` gives for the hop, or None if it has to be run eagerly."""
+        if not _is_capturable(hop, span):
+            return None
+        shape = self._shape(hop)
+        cache = self._caches[shape.kv_class]
+        blocks = {
+            first: pad_rows(row_arrays(hop, cache, first, count), shape.rows, shape.width)
+            for first, count in bundles_of(span, shape.first_kv_layer, cache.layers_per_page)
+        }
+        tiles = [each.host_tiles() for each in segments]
+        if shape not in self._known:
+            static = StaticHop(hop.hidden, shape.rows, cache.tensor.device)
+            static.fill(hop, blocks, tiles)  # warming up computes on it
+            self._known[shape] = self._make(shape, static, compute)
+        known = self._known[shape]
+        if known is None:
+            return None
+        static, replay = known
+        static.fill(hop, blocks, tiles)
+        # a copy: other graphs share the memory that this one computes in
+        return replay()[: len(hop.rows)].clone()
+
+    def _shape(self, hop: Hop) -> Shape:
+        kv_class = hop.turn.sequences[hop.members[0]].state.kv_class
+        cache = self._caches[kv_class]
+        longest = int(hop.turn.firsts[hop.members].max()) + 1
+        return Shape(
+            span=hop.span,
+            kv_class=kv_class,
+            first_kv_layer=hop.plan.stop.first_kv_layer,
+            rows=bucket_of(len(hop.rows), self._most),
+            width=width_of(-(-longest // cache.page_size), cache.tables.shape[2]),
+        )
+
+    def _make(
+        self,
+        shape: Shape,
+        static: StaticHop,
+        compute: Callable[[StaticHop], torch.Tensor],
+    ) -> tuple[StaticHop, Compute] | None:
+        try:
+            return static, self._capture(lambda: compute(static))
+        except RuntimeError as error:
+            LOG.warning("no CUDA graph for %s, it runs eagerly: %s", shape, error)
+            return None
+
+
+def _is_capturable(hop: Hop, span: Span) -> bool:
+    """Single rows that all go on to a next token, and nothing that the host has to look at."""
+    functions = (layer.function for block in span.blocks for layer in block.layers)
+    ropes = [f.rope.kind for f in functions if isinstance(f, LayerFunction)]
+    return (
+        len(hop.rows) == len(hop.members)
+        and bool(hop.turn.wants_logits[hop.members].all())
+        and "dynamic" not in ropes
+    )
+
+
+class CudaCapture:
+    """Captures into graphs that share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, compute: Compute) -> Compute:
+        """Run twice to let kernels be compiled and workspaces be taken, then capture.
+        Computing again changes nothing: the same keys and values go to the same slots."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            out = compute()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return out
+
+        return replay
+
+
+class GraphExecutor(Executor):
+    """An executor that replays hops which were captured. Gives what `Executor` gives."""
+
+    def __init__(
+        self,
+        plan: SpanPlan,
+        load: Loader,
+        caches: list[KVCache],
+        attention: Attention,
+        dtype: torch.dtype,
+        device: torch.device,
+        capture: Capture,
+        max_sequences: int,
+    ) -> None:
+        """`attention` must read nothing but the tensors of its rows (the Triton kernels do)."""
+        super().__init__(plan, load, caches, attention, dtype, device)
+        self._graphs = Graphs(capture, caches, max_sequences)
+        self._static: StaticHop | None = None  # set while a hop is computed from static memory
+
+    @torch.inference_mode()
+    def run(self, hop: Hop, span: Span) -> torch.Tensor:
+        """See `Executor.run`."""
+        blocks = [self._blocks[block.id] for block in span.blocks]
+        if any(hop.segments) and any(block.embeds_deltas for block in blocks):
+            return super().run(hop, span)  # an embedding adds deltas segment by segment
+        segments = [self._segments(hop, i, block) for i, block in enumerate(blocks)]
+        out = self._graphs.run(hop, span, segments, lambda s: self._compute(s, hop, span))
+        return super().run(hop, span) if out is None else out
+
+    def _compute(self, static: StaticHop, hop: Hop, span: Span) -> torch.Tensor:
+        self._static = static
+        try:
+            return super().run(hop._replace(hidden=static.hidden, rope_tables={}), span)
+        finally:
+            self._static = None
+
+    def _segments(self, hop: Hop, index: int, block: BlockExecutor) -> Segments:
+        if self._static is None:
+            return super()._segments(hop, index, block)
+        tiles = self._static.tiles[index]
+        return Segments(hop.segments[index], block.adapters, len(tiles), self._device, tiles)
+
+    def _tokens(self, hop: Hop) -> torch.Tensor:
+        return super()._tokens(hop) if self._static is None else self._static.tokens
+
+    def _rows(self, hop: Hop, cache: KVCache, first: int, bundles: int) -> AttentionRows:
+        if self._static is None:
+            return super()._rows(hop, cache, first, bundles)
+        return self._static.attention_rows(hop, cache, first, bundles)
+
+    def _make_table(self, hop: Hop, key: tuple[Rope, int]) -> RopeTable:
+        if self._static is None:
+            return super()._make_table(hop, key)
+        return self._rotary(key).table(self._static.positions, self._static.rope_lengths)
+
+    def _head(
+        self, layer: HeadLayer, x: torch.Tensor, hop: Hop, segments: Segments
+    ) -> torch.Tensor:
+        if self._static is None:
+            return super()._head(layer, x, hop, segments)
+        # every row is its sequence's last and wants its logits
+        return layer.projection(rms_norm(x, layer.norm, layer.eps), segments)

@@ -1,0 +1,81 @@
+// Vector types and small helpers shared by the CPU kernels. GCC and Clang lower them to whatever
+// the machine has; the widths are chosen so that accumulators of a tile stay in registers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace blockllm {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+constexpr int TILE = 12;  // rows of x that go through the weights together: 24 accumulators
+#else
+constexpr int LANES = 8;
+constexpr int TILE = 3;  // 12 accumulators
+#endif
+constexpr int PANEL = 32;  // outputs whose weights lie together
+constexpr int VECTORS = PANEL / LANES;
+
+typedef float floats __attribute__((vector_size(LANES * 4)));
+
+inline floats load(const float* from) {
+    floats value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline void store(float* to, floats value) { std::memcpy(to, &value, sizeof value); }
+
+inline int64_t divide_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// How rows are cut into tiles of nearly equal height, none above TILE.
+struct Tiles {
+    int64_t rows, count, height;
+    explicit Tiles(int64_t num_rows)
+        : rows(num_rows), count(divide_up(num_rows, TILE)), height(num_rows ? divide_up(num_rows, count) : 1) {}
+    int64_t start(int64_t tile) const { return tile * height < rows ? tile * height : rows; }
+    int64_t size(int64_t tile) const { return start(tile + 1) - start(tile); }
+};
+
+// Calls function.template operator()<N>() for N == height, which is 1 ... TILE.
+template <int N = TILE, typename Function>
+inline void with_height(int64_t height, Function&& function) {
+    if constexpr (N == 1) {
+        function.template operator()<1>();
+    } else if (height == N) {
+        function.template operator()<N>();
+    } else {
+        with_height<N - 1>(height, function);
+    }
+}
+
+// [height, in] rows, `stride` apart -> [in, height]
+inline void pack_rows(float* to, const float* x, int64_t stride, int64_t height, int64_t in) {
+    for (int64_t r = 0; r < height; ++r)
+        for (int64_t k = 0; k < in; ++k) to[k * height + r] = x[r * stride + k];
+}
+
+// The one inner loop: sums[r] += x[k][r] * weights[k] over k, for WIDTH neighbouring outputs.
+// `ahead` is memory that will be read soon, of which `ahead_step` bytes are asked for per k.
+template <int HEIGHT, int WIDTH>
+inline void multiply(floats (&sums)[HEIGHT][WIDTH / LANES], const float* x, const float* weights,
+                     int64_t weights_stride, int64_t depth, const char* ahead,
+                     int64_t ahead_step) {
+    constexpr int COUNT = WIDTH / LANES;
+    for (int64_t k = 0; k < depth; ++k) {
+        floats w[COUNT];
+        for (int v = 0; v < COUNT; ++v) w[v] = load(weights + k * weights_stride + v * LANES);
+        __builtin_prefetch(ahead);
+        if (WIDTH * 4 > 64) __builtin_prefetch(ahead + 64);
+        ahead += ahead_step;
+        for (int r = 0; r < HEIGHT; ++r)
+            for (int v = 0; v < COUNT; ++v) sums[r][v] += x[k * HEIGHT + r] * w[v];
+    }
+}
+
+}  // namespace blockllm

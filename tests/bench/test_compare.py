@@ -1,0 +1,136 @@
+"""Comparisons of fake servers: interleaving, equality, freezing, clean ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from blockllm.bench.compare import run_comparison
+from blockllm.bench.launch import Launch
+from blockllm.bench.machine import memory_of
+from blockllm.bench.process import ServerProcess
+from blockllm.bench.spec import Spec, read_spec
+from blockllm.bench.verdict import write_verdict
+from blockllm.cli.main import app
+from blockllm.errors import BlockllmError
+
+FAKE = Path(__file__).with_name("fake_server.py")
+
+SPEC = f"""
+name = "fakes"
+pairs = 2
+ready_timeout = 30
+[[arm]]
+name = "one"
+kind = "command"
+command = ["{sys.executable}", "{FAKE}", "{{port}}"]
+exact_group = "fakes"
+[[arm]]
+name = "other"
+kind = "command"
+command = ["{sys.executable}", "{FAKE}", "{{port}}", "--shift", "${{shift}}"]
+exact_group = "fakes"
+[[load]]
+name = "small"
+models = ["a", "b"]
+concurrency = 2
+requests = 4
+prompt_length = "5"
+output_length = "uniform:2:6"
+warm_up = 1
+limit = 1000000
+slo = {{ ttft = 5.0 }}
+"""
+
+
+def read(tmp_path: Path, shift: int = 0, extra: str = "", old: str = "", new: str = "") -> Spec:
+    path = tmp_path / "spec.toml"
+    path.write_text(extra + SPEC.replace(old, new, 1))
+    return read_spec(path, {"shift": str(shift)})
+
+
+@pytest.mark.parametrize("resident", ["together", "alone"])
+def test_arms_take_turns_on_equal_requests(tmp_path: Path, resident: str) -> None:
+    spec = read(tmp_path, extra=f'resident = "{resident}"\n')
+    said: list[str] = []
+    comparison = run_comparison(spec, tmp_path / "out", said.append)
+    assert [(run.pair, run.arm) for run in comparison.runs] == [
+        (0, "one"),
+        (0, "other"),
+        (1, "one"),
+        (1, "other"),
+    ]
+    assert comparison.disagreements == []
+    texts = [[o.text for o in run.outcomes] for run in comparison.runs]
+    assert texts[0] == texts[1] != texts[2] == texts[3]  # each pair has its own plan
+    assert all(run.at_rest.pss > 1_000_000 for run in comparison.runs)
+    assert all(run.peak.rss >= run.peak.pss >= run.peak.own > 0 for run in comparison.runs)
+    assert sum("starting" in line for line in said) == (2 if resident == "together" else 4)
+    table = write_verdict(spec, comparison, tmp_path / "out")
+    assert "Outputs are equal within fakes." in table and "1.00 (1.00 to 1.00)" not in table
+    assert "| one |" in table and "| other |" in table and "100 %" in table
+    results = msgspec.json.decode((tmp_path / "out" / "results.json").read_bytes())
+    assert len(results["runs"]) == 4 and results["machine"]["cores"] >= 1
+    assert set(results["ratios"]["small"]["one"].values()) == {1.0}
+    for name in ("table.md", "latency-1.png", "throughput.png", "memory.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 100
+
+
+def test_unequal_outputs_are_caught(tmp_path: Path) -> None:
+    read(tmp_path)
+    arguments = ["bench", "compare", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--set", "shift=1", "--pairs", "1"])
+    assert isinstance(result.exception, BlockllmError)
+    assert "4 outputs differ" in str(result.exception)
+    assert "**4 outputs differ:**" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_failed_request_proves_nothing(tmp_path: Path) -> None:
+    spec = read(tmp_path, old='models = ["a", "b"]', new='models = ["a", "cut"]')
+    comparison = run_comparison(spec, tmp_path / "out", lambda line: None)
+    assert len(comparison.disagreements) == 2 * 2  # the cut half of four requests, in two pairs
+    table = write_verdict(spec, comparison, tmp_path / "out")
+    row = next(line for line in table.splitlines() if line.startswith("| other"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2] == "-" and cells[10] == "4"
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    spec = read(tmp_path, old='"--shift", "${shift}"', new='"--wrong"')
+    with pytest.raises(BlockllmError, match="unrecognized arguments: --wrong"):
+        run_comparison(spec, tmp_path / "out", lambda line: None)
+
+
+def launch() -> Launch:
+    return Launch((sys.executable, str(FAKE), "{port}"), {}, "/health", ("a",))
+
+
+def test_a_frozen_server_uses_no_time_and_comes_back(tmp_path: Path) -> None:
+    server = ServerProcess(launch(), tmp_path / "log")
+    try:
+        server.wait_ready(30)
+        server.freeze()
+        state = Path(f"/proc/{server.group}/stat")
+        deadline = time.monotonic() + 5
+        while state.read_text().rpartition(")")[2].split()[0] != "T":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        server.thaw()
+        server.wait_ready(5)
+        assert memory_of([server.group]).rss > 0
+    finally:
+        server.stop()
+    assert memory_of([server.group]).rss == 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(server.group, 0)
+
+
+def test_a_missing_command(tmp_path: Path) -> None:
+    with pytest.raises(BlockllmError, match="cannot run no-such-server"):
+        ServerProcess(launch()._replace(command=("no-such-server",)), tmp_path / "log")

@@ -1,0 +1,67 @@
+"""Bounded filtering equals sorting the whole vocabulary; counts equal a rescan."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockllm.engine.sampling.choose import Filters, pick_sorted, pick_top
+from blockllm.engine.tally import Tally
+
+
+def weights_of(kind: str, rows: int, vocab: int, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(rows, vocab, generator=generator)
+    if kind == "equal":  # whole runs of equal weights, also across the edge of the candidates
+        return (noise.round() / 4).softmax(-1)
+    if kind == "cut":  # as min_p leaves them
+        weights = (3 * noise).softmax(-1)
+        return weights.masked_fill(weights < 0.1 * weights.amax(-1, keepdim=True), 0.0)
+    return ({"flat": 0.01, "peaked": 6.0}[kind] * noise).softmax(-1)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(["equal", "cut", "flat", "peaked"]),
+    st.sampled_from([3, 257, 258, 900]),
+    st.lists(
+        st.tuples(st.sampled_from([1, 2, 50, 255, 300, 10**6]), st.sampled_from([0.1, 0.9, 1.0])),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(0, 2**32),
+)
+def test_bounded_filtering_equals_a_full_sort(
+    kind: str, vocab: int, filters: list[tuple[int, float]], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = weights_of(kind, len(filters), vocab, generator)
+    k = torch.tensor([min(k, vocab) for k, _ in filters])
+    both = Filters(k, torch.tensor([p for _, p in filters], dtype=torch.float64))
+    for draw in (0.0, 0.3, 0.999999, 1 - 2**-40):
+        u = torch.full((len(filters),), draw, dtype=torch.float64)
+        assert torch.equal(pick_top(weights, both, u), pick_sorted(weights, both, u))
+
+
+@pytest.mark.parametrize("kind", ["flat", "equal"])
+def test_a_row_that_needs_more_candidates_than_are_looked_at(kind: str) -> None:
+    weights = weights_of(kind, 64, 4000, torch.Generator().manual_seed(0))
+    both = Filters(torch.full((64,), 4000), torch.full((64,), 0.95, dtype=torch.float64))
+    u = torch.linspace(0, 0.999, 64, dtype=torch.float64)
+    chosen = pick_top(weights, both, u)
+    assert torch.equal(chosen, pick_sorted(weights, both, u))
+    ranks = (weights > weights.gather(-1, chosen[:, None])).sum(-1)
+    assert int(ranks.max()) > 256
+
+
+@given(st.lists(st.integers(0, 5), max_size=30), st.lists(st.integers(1, 4), max_size=9))
+def test_counts_follow_a_growing_text(text: list[int], steps: list[int]) -> None:
+    tally, tokens = Tally(), np.array(text, np.int64)
+    for end in [*np.minimum(np.cumsum(steps), len(text)).tolist(), len(text)]:
+        seen, counts = tally.count(tokens[:end])
+        expected = np.unique(tokens[:end], return_counts=True)
+        order = seen.argsort()
+        assert np.array_equal(seen[order], expected[0])
+        assert np.array_equal(counts[order], expected[1])

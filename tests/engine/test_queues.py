@@ -1,0 +1,97 @@
+"""The plan of a turn's hops: everybody visits every stop of their route, in order, once."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockllm.chain import Stop
+from blockllm.engine.batch import Source, join
+from blockllm.engine.place import Place
+from blockllm.engine.queues import SpanQueues, plan_hops
+from blockllm.engine.sequence import StopState
+from blockllm.observability.timeline import Recorder
+
+# three models: a shared foot, ways that part, a shared head at unequal depths
+WAYS = {"a": (0, 1, 4), "b": (0, 2, 4), "c": (0, 3, 3, 4)}
+HEAD = 4
+
+
+def make_states() -> list[Any]:
+    states = []
+    for rank, (model, way) in enumerate(WAYS.items()):
+        stops = tuple(
+            StopState(Place(span, None if span == HEAD else i), Stop(span, (None,), i, i))
+            for i, span in enumerate(way)
+        )
+        route = SimpleNamespace(chain=SimpleNamespace(model=model))
+        states.append(SimpleNamespace(rank=rank, stops=stops, route=route))
+    return states
+
+
+def make_turn(asked: list[tuple[int, int]]) -> Any:
+    ranks, counts = np.array(sorted(asked), np.int64).T
+    return SimpleNamespace(ranks=ranks, counts=counts)
+
+
+TURNS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=9)
+
+
+@given(TURNS)
+def test_every_row_walks_its_way(asked: list[tuple[int, int]]) -> None:
+    turn, states = make_turn(asked), make_states()
+    queues = SpanQueues(states)
+    queues.enter(turn)
+    walked: dict[int, list[int]] = {row: [] for row in range(int(turn.counts.sum()))}
+    outputs = 0
+    while hop := queues.pick():
+        rows = hop.rows.tolist()
+        if hop.hidden is None:
+            assert hop.span == 0
+        else:  # whatever a row brings, it brought itself
+            assert hop.hidden[:, 0].tolist() == rows
+        assert hop.starts[-1] == len(rows)
+        assert np.array_equal(np.diff(hop.starts), turn.counts[hop.members])
+        assert hop.plan.is_whole_turn == (rows == list(walked))
+        for row in rows:
+            walked[row].append(hop.span)
+        done = hop.span == HEAD
+        queues.hand_over(None if done else torch.tensor(rows)[:, None])
+        outputs += done
+    owners = np.repeat(turn.ranks, turn.counts).tolist()
+    ways = list(WAYS.values())
+    assert [tuple(walk) for walk in walked.values()] == [ways[rank] for rank in owners]
+    if len({len(ways[rank]) for rank in owners}) == 1:
+        assert outputs == 1, "whoever parted meets again at the shared head"
+
+
+def test_a_plan_is_kept_while_models_and_counts_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = itertools.count()
+
+    def counted(*arguments: Any) -> Any:
+        next(calls)
+        return plan_hops(*arguments)
+
+    monkeypatch.setattr("blockllm.engine.queues.plan_hops", counted)
+    queues = SpanQueues(make_states(), Recorder())
+    for asked in ([(0, 1), (1, 1)], [(0, 1), (1, 1)], [(0, 1), (1, 2)], [(0, 1), (2, 2)]):
+        queues.enter(make_turn(asked))
+    assert next(calls) == 3
+
+
+def test_neighbouring_rows_are_joined_without_copying() -> None:
+    first, second = torch.arange(6.0)[:, None], torch.arange(6.0, 9.0)[:, None]
+    assert join([first, second], (Source(0, 0, 6),)) is first
+    part = join([first, second], (Source(0, 2, 5),))
+    assert part.data_ptr() == first[2:].data_ptr() and len(part) == 3
+    both = join([first, second], (Source(1, 0, 3), Source(0, 4, 6)))
+    assert both[:, 0].tolist() == [6, 7, 8, 4, 5]
