@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-
-import msgspec
 
 from blockllm.bench.client import Target
 from blockllm.bench.launch import launches
 from blockllm.bench.machine import Memory, memory_of
 from blockllm.bench.process import ServerProcess
 from blockllm.bench.spec import AnyArm, UrlArm
-
-_SAMPLE_SECONDS = 2.0  # reading a large process' page tables takes milliseconds
 
 
 class RunningArm:
@@ -72,35 +66,3 @@ class RunningArm:
         """End every process."""
         for process in self._processes:
             process.stop()
-
-
-class PeakMemory(msgspec.Struct):
-    """Largest values seen, bytes, as in machine.Memory."""
-
-    pss: int = 0
-    rss: int = 0
-    own: int = 0
-
-    def note(self, memory: Memory) -> None:
-        """Take in one sample."""
-        self.pss, self.rss = max(self.pss, memory.pss), max(self.rss, memory.rss)
-        self.own = max(self.own, memory.own)
-
-
-@contextmanager
-def sampled_memory(arm: RunningArm) -> Iterator[PeakMemory]:
-    """Memory of the arm, sampled while the block runs, and at its end."""
-    peak, ended = PeakMemory(), threading.Event()
-
-    def sample() -> None:
-        while not ended.wait(_SAMPLE_SECONDS):
-            peak.note(arm.memory())
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    try:
-        yield peak
-    finally:
-        ended.set()
-        sampler.join()
-        peak.note(arm.memory())

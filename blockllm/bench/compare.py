@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from blockllm.bench.arms import PeakMemory, RunningArm, sampled_memory
+from blockllm.bench.arms import RunningArm
 from blockllm.bench.client import Outcome
 from blockllm.bench.machine import Memory
 from blockllm.bench.metrics import Report, report
@@ -21,14 +21,15 @@ from blockllm.bench.workload import plan
 
 class ArmRun(msgspec.Struct):
     """One arm's replay of one pair's plan. `at_rest`: memory after starting and before any
-    request, bytes; `peak`: the most seen during the run."""
+    request, bytes; `after`: when the last answer has ended (looking while a run goes on would
+    disturb it: reading a large process' page tables takes milliseconds)."""
 
     load: str
     pair: int
     arm: str
     report: Report
     at_rest: Memory
-    peak: PeakMemory
+    after: Memory
     outcomes: list[Outcome]
 
 
@@ -111,8 +112,8 @@ def _measure(
         await sender.warm_up(workload, load.warm_up)
         return await sender.replay(planned, workload.concurrency)
 
-    with sampled_memory(arm) as peak:
-        run = asyncio.run(send())
+    run = asyncio.run(send())
+    after = arm.memory()
     arm.check_alive()
     found = report(run, load.slo)
     total = found.total
@@ -122,7 +123,7 @@ def _measure(
         f"{total.output_tokens_per_second:.1f} tokens/s, "
         f"TTFT {total.ttft.p50 if total.ttft else 0:.3f} s{failed}"
     )
-    return ArmRun(load.name, pair, arm.arm.name, found, at_rest, peak, run.outcomes)
+    return ArmRun(load.name, pair, arm.arm.name, found, at_rest, after, run.outcomes)
 
 
 def disagreements(spec: Spec, runs: Sequence[ArmRun]) -> list[Disagreement]:

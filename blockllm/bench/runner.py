@@ -48,7 +48,8 @@ class Sender:
         queue = iter(planned)
         outcomes: list[Outcome] = []
         timeout = aiohttp.ClientTimeout(total=self._timeout)
-        connector = aiohttp.TCPConnector(limit=0)
+        # one connection a request: a kept one may be closed by a server that was frozen meanwhile
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             cpu, began = time.process_time(), time.perf_counter()
 

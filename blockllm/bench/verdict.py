@@ -90,7 +90,7 @@ def _work(load: Load) -> str:
 
 def _table(spec: Spec, runs: Sequence[ArmRun], load: Load) -> str:
     heads = ["arm", "tokens/s", "ratio", "TTFT p50 ms", "TTFT p95 ms", "TPOT p50 ms", "ITL p99 ms"]
-    heads += ["e2e p95 ms", "memory at rest MiB", "peak MiB", "failed"]
+    heads += ["e2e p95 ms", "memory at rest MiB", "after MiB", "failed"]
     heads += ["of limit"] if load.limit else []
     heads += ["SLO kept"] if load.slo else []
     rows = [heads, ["---"] * len(heads)]
@@ -113,7 +113,7 @@ def _row(spec: Spec, all_runs: Sequence[ArmRun], load: Load, arm: str) -> list[s
         _latency([total.itl for total in totals], lambda s: s.p99),
         _latency([total.e2e for total in totals], lambda s: s.p95),
         _range([run.at_rest.pss / _MIB for run in runs], 0),
-        _range([run.peak.pss / _MIB for run in runs], 0),
+        _range([run.after.pss / _MIB for run in runs], 0),
         str(sum(sum(total.failed.values()) for total in totals)),
     ]
     if load.limit:
@@ -172,7 +172,9 @@ def _draw(spec: Spec, runs: Sequence[ArmRun], out: Path) -> None:
             for arm in spec.arm
         },
     )
-    plots.bars(out / "memory.png", "memory, peak over all runs", "MiB (PSS)", _memory(spec, runs))
+    plots.bars(
+        out / "memory.png", "memory after a run, the largest", "MiB (PSS)", _memory(spec, runs)
+    )
 
 
 def _speed(runs: Sequence[ArmRun], load: str, arm: str) -> float:
@@ -183,7 +185,7 @@ def _speed(runs: Sequence[ArmRun], load: str, arm: str) -> float:
 def _memory(spec: Spec, runs: Sequence[ArmRun]) -> dict[str, dict[str, float]]:
     return {
         load.name: {
-            arm.name: max(run.peak.pss for run in _of(runs, load.name, arm.name)) / _MIB
+            arm.name: max(run.after.pss for run in _of(runs, load.name, arm.name)) / _MIB
             for arm in spec.arm
         }
         for load in spec.load

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,6 +91,8 @@ def compare(
     console = Console(highlight=False)
     variables = dict(assignment.partition("=")[::2] for assignment in assignments or [])
     chosen = select(read_spec(spec, variables), arm or [], load or [], pairs)
+    # ended from outside, it must not leave servers behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     comparison = run_comparison(chosen, out, lambda line: console.print(line, markup=False))
     console.print(write_verdict(chosen, comparison, out), markup=False, soft_wrap=True)
     if comparison.disagreements:

@@ -70,7 +70,7 @@ def test_arms_take_turns_on_equal_requests(tmp_path: Path, resident: str) -> Non
     texts = [[o.text for o in run.outcomes] for run in comparison.runs]
     assert texts[0] == texts[1] != texts[2] == texts[3]  # each pair has its own plan
     assert all(run.at_rest.pss > 1_000_000 for run in comparison.runs)
-    assert all(run.peak.rss >= run.peak.pss >= run.peak.own > 0 for run in comparison.runs)
+    assert all(run.after.rss >= run.after.pss >= run.after.own > 0 for run in comparison.runs)
     assert sum("starting" in line for line in said) == (2 if resident == "together" else 4)
     table = write_verdict(spec, comparison, tmp_path / "out")
     assert "Outputs are equal within fakes." in table and "1.00 (1.00 to 1.00)" not in table
