@@ -5,6 +5,8 @@
 
 #include "vectors.h"
 
+#include <vector>
+
 namespace blockllm {
 namespace {
 
@@ -22,22 +24,29 @@ struct Job {
 };
 
 template <int HEIGHT>
-void run_tile(const Job& job, int64_t tile, int64_t panel, int64_t from, int64_t to) {
+void finish_tile(const Job& job, int64_t tile, int64_t panel,
+                 const floats (&sums)[HEIGHT][VECTORS]) {
     const int64_t column = panel * PANEL;
     const int64_t width = job.out - column < PANEL ? job.out - column : PANEL;
     float* y = job.y + job.tiles.start(tile) * job.y_stride + column;
-    float edge[HEIGHT][PANEL] = {};
-    floats sums[HEIGHT][VECTORS];
-    const bool continues = from > 0, inside = width == PANEL;
-    for (int r = 0; r < HEIGHT; ++r) {
-        const float* start = y + r * job.y_stride;
-        if (continues && !inside) {
-            std::memcpy(edge[r], start, width * sizeof(float));
-            start = edge[r];
-        }
-        for (int v = 0; v < VECTORS; ++v)
-            sums[r][v] = continues ? load(start + v * LANES) : floats{};
+    for (int r = 0; r < HEIGHT; ++r, y += job.y_stride) {
+        float row[PANEL];
+        for (int v = 0; v < VECTORS; ++v) store(row + v * LANES, sums[r][v]);
+        if (job.bias)
+            for (int64_t c = 0; c < width; ++c) row[c] += job.bias[column + c];
+        std::memcpy(y, row, width * sizeof(float));
     }
+}
+
+// Inputs from..to of one panel for one tile. Between blocks the sums wait in `kept`, which lies
+// together: rows of y lie pages apart.
+template <int HEIGHT>
+void run_tile(const Job& job, int64_t tile, int64_t panel, int64_t from, int64_t to, float* kept) {
+    kept += job.tiles.start(tile) * PANEL;
+    floats sums[HEIGHT][VECTORS];
+    for (int r = 0; r < HEIGHT; ++r)
+        for (int v = 0; v < VECTORS; ++v)
+            sums[r][v] = from ? load(kept + r * PANEL + v * LANES) : floats{};
     const float* weights = job.weights + (panel * job.in + from) * PANEL;
     // a lone tile asks for memory at a fixed distance; several share the asking for the next block
     const int64_t passes = job.tiles.count, block = (to - from) * PANEL * 4;
@@ -45,22 +54,17 @@ void run_tile(const Job& job, int64_t tile, int64_t panel, int64_t from, int64_t
                         (passes == 1 ? AHEAD : block + tile * block / passes);
     multiply<HEIGHT, PANEL>(sums, job.x + job.tiles.start(tile) * job.in + from * HEIGHT, weights,
                             PANEL, to - from, ahead, PANEL * 4 / passes);
-    for (int r = 0; r < HEIGHT; ++r) {
-        float* target = inside ? y + r * job.y_stride : edge[r];
-        for (int v = 0; v < VECTORS; ++v) store(target + v * LANES, sums[r][v]);
-        if (job.bias && to == job.in)
-            for (int64_t c = 0; c < width; ++c) target[c] += job.bias[column + c];
-        if (!inside) std::memcpy(y + r * job.y_stride, edge[r], width * sizeof(float));
-    }
+    if (to == job.in) return finish_tile<HEIGHT>(job, tile, panel, sums);
+    std::memcpy(kept, sums, sizeof sums);
 }
 
-void run_panel(const Job& job, int64_t panel) {
+void run_panel(const Job& job, int64_t panel, float* kept) {
     const int64_t depth = job.tiles.count > 1 ? DEPTH : job.in;
     for (int64_t from = 0; from < job.in; from += depth) {
         const int64_t to = from + depth < job.in ? from + depth : job.in;
         for (int64_t tile = 0; tile < job.tiles.count; ++tile)
             with_height(job.tiles.size(tile), [&]<int HEIGHT>() {
-                run_tile<HEIGHT>(job, tile, panel, from, to);
+                run_tile<HEIGHT>(job, tile, panel, from, to, kept);
             });
     }
 }
@@ -103,8 +107,9 @@ void linear_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, co
                 pack_rows(scratch + tiles.start(tile) * in, x + tiles.start(tile) * x_stride,
                           x_stride, tiles.size(tile), in);
         }
+        std::vector<float> kept(tiles.count > 1 ? rows * PANEL : 0);
 #pragma omp for schedule(dynamic, chunk)
-        for (int64_t panel = 0; panel < panels; ++panel) run_panel(job, panel);
+        for (int64_t panel = 0; panel < panels; ++panel) run_panel(job, panel, kept.data());
     }
 }
 
