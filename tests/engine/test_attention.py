@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from blockllm.engine.attention import AttentionRows, make_attention
 from blockllm.engine.kv.cache import KVCache, KVShape
-from tests.pages import write_pages
 
 PAGE, BUNDLES = 4, 2
 
@@ -61,7 +60,7 @@ def test_batched_backends_equal_plain(
             )
     q = torch.randn(int(rows.starts[-1]), heads[0], 8, generator=generator)
     k, v = torch.randn(2, len(q), heads[1], 8, generator=generator)
-    write_pages(rows, kv, bundle, k, v)
+    rows.write(kv, bundle, k, v)
     expected = make_attention("plain").attend(q, k, v, kv, bundle, rows, window)
     assert torch.isfinite(expected).all()
     for name in ("gathered", "native"):
@@ -76,7 +75,7 @@ def test_shared_pages_are_not_written() -> None:
     rows = make_rows([(0, 6)], cache)
     cache.tensor.zero_()
     k, v = torch.ones(2, 6, 1, 8)
-    write_pages(rows, cache.tensor[:, 0], 0, k, v)
+    rows.write(cache.tensor[:, 0], 0, k, v)
     pages = cache.tables[0, 0]
     assert not cache.tensor[pages[0]].any()
     assert cache.tensor[pages[1], 0, :, :2].all()
@@ -89,7 +88,7 @@ def test_backends_agree_on_cuda() -> None:
     cache = KVCache(KVShape(2, 8), 1, PAGE, 64, (3, BUNDLES, 4), device, torch.float32)
     rows = make_rows([(0, 6), (0, 1), (0, 3)], cache)
     q, (k, v) = torch.randn(10, 4, 8, device=device), torch.randn(2, 10, 2, 8, device=device)
-    write_pages(rows, cache.tensor[:, 0], 0, k, v)
+    rows.write(cache.tensor[:, 0], 0, k, v)
     plain, gathered = (
         make_attention(name).attend(q, k, v, cache.tensor[:, 0], 0, rows, None)
         for name in ("plain", "gathered")

@@ -114,3 +114,12 @@ class AttentionRows:
         keys and values on their pages. kv: [pages, 2, page_size, kv_heads, d] of one layer"""
         where = (self.write_pages[bundle], self.write_offsets)
         kernels.rotate_and_write(fused, *table, kv, *where)
+
+    def write(self, kv: torch.Tensor, bundle: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Put the rows' keys and values on their pages.
+
+        kv: [pages, 2, page_size, kv_heads, head_dim] of one layer; k, v: [rows, kv_heads, head_dim]
+        """
+        where = (self.write_pages[bundle], self.write_offsets)
+        kv[:, 0].index_put_(where, k)
+        kv[:, 1].index_put_(where, v)

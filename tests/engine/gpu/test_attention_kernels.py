@@ -14,7 +14,6 @@ from blockllm.engine.attention import make_attention
 from blockllm.engine.kernels.triton import decode
 from blockllm.engine.kv.cache import KVCache, KVShape
 from tests.engine.test_attention import BUNDLES, make_rows
-from tests.pages import write_pages
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PAGE, WIDTH = 16, 5
@@ -42,7 +41,7 @@ def check(
     fused = torch.randn(int(rows.starts[-1]), heads[0] + 2 * heads[1], dim, generator=generator)
     fused = fused.to(DEVICE, dtype)
     q, k, v = fused.split([heads[0], heads[1], heads[1]], dim=1)
-    write_pages(rows, kv, bundle, k, v)
+    rows.write(kv, bundle, k, v)
     expected = make_attention("plain").attend(q, k, v, kv, bundle, rows, window)
     assert torch.isfinite(expected).all()
     got = make_attention("triton").attend(q, k, v, kv, bundle, rows, window)

@@ -27,7 +27,6 @@ from blockllm.engine.kv.cache import KVCache, KVShape
 from tests.engine.test_attention import BUNDLES, make_rows
 from tests.oracle import test_matrix as matrix
 from tests.oracle.conftest import lab, report
-from tests.pages import write_pages
 
 __all__ = ["lab", "report"]  # fixtures of the scenarios below
 
@@ -98,7 +97,7 @@ def test_attention_at_real_sizes(heads: tuple[int, int], dim: int, dtype: torch.
     fused = torch.randn(shape, generator=generator, device=CUDA).to(dtype)
     q, k, v = fused.split([heads[0], heads[1], heads[1]], dim=1)
     kv = cache.tensor[:, 0]
-    write_pages(rows, kv, 0, k, v)
+    rows.write(kv, 0, k, v)
     for window in (None, 512):
         got = make_attention("triton").attend(q, k, v, kv, 0, rows, window)
         wide = (t.float() for t in (q, k, v, kv))
