@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
+DTYPE_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "I32": 4}
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -58,7 +58,8 @@ class EmbedFunction(msgspec.Struct, frozen=True, tag="embed", tag_field="kind"):
 
 
 class LayerFunction(msgspec.Struct, frozen=True, tag="decoder", tag_field="kind"):
-    """One decoder layer: attention and gated MLP. Biases exist where their tensors do."""
+    """One decoder layer: attention and gated MLP, or one of them. Biases exist where their tensors
+    do."""
 
     hidden_size: int
     intermediate_size: int
@@ -70,6 +71,7 @@ class LayerFunction(msgspec.Struct, frozen=True, tag="decoder", tag_field="kind"
     activation: str = "silu"
     window: int | None = None
     qk_norm: bool = False
+    part: Literal["whole", "attention", "mlp"] = "whole"
 
 
 class HeadFunction(msgspec.Struct, frozen=True, tag="head", tag_field="kind"):
@@ -80,7 +82,23 @@ class HeadFunction(msgspec.Struct, frozen=True, tag="head", tag_field="kind"):
     norm_eps: float
 
 
-Function = EmbedFunction | LayerFunction | HeadFunction
+class BridgeFunction(msgspec.Struct, frozen=True, tag="bridge", tag_field="kind"):
+    """Hidden states of one size → another size: y = W(t) x + b(t), where W and b are polynomials
+    in the position t and have their terms along the first dimension: `weight` [terms, output,
+    input], `bias` [terms, output]. One bridge serves several cuts: each layer has its own t.
+    """
+
+    input_size: int
+    output_size: int
+    position: float  # t: share of the first model's layers that lie before the bridge
+
+
+Function = EmbedFunction | LayerFunction | HeadFunction | BridgeFunction
+
+
+def keeps_kv(function: Function) -> bool:
+    """Whether a layer of this function keeps keys and values."""
+    return isinstance(function, LayerFunction) and function.part != "mlp"
 
 
 class Layer(msgspec.Struct, frozen=True):
@@ -104,7 +122,7 @@ class Block(msgspec.Struct, frozen=True):
         return sum(t.nbytes for layer in self.layers for t in layer.tensors.values())
 
 
-class LoraTarget(msgspec.Struct, frozen=True):
+class LoraTarget(msgspec.Struct, frozen=True, tag="lora", tag_field="kind"):
     """Low-rank update of one linear (or the embedding): y += scale · B A x (+ scale · bias)."""
 
     a: Tensor  # [rank, in]   (embedding: [rank, vocab])
@@ -113,13 +131,104 @@ class LoraTarget(msgspec.Struct, frozen=True):
     bias: Tensor | None = None  # [out]
 
 
-class Delta(msgspec.Struct, frozen=True, tag="lora", tag_field="kind"):
+class DoraTarget(msgspec.Struct, frozen=True, tag="dora", tag_field="kind"):
+    """Low-rank update whose rows of weights get new lengths (DoRA, arXiv 2402.09353, equation 5):
+    y = m / ‖W + scale · B A‖ · (W + scale · B A) x, norms by output."""
+
+    a: Tensor  # [rank, in]
+    b: Tensor  # [out, rank]
+    magnitude: Tensor  # [out], m
+    scale: float
+
+
+class GainTarget(msgspec.Struct, frozen=True, tag="gain", tag_field="kind"):
+    """A linear's input or output, bias included, times a vector (IA3, arXiv 2205.05638)."""
+
+    gain: Tensor  # [in] or [out]
+    side: Literal["input", "output"]
+
+
+class BiasTarget(msgspec.Struct, frozen=True, tag="bias", tag_field="kind"):
+    """A linear's bias instead of its own or of none (BitFit, arXiv 2106.10199)."""
+
+    bias: Tensor  # [out]
+
+
+class NormTarget(msgspec.Struct, frozen=True, tag="norm", tag_field="kind"):
+    """A norm's weight instead of its own."""
+
+    weight: Tensor  # [size]
+
+
+class BottleneckTarget(msgspec.Struct, frozen=True, tag="bottleneck", tag_field="kind"):
+    """A small MLP behind attention or MLP (Houlsby, arXiv 1902.00751; Pfeiffer, arXiv
+    2005.00247): y += scale · up(activation(down(z))), where z is y, or the residual stream plus y.
+    """
+
+    down: Tensor  # [bottleneck, hidden]
+    up: Tensor  # [hidden, bottleneck]
+    activation: str
+    reads: Literal["output", "stream"]
+    scale: float = 1.0
+    down_bias: Tensor | None = None  # [bottleneck]
+    up_bias: Tensor | None = None  # [hidden]
+
+
+class PrefixTarget(msgspec.Struct, frozen=True, tag="prefix", tag_field="kind"):
+    """Keys and values that stand before every prompt (prefix tuning, arXiv 2101.00190)."""
+
+    keys: Tensor  # [virtual tokens, kv_heads, head_dim], used as they are: not rotated
+    values: Tensor  # the same
+
+
+class PromptTarget(msgspec.Struct, frozen=True, tag="prompt", tag_field="kind"):
+    """Hidden states that stand before every prompt's (prompt tuning, arXiv 2104.08691)."""
+
+    rows: Tensor  # [virtual tokens, hidden]
+
+
+class CodedTarget(msgspec.Struct, frozen=True, tag="coded", tag_field="kind"):
+    """Difference of two weights in few bits: element [o, i] is scales[o, i // group] · (code −
+    (2^bits − 1) / 2). One bit and one group are BitDelta's signs (arXiv 2402.10193)."""
+
+    codes: Tensor  # [out, in · bits / 8] bytes, the first code of a byte in its lowest bits
+    scales: Tensor  # [out, groups]
+    bits: int  # 1, 2 or 4
+
+
+class SparseTarget(msgspec.Struct, frozen=True, tag="sparse", tag_field="kind"):
+    """Difference of two weights as its largest elements, row by row."""
+
+    values: Tensor  # [elements]
+    columns: Tensor  # [elements] int32
+    ends: Tensor  # [out] int32: where each row's elements end
+
+
+Target = (
+    LoraTarget | DoraTarget | GainTarget | BiasTarget | NormTarget | BottleneckTarget
+    | PrefixTarget | PromptTarget | CodedTarget | SparseTarget
+)  # fmt: skip
+
+
+def target_tensors(target: Target) -> dict[str, Tensor]:
+    """A target's tensors by field."""
+    fields = ((name, getattr(target, name)) for name in target.__struct_fields__)
+    return {name: value for name, value in fields if isinstance(value, Tensor)}
+
+
+class Delta(msgspec.Struct, frozen=True):
     """What one model adds to one block. Keys of `targets`: (layer index in block).(module), as in
-    `3.self_attn.q_proj`; the embedding's and head's module is `0.embed` and `0.head`.
+    `3.self_attn.q_proj`; the embedding's and head's module is `0.embed` and `0.head`, a norm's is
+    `3.input_layernorm`. What is listed for one module applies together.
     """
 
     id: str
-    targets: dict[str, LoraTarget]
+    targets: dict[str, tuple[Target, ...]]
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of every target."""
+        targets = (target for group in self.targets.values() for target in group)
+        return [tensor for target in targets for tensor in target_tensors(target).values()]
 
 
 class ChainEntry(msgspec.Struct, frozen=True):
@@ -143,6 +252,19 @@ class Chain(msgspec.Struct, frozen=True):
         function = self.entries[-1].block.layers[-1].function
         assert isinstance(function, HeadFunction)
         return function.vocab_size
+
+    @property
+    def num_virtual(self) -> int:
+        """Virtual tokens that stand before every prompt: of a prefix or of prompt tuning."""
+        sizes = [0]
+        for entry in self.entries:
+            for targets in entry.delta.targets.values() if entry.delta else ():
+                for target in targets:
+                    if isinstance(target, PrefixTarget):
+                        sizes.append(target.keys.shape[0])
+                    elif isinstance(target, PromptTarget):
+                        sizes.append(target.rows.shape[0])
+        return max(sizes)
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -231,11 +353,13 @@ class Measurement(msgspec.Struct, frozen=True):
 class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     """What listings say about one model of the zoo. `own_bytes` are used by no other model.
 
-    `format` is "int8" or the weights' dtype; a model that is not `exact` was rounded to it.
+    `kind` is "full", the kind of adapter, "compressed" (a full fine-tune kept as a lossy delta),
+    or how it was assembled. `format` is "int8" or the weights' dtype; a model that is not `exact`
+    computes something else than what was added.
     """
 
     name: str
-    kind: Literal["full", "lora"]
+    kind: str
     family: str
     parent: str | None = None
     root: str = ""
@@ -250,34 +374,3 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     max_context: int = 0
     created: float = 0.0
     loss: tuple[Measurement, ...] = ()
-
-
-class SpanStats(msgspec.Struct, frozen=True):
-    """Counters of one span since the start: hops run and rows they carried."""
-
-    name: str
-    models: tuple[str, ...]
-    hops: int
-    rows: int
-
-
-class EngineStats(msgspec.Struct, frozen=True):
-    """A snapshot of one engine's books; counters only grow, `num_*` are levels."""
-
-    num_running: int = 0
-    num_waiting: int = 0
-    num_pages: int = 0
-    num_pages_free: int = 0
-    num_pages_cached: int = 0
-    num_blocks: int = 0
-    weight_bytes: int = 0
-    weight_bytes_unshared: int = 0
-    kv_bytes: int = 0
-    prompt_tokens: dict[str, int] = {}
-    generation_tokens: dict[str, int] = {}
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    preemptions: int = 0
-    turns: int = 0
-    max_context: dict[str, int] = {}  # longest sequence per model that the KV pool can hold
-    spans: tuple[SpanStats, ...] = ()

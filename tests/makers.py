@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +107,108 @@ def make_tokenizer(path: Path, vocab_size: int = 96, template: str | None = TEMP
 
 
 def make_lora(base: Path, path: Path, *, seed: int = 1, **config: Any) -> Path:
-    """A PEFT LoRA adapter on the checkpoint `base`; every trained tensor is random and not zero.
+    """A PEFT LoRA adapter on the checkpoint `base`.
 
     `config` goes to `peft.LoraConfig`; `target_modules` is q_proj and v_proj unless given.
     """
     import peft
-    import transformers
 
     values: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     values |= {"task_type": "CAUSAL_LM", **config}
+    return make_adapter(base, path, peft.LoraConfig(**values), seed=seed)
+
+
+def make_adapter(base: Path, path: Path, config: Any, *, seed: int = 1) -> Path:
+    """A PEFT adapter of any kind on the checkpoint `base`; `config` is peft's. Every trained tensor
+    is random: gains, magnitudes and norms around what they start from, others around zero."""
+    import peft
+    import transformers
+
     generator = torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns about tied weights; tests cover what it does
         model = transformers.AutoModelForCausalLM.from_pretrained(base)
-        model = peft.get_peft_model(model, peft.LoraConfig(**values))
+        model = peft.get_peft_model(model, config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    noise = torch.randn(parameter.shape, generator=generator)
-                    center = 1.0 if "norm" in name else 0.0
-                    parameter.copy_(center + 0.1 * noise)
+                if not parameter.requires_grad:
+                    continue
+                noise = torch.randn(parameter.shape, generator=generator)
+                if "ia3_l" in name or "norm" in name:
+                    parameter.copy_(1.0 + 0.2 * noise)
+                elif "magnitude" in name:
+                    parameter.mul_(1.0 + 0.2 * noise)
+                elif "prompt_encoder" in name:
+                    parameter.copy_(0.5 * noise)
+                else:
+                    parameter.copy_(0.1 * noise)
         model.save_pretrained(path)
+    return path
+
+
+def make_bitfit(base: Path, path: Path, modules: Sequence[str], *, seed: int = 1) -> Path:
+    """Trained biases of linears whose names end so, whether or not the base has some there."""
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(seed)
+    weights = load_file(base / "model.safetensors")
+    biases = {
+        name.replace(".weight", ".bias"): 0.1 * torch.randn(len(weight), generator=generator)
+        for name, weight in weights.items()
+        if name.removesuffix(".weight").endswith(tuple(modules))
+    }
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(biases, path / "adapter_model.safetensors")
+    config = {"peft_type": "BITFIT", "base_model_name_or_path": str(base)}
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return path
+
+
+# the options of AdapterHub's two bottleneck configurations
+HOULSBY = {
+    "mh_adapter": True, "output_adapter": True, "original_ln_before": False,
+    "original_ln_after": True, "residual_before_ln": True, "non_linearity": "swish",
+}  # fmt: skip
+PFEIFFER = {
+    "mh_adapter": False, "output_adapter": True, "original_ln_before": True,
+    "original_ln_after": True, "residual_before_ln": True, "non_linearity": "relu",
+}  # fmt: skip
+
+
+def make_bottleneck(base: Path, path: Path, options: dict[str, Any], *, seed: int = 1) -> Path:
+    """A bottleneck adapter as AdapterHub's library saves it; every tensor is random."""
+    from safetensors.torch import save_file
+
+    shape = json.loads((base / "config.json").read_text())
+    config: dict[str, Any] = {
+        "adapter_residual_before_ln": False, "architecture": None, "cross_adapter": False,
+        "dropout": 0.0, "init_weights": "bert", "inv_adapter": None, "is_parallel": False,
+        "leave_out": [], "ln_after": False, "ln_before": False, "phm_dim": 4, "phm_layer": False,
+        "reduction_factor": 4, "scaling": 1.0, "use_gating": False, **options,
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    hidden, tensors = shape["hidden_size"], {}
+    places = {"mh_adapter": "attention_adapters", "output_adapter": "output_adapters"}
+    for layer in range(shape["num_hidden_layers"]):
+        factor = config["reduction_factor"]
+        if isinstance(factor, dict):
+            factor = factor.get(str(layer), factor.get("default"))
+        size = max(1, int(hidden // factor))
+        for place in (name for option, name in places.items() if config[option]):
+            prefix = f"model.layers.{layer}.{place}.adapters.tuned"
+            sizes = {
+                "adapter_down.0.weight": (size, hidden), "adapter_down.0.bias": (size,),
+                "adapter_up.weight": (hidden, size), "adapter_up.bias": (hidden,),
+            }  # fmt: skip
+            for part, size_of in sizes.items() if layer not in config["leave_out"] else ():
+                noise = torch.randn(size_of, generator=generator)
+                tensors[f"{prefix}.{part}"] = 0.3 * noise
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path / "adapter.safetensors")
+    document = {
+        "config": config, "hidden_size": hidden, "model_class": "LlamaForCausalLM",
+        "model_name": str(base), "model_type": shape["model_type"], "name": "tuned",
+        "version": "adapters.1.3.0",
+    }  # fmt: skip
+    (path / "adapter_config.json").write_text(json.dumps(document, indent=2, sort_keys=True))
     return path

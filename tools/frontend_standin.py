@@ -21,7 +21,8 @@ from blockllm.api.template import ChatTemplate
 from blockllm.api.tokenizer import TextTokenizer
 from blockllm.cluster.agent_main import AgentOptions
 from blockllm.cluster.agent_main import main as run_agent
-from blockllm.core import Chain, EngineStats, Finish, ModelCard, Request, TokenEvent
+from blockllm.core import Chain, Finish, ModelCard, Request, TokenEvent
+from blockllm.observability.stats import EngineStats
 
 ASSETS = Path(__file__).resolve().parent.parent / "demo" / "base"
 MODEL = "stand-in"

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from blockllm.config import EngineSettings
-from blockllm.core import Chain, EngineStats, Request, Sampling
+from blockllm.core import Chain, Request, Sampling
 from blockllm.engine import Engine
+from blockllm.observability.stats import EngineStats
 from blockllm.zoo import Zoo
 
 ALLOWANCE = 600_000_000  # bytes for the interpreter, the libraries and activations

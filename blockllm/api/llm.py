@@ -23,7 +23,8 @@ from blockllm.cluster.agent import EnginePort
 from blockllm.cluster.local import LocalAgent
 from blockllm.cluster.streams import Item, Sink
 from blockllm.config import EngineSettings, default_zoo, load
-from blockllm.core import EngineStats, Request, Sampling, TokenLogprobs
+from blockllm.core import Request, Sampling, TokenLogprobs
+from blockllm.observability.stats import EngineStats
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]

@@ -24,9 +24,9 @@ from blockllm.api.serving import Serving
 from blockllm.cluster.agent_main import AgentOptions
 from blockllm.cluster.supervisor import AGENT_COMMAND, Supervisor
 from blockllm.config import ServerSettings
-from blockllm.core import EngineStats
 from blockllm.errors import ConfigError, Overloaded
 from blockllm.observability.metrics import ServerMetrics
+from blockllm.observability.stats import EngineStats
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LAST_BYTES_SECONDS = 1.0  # for answers of cancelled requests to reach their clients

@@ -18,7 +18,8 @@ class RunningArm:
     def __init__(
         self, arm: AnyArm, models: Sequence[str], logs: Path, ready_timeout: float
     ) -> None:
-        """Start every process at once and wait for all. Raises BlockllmError, leaving none."""
+        """Start every process, one after another: several that compile at once on few cores may
+        not get ready for minutes. Raises BlockllmError, leaving none."""
         self.arm = arm
         self._ready_timeout = ready_timeout
         self._processes: list[ServerProcess] = []
@@ -26,8 +27,7 @@ class RunningArm:
             for number, launch in enumerate(launches(arm, models)):
                 log = logs / f"{arm.name}-{number}.log"
                 self._processes.append(ServerProcess(launch, log))
-            for process in self._processes:
-                process.wait_ready(ready_timeout)
+                self._processes[-1].wait_ready(ready_timeout)
         except BaseException:
             self.stop()
             raise

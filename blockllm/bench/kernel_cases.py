@@ -182,6 +182,8 @@ class _Tensors:
         """The tensor of this name."""
         return self._tensors[tensor.hash]
 
+    read = load
+
     def matmul(self, weights: Any, biases: Any, scales: Any) -> Matmul:
         """A linear over one weight."""
         weight = self.load(weights[0])
@@ -197,7 +199,7 @@ def _lora_call(s: Setup, out: int, size: int, counts: list[int], seed: int) -> C
         a, b = s.random(seed + 2, _RANK, size), s.random(seed + 3, out, _RANK) / _RANK
         pairs.append((a, b))
         target = LoraTarget(tensors.describe(a), tensors.describe(b), 0.5)
-        targets.append({"o_proj": target})
+        targets.append({"o_proj": (target,)})
         host.append(Segment(start, start + count, str(adapter)))
         start += count
     layer.attach(targets, tensors)

@@ -17,10 +17,11 @@ from blockllm.observability.timeline import Timeline
 # (module, class or "", function, what the part is called)
 TARGETS = (
     ("blockllm.engine.models.linear", "Linear", "__call__", "linear"),
-    ("blockllm.engine.models.linear", "Embedding", "__call__", "embedding"),
-    ("blockllm.engine.models.decoder", "", "rms_norm", "norm"),
-    ("blockllm.engine.models.decoder", "", "rms_norm_heads", "norm"),
-    ("blockllm.engine.models.decoder", "", "silu_multiply", "activation"),
+    ("blockllm.engine.models.embedding", "Embedding", "__call__", "embedding"),
+    ("blockllm.engine.models.norm", "", "rms_norm", "norm"),
+    ("blockllm.engine.models.norm", "", "add_rms_norm", "norm"),
+    ("blockllm.engine.models.norm", "", "rms_norm_heads", "norm"),
+    ("blockllm.engine.models.halves", "", "silu_multiply", "activation"),
     ("blockllm.engine.attention.rows", "AttentionRows", "place", "rotate and write"),
     ("blockllm.engine.attention.native", "NativeAttention", "attend", "attention"),
 )

@@ -15,6 +15,8 @@ from blockllm.bench.metrics import Slo
 from blockllm.bench.workload import Workload, check
 from blockllm.errors import ConfigError
 
+Resident = Literal["together", "alone"]
+
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One load point. The fields of a workload, and: requests sent before measuring, an SLO, and
@@ -120,7 +122,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     reference: str = ""
     pairs: int = 5
     seed: int = 0
-    resident: Literal["together", "alone"] = "together"
+    resident: Resident = "together"
     timeout: float = 600.0
     ready_timeout: float = 600.0
     set: dict[str, str | int | float] = {}
@@ -156,8 +158,15 @@ def read_spec(path: Path, variables: Mapping[str, str]) -> Spec:
     return spec
 
 
-def select(spec: Spec, arms: Sequence[str], loads: Sequence[str], pairs: int | None = None) -> Spec:
-    """The spec with these arms and loads only (all if none are named). Raises ConfigError."""
+def select(
+    spec: Spec,
+    arms: Sequence[str],
+    loads: Sequence[str],
+    pairs: int | None = None,
+    resident: Resident | None = None,
+) -> Spec:
+    """The spec with these arms and loads only (all if none are named), and what else is given
+    instead of its own. Raises ConfigError."""
     for table, wanted, entries in (("arm", arms, spec.arm), ("load", loads, spec.load)):
         unknown = set(wanted) - {entry.name for entry in entries}
         if unknown:
@@ -169,6 +178,7 @@ def select(spec: Spec, arms: Sequence[str], loads: Sequence[str], pairs: int | N
         load=tuple(load for load in spec.load if not loads or load.name in loads),
         reference=spec.reference if spec.reference in [arm.name for arm in kept] else "",
         pairs=spec.pairs if pairs is None else pairs,
+        resident=resident or spec.resident,
     )
     _check(selected)
     return selected

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from blockllm.core import Block, Chain, Delta, LayerFunction
+from blockllm.core import Block, Chain, Delta, keeps_kv
 
 _EDGE = ""  # stands for "the chain begins or ends here"
 
@@ -58,11 +58,12 @@ class SpanPlan(msgspec.Struct, frozen=True):
 
 def num_kv_layers(block: Block) -> int:
     """How many layers of the block keep keys and values."""
-    return sum(isinstance(layer.function, LayerFunction) for layer in block.layers)
+    return sum(keeps_kv(layer.function) for layer in block.layers)
 
 
-def plan_spans(chains: Iterable[Chain]) -> SpanPlan:
-    """Spans and routes of the given chains; spans are numbered in order of first appearance."""
+def plan_spans(chains: Iterable[Chain], merge: bool = True) -> SpanPlan:
+    """Spans and routes of the given chains; spans are numbered in order of first appearance.
+    Unless `merge`, every block is a span of its own."""
     chains = list(chains)
     follows, precedes = _neighbours(chains)
     spans: dict[tuple[str, ...], list[Block]] = {}
@@ -70,7 +71,8 @@ def plan_spans(chains: Iterable[Chain]) -> SpanPlan:
     ways: dict[str, list[tuple[str, ...]]] = {}
     for chain in chains:
         ways[chain.model] = []
-        for run in _runs([entry.block for entry in chain.entries], follows, precedes):
+        blocks = [entry.block for entry in chain.entries]
+        for run in _runs(blocks, follows, precedes) if merge else [[b] for b in blocks]:
             key = tuple(block.id for block in run)
             spans.setdefault(key, run)
             riders.setdefault(key, {})[chain.model] = None

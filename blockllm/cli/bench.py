@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -77,6 +77,9 @@ def compare(
         list[str] | None, typer.Option("--set", help="NAME=VALUE for ${NAME}; repeat.")
     ] = None,
     pairs: Annotated[int | None, typer.Option(help="Instead of the spec's.")] = None,
+    resident: Annotated[
+        Literal["together", "alone"] | None, typer.Option(help="Instead of the spec's.")
+    ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Only these arms; repeat.")] = None,
     load: Annotated[list[str] | None, typer.Option(help="Only these loads; repeat.")] = None,
 ) -> None:
@@ -90,7 +93,7 @@ def compare(
 
     console = Console(highlight=False)
     variables = dict(assignment.partition("=")[::2] for assignment in assignments or [])
-    chosen = select(read_spec(spec, variables), arm or [], load or [], pairs)
+    chosen = select(read_spec(spec, variables), arm or [], load or [], pairs, resident)
     # ended from outside, it must not leave servers behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     comparison = run_comparison(chosen, out, lambda line: console.print(line, markup=False))

@@ -39,9 +39,10 @@ def take_measurement(zoo: Zoo, model: str, reference: str, text: bytes, window: 
     from blockllm import __version__
     from blockllm.core import Measurement
     from blockllm.engine.scoring import Scorer, compare
+    from blockllm.offline import text as texts
 
-    windows = _windows(zoo, model, reference, text, window)
-    found = compare(Scorer(zoo, [model, reference]), model, reference, windows)
+    pieces = texts.windows(zoo, [model, reference], text, window)
+    found = compare(Scorer(zoo, [model, reference]), model, reference, pieces)
     measurement = Measurement(
         model=model,
         reference=reference,
@@ -53,25 +54,6 @@ def take_measurement(zoo: Zoo, model: str, reference: str, text: bytes, window: 
     )
     zoo.record_loss(measurement)
     return measurement
-
-
-def _windows(zoo: Zoo, model: str, reference: str, text: bytes, size: int) -> list[list[int]]:
-    """The text's tokens, `size` at a time behind what the tokenizer puts before any text."""
-    from blockllm.api.tokenizer import TextTokenizer
-
-    path = zoo.asset(model, "tokenizer.json")
-    if path is None:
-        raise ZooError(f"{model!r} came without tokenizer.json: its text cannot be tokenised")
-    if path != zoo.asset(reference, "tokenizer.json"):
-        raise ZooError(f"{model!r} and {reference!r} have different tokenizers")
-    tokenizer = TextTokenizer.load(path)
-    try:
-        ids = tokenizer.encode(text.decode("utf-8"), add_special=False)
-    except UnicodeDecodeError as error:
-        raise ZooError(f"the text is not UTF-8: {error}") from error
-    start = tokenizer.encode("", add_special=True)
-    step = max(1, size - len(start))
-    return [start + ids[first : first + step] for first in range(0, len(ids), step)]
 
 
 def parse_share(text: str) -> float:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blockllm.config import EngineSettings, ServerSettings, default_zoo, load
+from blockllm.observability.stats import EngineStats
 
 if TYPE_CHECKING:
     from blockllm.api.models import Models, Shelf
-    from blockllm.core import EngineStats
 
 
 def serve(

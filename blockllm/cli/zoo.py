@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from blockllm.cli import profile as profiling
+from blockllm.cli import report as reporting
+from blockllm.cli.compress import DeltaText, Limits, MaxBytes, MaxKl, Share, add_delta, delta_lines
+from blockllm.cli.equivalent import equivalent
 from blockllm.cli.measure import (
     Against,
     MaxRise,
@@ -18,6 +23,8 @@ from blockllm.cli.measure import (
     parse_share,
     take_measurement,
 )
+from blockllm.cli.stitch import stitch
+from blockllm.cli.surrogate import surrogate
 from blockllm.config import default_zoo
 
 if TYPE_CHECKING:
@@ -54,28 +61,53 @@ def add(
         str,
         typer.Argument(
             metavar="PATH_OR_HUB_ID",
-            help="Folder of a Hugging Face checkpoint or PEFT adapter, or a hub id as org/model.",
+            help="Folder of a Hugging Face checkpoint or an adapter, or a hub id as org/model.",
         ),
     ],
     folder: Folder,
     base: Annotated[
         str | None,
-        typer.Option(help="Name of an adapter's base in the zoo; else the adapter's config says."),
+        typer.Option(help="Name of the base in the zoo; else an adapter's config says."),
     ] = None,
     format: Annotated[
         Literal["int8"] | None,
         typer.Option(help="Round the linears and the head of a checkpoint; else they stay."),
     ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Multiplies the scale of a LoRA or bottleneck adapter."),
+    ] = None,
+    share: Share = None,
+    max_kl: MaxKl = None,
+    max_bytes: MaxBytes = None,
+    text: DeltaText = None,
     as_json: Json = False,
 ) -> None:
     """Add a model. Only weights that the zoo does not have yet are written."""
+    limits = Limits(max_kl, max_bytes, text)
+    limits.check(share, base, others=format is not None or scale is not None)
+    if share is not None and base is not None:
+        return _add_delta(name, source, folder, base, limits, as_json)
     with _progress() as progress:
-        report = _open(folder).add(name, source, base=base, progress=progress, format=format)
+        report = _open(folder).add(name, source, base, progress, format, scale)
     if as_json:
         return _print_json(report)
     total, stored = _size(report.total_bytes), _size(report.stored_bytes)
     blocks = f"{report.num_shared_blocks} of {report.num_blocks} blocks shared"
     print(f"added {name}: {total}, stored {stored}, {blocks}, {report.seconds:.1f} s")
+    return None
+
+
+def _add_delta(
+    name: str, source: str, folder: str, base: str, limits: Limits, as_json: bool
+) -> None:
+    beside = Path(folder).expanduser().absolute().parent
+    with _progress() as progress:
+        made = add_delta(_open(folder), name, source, base, limits, beside, progress)
+    if as_json:
+        return _print_json(made)
+    print("\n".join(delta_lines(name, made)))
+    return None
 
 
 @app.command()
@@ -114,7 +146,7 @@ def show(name: Name, folder: Folder, as_json: Json = False) -> None:
     if as_json:
         return _print_json({"model": card, "chain": rows})
     base = f" on {card.parent}" if card.parent else ""
-    precision = card.dtype if card.exact else f"{card.format} (lossy, made from {card.dtype})"
+    precision = card.format if card.exact else f"{card.format} (lossy, made from {card.dtype})"
     print(f"{name}: {card.kind}{base}, {card.family}, {precision}, {card.max_context} tokens")
     print(f"{_size(card.total_bytes)}, {_size(card.own_bytes)} its own; from {card.root}")
     for line in loss_lines(card.loss) or ["loss not measured: zoo measure"] * (not card.exact):
@@ -193,6 +225,15 @@ def gc(folder: Folder, as_json: Json = False) -> None:
     return None
 
 
+app.command()(profiling.profile)
+app.command()(reporting.report)
+app.command()(equivalent)
+
+
+app.command()(stitch)
+app.command()(surrogate)
+
+
 def _open(folder: str) -> Zoo:
     from blockllm.zoo import Zoo
 
@@ -202,7 +243,7 @@ def _open(folder: str) -> Zoo:
 def _describe(entry: ChainEntry) -> dict[str, Any]:
     block, delta = entry.block, entry.delta
     targets = delta.targets if delta else {}
-    parts = [part for t in targets.values() for part in (t.a, t.b, t.bias) if part]
+    parts = delta.tensors() if delta else []
     return {
         "block": block.id,
         "function": block.layers[0].function.__struct_config__.tag,

@@ -23,8 +23,9 @@ from blockllm.cluster.messages import (
     Tokens,
     refusal,
 )
-from blockllm.core import EngineStats, Request, TokenEvent
+from blockllm.core import Request, TokenEvent
 from blockllm.errors import BlockllmError, EngineError
+from blockllm.observability.stats import EngineStats
 
 STATS_SECONDS = 1.0  # between two reports while there is work
 

@@ -18,8 +18,9 @@ from blockllm.cluster.messages import (
     error_of,
 )
 from blockllm.cluster.streams import Sink, Streams
-from blockllm.core import EngineStats, Request
+from blockllm.core import Request
 from blockllm.errors import AgentDied, BlockllmError
+from blockllm.observability.stats import EngineStats
 
 
 class LocalAgent:

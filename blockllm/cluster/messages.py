@@ -9,7 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from blockllm import errors
-from blockllm.core import EngineStats, Request, TokenEvent
+from blockllm.core import Request, TokenEvent
+from blockllm.observability.stats import EngineStats
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):

@@ -30,8 +30,9 @@ from blockllm.cluster.messages import (
 )
 from blockllm.cluster.streams import Sink, Streams
 from blockllm.cluster.zmq_link import FrontLink
-from blockllm.core import EngineStats, Request
+from blockllm.core import Request
 from blockllm.errors import AgentDied, BadRequest, BlockllmError
+from blockllm.observability.stats import EngineStats
 
 AGENT_COMMAND = (sys.executable, "-m", "blockllm.cluster.agent_main")
 LAST_WORDS_SECONDS = 0.5  # a dead process's last message may still be on its way

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from blockllm.chain import Stop
 from blockllm.engine.models.rope import RopeTable
 from blockllm.engine.sequence import Sequence
+from blockllm.engine.virtual import VirtualRows
 from blockllm.observability.timeline import OFF, Timeline
 
 Ints = NDArray[np.int64]
@@ -30,30 +31,41 @@ class Turn:
         grants = sorted(grants, key=lambda grant: grant[0].state.rank)
         self.sequences = [sequence for sequence, _ in grants]
         facts = [
-            (s.state.rank, rows, s.num_computed, s.num_total, s.num_prompt, s.kv.slot)
+            (s.state.rank, rows, s.num_computed, s.num_total, s.num_given, s.kv.slot)
             for s, rows in grants
             if s.kv is not None
         ]
         columns = np.array(facts, np.int64).T
-        self.ranks, self.counts, self.firsts, totals, prompts, self.slots = columns  # [n] each
+        self.ranks, self.counts, self.firsts, totals, given, self.slots = columns  # [n] each
         ends = self.counts.cumsum()
         starts = ends - self.counts
         if ends[-1] == len(grants):  # one row each
             self.positions = self.firsts  # [rows]
-            self.rope_lengths = np.maximum(prompts, self.firsts + 1)  # [rows]
+            self.rope_lengths = np.maximum(given, self.firsts + 1)  # [rows]
             tokens = [s.tokens[s.num_computed] for s in self.sequences]
             self.tokens = np.array(tokens, np.int64)  # [rows]
         else:
             owner = np.repeat(np.arange(len(grants)), self.counts)  # [rows] → sequence
             self.positions = np.arange(ends[-1]) + (self.firsts - starts)[owner]
             # length that rotates the row under dynamic rope scaling, see models/rope.py
-            self.rope_lengths = np.maximum(prompts[owner], self.positions + 1)
+            self.rope_lengths = np.maximum(given[owner], self.positions + 1)
             self.tokens = np.concatenate(
                 [s.tokens[s.num_computed : s.num_computed + rows] for s, rows in grants]
             )
+        self.virtual: NDArray[np.bool_] | None = None  # [rows], if any row is a virtual token
+        if self.tokens.min() < 0:
+            self.virtual = self.tokens < 0
+            self.tokens = np.maximum(self.tokens, 0)  # any row of the table will do
         self.wants_logits = self.firsts + self.counts == totals  # [n]
         self.wants_every_row = False  # scoring: logits of all rows, whoever wants the last one's
         self.rope_tables: dict[object, RopeTable] = {}  # [rows], filled by the executor
+
+    def unrotated(self) -> Ints:
+        """Rows whose keys are given as if rotated: virtual tokens of models with a prefix."""
+        if self.virtual is None:
+            return np.empty(0, np.int64)
+        of_prefixes = [s.state.virtual.is_prefix for s in self.sequences]
+        return np.flatnonzero(self.virtual & np.repeat(of_prefixes, self.counts))
 
 
 class Segment(NamedTuple):
@@ -121,6 +133,14 @@ class Hop(NamedTuple):
     @property
     def starts(self) -> Ints:
         return self.plan.starts
+
+    @property
+    def virtual(self) -> VirtualRows | None:
+        """The hop's virtual tokens, None without any."""
+        if self.turn.virtual is None:
+            return None
+        rows = np.flatnonzero(self.turn.virtual[self.rows])
+        return VirtualRows(rows, self.turn.positions[self.rows[rows]]) if len(rows) else None
 
     @property
     def segments(self) -> tuple[tuple[Segment, ...], ...]:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from blockllm.chain import Span, SpanPlan
+from blockllm.chain.spans import num_kv_layers
 from blockllm.core import (
     Block,
     Delta,
     EmbedFunction,
     HeadFunction,
     Layer,
-    LayerFunction,
     LoraTarget,
+    PrefixTarget,
+    PromptTarget,
     Rope,
+    Target,
 )
 from blockllm.engine.attention import Attention, AttentionRows
 from blockllm.engine.batch import Hop, Segment
-from blockllm.engine.kernels.fused import rms_norm
 from blockllm.engine.kv.cache import KVCache
-from blockllm.engine.models.decoder import Attend, DecoderLayer
-from blockllm.engine.models.linear import Embedding, Linear, Loader
+from blockllm.engine.models.changes import Targets
+from blockllm.engine.models.decoder import DecoderLayer
+from blockllm.engine.models.embedding import Embedding
+from blockllm.engine.models.halves import Attend
+from blockllm.engine.models.linear import Linear, Loader
+from blockllm.engine.models.norm import Norm
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.models.segments import Segments
 from blockllm.engine.transfer import upload
@@ -35,8 +41,8 @@ class EmbedLayer:
     def __init__(self, layer: Layer, load: Loader) -> None:
         self.embedding = Embedding(load.load(layer.tensors["weight"]))
 
-    def attach(self, adapters: Sequence[Mapping[str, LoraTarget]], load: Loader) -> None:
-        """Take every model's update of the table."""
+    def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
+        """Take every model's changes."""
         self.embedding.attach(adapters, load)
 
 
@@ -45,15 +51,20 @@ class HeadLayer:
 
     def __init__(self, layer: Layer, load: Loader) -> None:
         assert isinstance(layer.function, HeadFunction)
-        self.norm = load.load(layer.tensors["norm.weight"])
-        self.eps = layer.function.norm_eps
+        self._norm = Norm(load.load(layer.tensors["norm.weight"]), layer.function.norm_eps)
         kinds = ("weight", "bias", "scale")
         tensors = {f"head.{n}": t for n, t in layer.tensors.items() if n in kinds}
-        self.projection = Linear(("head",), tensors, load)
+        self._projection = Linear(("head",), tensors, load)
 
-    def attach(self, adapters: Sequence[Mapping[str, LoraTarget]], load: Loader) -> None:
-        """Take every model's update of the projection."""
-        self.projection.attach(adapters, load)
+    def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
+        """Take every model's changes."""
+        self._norm.attach([targets.get("norm", ()) for targets in adapters], load)
+        own = [{n: t for n, t in targets.items() if n == "head"} for targets in adapters]
+        self._projection.attach(own, load)
+
+    def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
+        """[rows, hidden] → logits [rows, vocab]"""
+        return self._projection(self._norm(x, segments), segments)
 
 
 AnyLayer = EmbedLayer | DecoderLayer | HeadLayer
@@ -74,23 +85,29 @@ class BlockExecutor:
     def __init__(self, block: Block, load: Loader) -> None:
         self.layers = [bind_layer(layer, load) for layer in block.layers]
         self.adapters: dict[str, int] = {}  # delta id → its index in the block
-
-    @property
-    def embeds_deltas(self) -> bool:
-        """Whether an embedding of the block adds updates."""
-        return any(isinstance(x, EmbedLayer) and x.embedding.has_deltas for x in self.layers)
+        # whether some delta is applied segment by segment from the host
+        self.loops_segments = False
 
     def attach(self, deltas: Sequence[Delta], load: Loader) -> None:
-        """Take every model's low-rank updates; rows of its segments use them from now on."""
+        """Take every model's changes; rows of its segments use them from now on."""
         self.adapters = {delta.id: i for i, delta in enumerate(deltas)}
-        by_layer: dict[int, list[dict[str, LoraTarget]]] = {}
+        by_layer: dict[int, list[dict[str, tuple[Target, ...]]]] = {}
         for i, delta in enumerate(deltas):
-            for key, target in delta.targets.items():
+            for key, group in delta.targets.items():
                 position, _, module = key.partition(".")
                 own = by_layer.setdefault(int(position), [{} for _ in deltas])
-                own[i][module] = target
+                own[i][module] = group
+                if any(_is_looped(module, target) for target in group):
+                    self.loops_segments = True
         for index, adapters in by_layer.items():
             self.layers[index].attach(adapters, load)
+
+
+def _is_looped(module: str, target: Target) -> bool:
+    """Whether the rows of every hop of the target's model need the host."""
+    if isinstance(target, LoraTarget):
+        return module == "embed"
+    return not isinstance(target, PrefixTarget | PromptTarget)  # these: virtual tokens only
 
 
 class Executor:
@@ -136,8 +153,8 @@ class Executor:
                     x = self._head(layer, x, hop, segments)
                 else:
                     assert x is not None
-                    x = layer(x, self._rope_table(hop, layer.function), segments, attend)
-                    kv_layer += 1
+                    x = layer(x, self._rope_table(hop, layer), segments, attend)
+                    kv_layer += layer.keeps_kv
         assert x is not None
         return x
 
@@ -146,14 +163,15 @@ class Executor:
         return tokens
 
     def _segments(self, hop: Hop, index: int, block: BlockExecutor) -> Segments:
-        return Segments(hop.segments[index], block.adapters, len(hop.rows), self._device)
+        facts = (hop.segments[index], block.adapters, len(hop.rows), self._device)
+        return Segments(*facts, virtual=hop.virtual)
 
     def _rows(self, hop: Hop, cache: KVCache, first: int, bundles: int) -> AttentionRows:
         return AttentionRows(hop, cache, first, bundles)
 
     def _bind_pages(self, hop: Hop, block: Block, kv_layer: int, cache: KVCache) -> Attend:
         """An attention function that knows this block's pages and counts its layers."""
-        num_layers = sum(isinstance(layer.function, LayerFunction) for layer in block.layers)
+        num_layers = num_kv_layers(block)
         if not num_layers:
             return _no_attention
         per_page = cache.layers_per_page
@@ -175,8 +193,11 @@ class Executor:
 
         return attend
 
-    def _rope_table(self, hop: Hop, function: LayerFunction) -> RopeTable:
-        key = (function.rope, function.head_dim)
+    def _rope_table(self, hop: Hop, layer: DecoderLayer) -> RopeTable | None:
+        """Of the hop's rows; None for a layer that turns nothing."""
+        if not layer.keeps_kv:
+            return None
+        key = (layer.function.rope, layer.function.head_dim)
         known = hop.rope_tables.get(key)
         if known is None:
             with hop.turn.timeline.part("gather"):
@@ -188,6 +209,9 @@ class Executor:
         if table is None:
             where = upload([hop.turn.positions, hop.turn.rope_lengths], self._device)
             table = self._rotary(key).table(*where)
+            if hop.turn.virtual is not None:
+                (unrotated,) = upload([hop.turn.unrotated()], self._device)
+                table.cos[unrotated], table.sin[unrotated] = 1.0, 0.0
             hop.turn.rope_tables[key] = table
         if hop.plan.is_whole_turn:
             return table
@@ -204,7 +228,7 @@ class Executor:
         self, layer: HeadLayer, x: torch.Tensor, hop: Hop, segments: Segments
     ) -> torch.Tensor:
         if hop.turn.wants_every_row:
-            return layer.projection(rms_norm(x, layer.norm, layer.eps), segments)
+            return layer(x, segments)
         wanted = hop.turn.wants_logits[hop.members]  # [k]
         last = hop.starts[1:][wanted] - 1  # [wanted] row of each member's last token
         if len(last) < len(hop.rows):
@@ -217,7 +241,7 @@ class Executor:
                 for (first, end), s in zip(edges, segments, strict=True)
             ]
             segments = Segments(moved, segments.adapters, len(x), self._device)
-        return layer.projection(rms_norm(x, layer.norm, layer.eps), segments)
+        return layer(x, segments)
 
 
 def _no_attention(fused: torch.Tensor, table: RopeTable, window: int | None) -> torch.Tensor:

@@ -37,9 +37,11 @@ def check_request(request: Request, state: RouteState, cache: KVCache) -> None:
             f"{len(prompt)} in the prompt and {sampling.max_tokens} to generate are {total}",
             "max_tokens" if len(prompt) < state.max_context else "prompt",
         )
-    pages = cache.missing(state.kv, [0] * len(state.kv.num_bundles), total)
+    rows = state.virtual.num_tokens + total
+    pages = cache.missing(state.kv, [0] * len(state.kv.num_bundles), rows)
     if pages > cache.pool.num_pages:
         room = cache.pool.num_pages // state.kv.total_bundles * cache.page_size
+        room = max(0, room - state.virtual.num_tokens)
         raise ContextTooLong(
             f"{total} tokens do not fit the server's KV memory, which holds {room} tokens of "
             f"this model; start it with a larger --memory",

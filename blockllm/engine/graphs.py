@@ -22,7 +22,6 @@ from blockllm.engine.attention import Attention
 from blockllm.engine.attention.rows import AttentionRows, RowArrays, RowTensors, row_arrays
 from blockllm.engine.batch import Hop
 from blockllm.engine.executor import BlockExecutor, Executor, HeadLayer
-from blockllm.engine.kernels.fused import rms_norm
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.linear import Loader
 from blockllm.engine.models.rope import RopeTable
@@ -192,7 +191,8 @@ class Graphs:
 
 
 def _is_capturable(hop: Hop, span: Span) -> bool:
-    """Single rows that all go on to a next token, and nothing that the host has to look at."""
+    """Single rows that all go on to a next token (no virtual ones, then), and nothing that the
+    host has to look at."""
     functions = (layer.function for block in span.blocks for layer in block.layers)
     ropes = [f.rope.kind for f in functions if isinstance(f, LayerFunction)]
     return (
@@ -251,7 +251,7 @@ class GraphExecutor(Executor):
     def run(self, hop: Hop, span: Span) -> torch.Tensor:
         """See `Executor.run`."""
         blocks = [self._blocks[block.id] for block in span.blocks]
-        if any(hop.segments) and any(block.embeds_deltas for block in blocks):
+        if any(hop.segments) and any(block.loops_segments for block in blocks):
             return super().run(hop, span)  # an embedding adds deltas segment by segment
         segments = [self._segments(hop, i, block) for i, block in enumerate(blocks)]
         out = self._graphs.run(hop, span, segments, lambda s: self._compute(s, hop, span))
@@ -289,4 +289,4 @@ class GraphExecutor(Executor):
         if self._static is None:
             return super()._head(layer, x, hop, segments)
         # every row is its sequence's last and wants its logits
-        return layer.projection(rms_norm(x, layer.norm, layer.eps), segments)
+        return layer(x, segments)

@@ -18,6 +18,8 @@ TORCH_DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
 }
 
 
@@ -100,6 +102,11 @@ class TensorLoader:
             loaded = self._float_or_int8(self._view(tensor))
             self._tensors[tensor.hash] = loaded
         return loaded
+
+    def read(self, tensor: Tensor) -> torch.Tensor:
+        """The same, but not kept here: for what is looked at once. Raises CorruptStore."""
+        loaded = self._tensors.get(tensor.hash)
+        return self._float_or_int8(self._view(tensor)) if loaded is None else loaded
 
     def _view(self, tensor: Tensor) -> torch.Tensor:
         mapped = self._map(tensor.pack)

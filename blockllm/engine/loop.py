@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from blockllm.config import EngineSettings
-from blockllm.core import EngineStats, Finish, Request, TokenEvent
+from blockllm.core import Finish, Request, TokenEvent
 from blockllm.engine.batch import Hop, Turn
 from blockllm.engine.finish import finish_reason
 from blockllm.engine.queues import SpanQueues
@@ -22,6 +22,7 @@ from blockllm.engine.sampling import Sampled, sample
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.setup import ChainStore, build
 from blockllm.engine.stats import HopCounters, snapshot
+from blockllm.observability.stats import EngineStats
 from blockllm.observability.timeline import OFF, Timeline
 
 Logits = list[tuple[Hop, torch.Tensor]]  # of the members of a hop that want them
@@ -41,7 +42,8 @@ class Engine:
         self._timeline = timeline
         self.settings = settings or EngineSettings()
         self._parts = build(zoo, models, self.settings)
-        self._roster = Roster(self._parts.states, self._parts.caches, self.settings)
+        parts = self._parts
+        self._roster = Roster(parts.states, parts.caches, self.settings, parts.pace)
         self._queues = SpanQueues(list(self._parts.states.values()), timeline)
         self._counters = HopCounters(len(self._parts.plan.spans))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from blockllm.chain import SpanPlan
 from blockllm.chain.spans import num_kv_layers
 from blockllm.config import EngineSettings, parse_bytes
-from blockllm.core import Block, Chain, LayerFunction, Tensor
+from blockllm.core import Block, Chain, LayerFunction, Tensor, keeps_kv
 from blockllm.engine.kv.cache import KVShape
 from blockllm.errors import OutOfMemory, UnsupportedModel
 
@@ -37,16 +37,15 @@ def tensors_of(chains: Iterable[Chain]) -> dict[str, Tensor]:
         for entry in chain.entries:
             for layer in entry.block.layers:
                 found.update((t.hash, t) for t in layer.tensors.values())
-            for target in entry.delta.targets.values() if entry.delta else ():
-                parts = (target.a, target.b, target.bias)
-                found.update((t.hash, t) for t in parts if t is not None)
+            if entry.delta:
+                found.update((t.hash, t) for t in entry.delta.tensors())
     return found
 
 
 def weight_bytes(chains: Iterable[Chain], itemsize: int) -> int:
     """Bytes of the chains' distinct tensors in the compute dtype."""
     return sum(
-        math.prod(t.shape) * (1 if t.dtype == "I8" else itemsize)
+        t.nbytes if t.dtype in ("I8", "U8", "I32") else math.prod(t.shape) * itemsize
         for t in tensors_of(chains).values()
     )
 
@@ -105,7 +104,9 @@ def _shape(chain: Chain) -> KVShape:
     blocks: Iterable[Block] = (entry.block for entry in chain.entries)
     functions = [layer.function for block in blocks for layer in block.layers]
     shapes = {
-        KVShape(f.num_kv_heads, f.head_dim) for f in functions if isinstance(f, LayerFunction)
+        KVShape(f.num_kv_heads, f.head_dim)
+        for f in functions
+        if isinstance(f, LayerFunction) and keeps_kv(f)
     }
     if len(shapes) != 1:
         raise UnsupportedModel(f"{chain.model}: its layers need {len(shapes)} KV shapes, not one")

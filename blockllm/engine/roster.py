@@ -11,6 +11,7 @@ from blockllm.core import Request
 from blockllm.engine.batch import Turn
 from blockllm.engine.finish import check_request
 from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.pace import Load, Pace
 from blockllm.engine.schedule import Candidate, admit_rows, model_order, plan_running
 from blockllm.engine.sequence import RouteState, Sequence
 from blockllm.errors import BadRequest, ModelNotFound, Overloaded
@@ -25,9 +26,13 @@ class Roster:
     """All requests the engine knows. A sequence has pages exactly while it runs."""
 
     def __init__(
-        self, states: dict[str, RouteState], caches: list[KVCache], settings: EngineSettings
+        self,
+        states: dict[str, RouteState],
+        caches: list[KVCache],
+        settings: EngineSettings,
+        pace: Pace | None = None,
     ) -> None:
-        self._states, self._caches, self._settings = states, caches, settings
+        self._states, self._caches, self._settings, self._pace = states, caches, settings, pace
         self._by_id: dict[str, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # by age
@@ -94,7 +99,7 @@ class Roster:
         """The same for the sequences of one model; None: of all."""
         grants: Grants = []
         preempted = False
-        rows = self._settings.max_rows
+        rows = self._max_rows()
         for index, cache in enumerate(self._caches):
             running = [s for s in self._running if s.state.kv_class == index and _is_of(s, model)]
             plan = plan_running(
@@ -109,6 +114,15 @@ class Roster:
                 rows -= count
                 grants.append((sequence, count))
         return grants if preempted else grants + self._admit(rows, model)
+
+    def _max_rows(self) -> int:
+        """Rows of this turn; fewer than allowed where a long turn would keep others waiting."""
+        limit = self._settings.max_rows
+        if self._pace is None:
+            return limit
+        prompts = [s for s in self._running if s.remaining > 1] + list(islice(self._waiting, 1))
+        decoding = [_load(s) for s in self._running if s.remaining == 1]
+        return self._pace.rows(decoding, _load(prompts[0]), limit) if prompts else limit
 
     def _pages_for(self, sequence: Sequence, rows: int) -> int:
         assert sequence.kv is not None
@@ -148,7 +162,7 @@ class Roster:
         """Rows granted, and whether a refused sequence merely waits for a shared page."""
         state = sequence.state
         cache = self._caches[state.kv_class]
-        tokens = sequence.known_tokens()
+        tokens = sequence.known_rows()
         found = cache.match(state.kv, sequence.hashes, tokens)
         pages = min(len(groups) for groups in found)
         # the last token is computed even if its page is known: its logits are wanted
@@ -179,7 +193,7 @@ class Roster:
         """Keys of the pages that the sequence will compute and publish, from `page` on."""
         if not self._settings.prefix_cache:
             return ()
-        tokens = sequence.known_tokens()
+        tokens = sequence.known_rows()
         upstream = sequence.state.kv.upstream[-1]
         hashes = sequence.hashes.upto(tokens, len(tokens) // cache.page_size)
         return tuple(upstream + key for key in hashes[page:])
@@ -187,12 +201,12 @@ class Roster:
     def _count_admission(self, sequence: Sequence, hit: int) -> None:
         if sequence.was_preempted:
             return
-        sequence.cached_tokens = hit
+        sequence.cached_tokens = max(0, hit - sequence.num_virtual)
         if sequence.request.arrival:
             sequence.queue_seconds = time.monotonic() - sequence.request.arrival
         sequence.state.prompt_tokens += sequence.num_prompt
         self.prefix_queries += sequence.num_prompt
-        self.prefix_hits += hit
+        self.prefix_hits += sequence.cached_tokens
 
     def advance(self, turn: Turn) -> None:
         """Book the turn's rows as computed and offer the pages they filled."""
@@ -200,7 +214,7 @@ class Roster:
             assert sequence.kv is not None
             sequence.num_computed += rows
             cache = self._caches[sequence.state.kv_class]
-            cache.publish(sequence.kv, sequence.known_tokens(), sequence.num_computed)
+            cache.publish(sequence.kv, sequence.known_rows(), sequence.num_computed)
             if sequence.pending_keys and sequence.remaining == 0:
                 self._keep_promise(sequence)
 
@@ -220,6 +234,10 @@ class Roster:
             cache.check_books(idle=not self._running)
         assert len(self._by_id) == len(self._running) + len(self._waiting)
         assert self._running or not self._promised
+
+
+def _load(sequence: Sequence) -> Load:
+    return Load([stop.stop.span for stop in sequence.state.stops], sequence.num_computed)
 
 
 def _is_of(sequence: Sequence, model: str | None) -> bool:

@@ -65,18 +65,20 @@ class Scorer:
         sequence = Sequence(request, state, cache.page_size)
         sequence.kv = cache.open(state.kv, sequence.hashes, [[] for _ in state.kv.num_bundles])
         try:
+            while sequence.num_computed < sequence.num_virtual:
+                self._advance(sequence, cache, sequence.num_virtual)
             while sequence.remaining:
-                logits = self._advance(sequence, cache)
+                logits = self._advance(sequence, cache, sequence.num_total)
                 if not bool(torch.isfinite(logits).all()):
                     raise EngineError(f"the model {model!r} produced logits that are not finite")
                 yield logits.float().log_softmax(-1).cpu()
         finally:
             cache.close(sequence.kv)
 
-    def _advance(self, sequence: Sequence, cache: KVCache) -> torch.Tensor:
-        """Compute the next rows of the sequence; their logits. [rows, vocab]"""
+    def _advance(self, sequence: Sequence, cache: KVCache, end: int) -> torch.Tensor:
+        """Compute the next rows of the sequence, before `end`; their logits. [rows, vocab]"""
         assert sequence.kv is not None
-        rows = min(sequence.remaining, _ROWS)
+        rows = min(end - sequence.num_computed, _ROWS)
         cache.grow(sequence.kv, sequence.num_computed + rows)
         turn = Turn([(sequence, rows)])
         turn.wants_every_row = True

@@ -15,6 +15,7 @@ from blockllm.engine.kv.cache import RouteKV, SequenceKV
 from blockllm.engine.kv.prefix import PageHashes
 from blockllm.engine.place import Place
 from blockllm.engine.tally import Tally
+from blockllm.engine.virtual import virtual_tokens
 
 
 class StopState(NamedTuple):
@@ -41,7 +42,8 @@ class RouteState:
         self.stops = stops
         self.kv = kv
         self.kv_class = kv_class
-        self.max_context = max_context
+        self.virtual = virtual_tokens(route.chain, max_context)
+        self.max_context = max_context - self.virtual.num_tokens  # of what users send and get
         self.eos_ids = frozenset(route.chain.eos_ids)
         self.dynamic_rope = _dynamic_rope(route)
         self.prompt_tokens = 0
@@ -71,16 +73,22 @@ def _is_plainly_greedy(sampling: Sampling) -> bool:
 
 
 class Sequence:
-    """Tokens, progress and pages of one request. Created at submit, owned by the engine loop."""
+    """Tokens, progress and pages of one request. Created at submit, owned by the engine loop.
+
+    Its rows are the model's virtual tokens, the prompt and what was generated, in this order;
+    positions, `num_total` and `num_computed` count them all. Seeded draws go by these positions.
+    """
 
     def __init__(self, request: Request, state: RouteState, page_size: int) -> None:
         self.request = request
         self.state = state
+        self.num_virtual = state.virtual.num_tokens
         self.num_prompt = len(request.prompt)
-        capacity = self.num_prompt + request.sampling.max_tokens
-        self.tokens = np.empty(capacity, np.int64)
-        self.tokens[: self.num_prompt] = request.prompt
-        self.num_total = self.num_prompt
+        self.num_given = self.num_virtual + self.num_prompt  # rows before the first generated one
+        self.tokens = np.empty(self.num_given + request.sampling.max_tokens, np.int64)
+        self.tokens[: self.num_virtual] = state.virtual.ids()
+        self.tokens[self.num_virtual : self.num_given] = request.prompt
+        self.num_total = self.num_given
         self.num_computed = 0
         self.kv: SequenceKV | None = None  # set while admitted
         self.hashes = PageHashes(self._salt(), page_size)
@@ -108,9 +116,9 @@ class Sequence:
     def _salt(self) -> tuple[str, ...]:
         salt: tuple[str, ...] = (self.request.salt,)
         rope = self.state.dynamic_rope
-        if rope is not None and self.num_prompt > rope.original_max_position:
-            # every prompt token is rotated by a frequency that depends on the prompt's length
-            salt += (str(self.num_prompt),)
+        if rope is not None and self.num_given > rope.original_max_position:
+            # every given token is rotated by a frequency that depends on how many there are
+            salt += (str(self.num_given),)
         return salt
 
     @property
@@ -120,7 +128,7 @@ class Sequence:
 
     @property
     def num_generated(self) -> int:
-        return self.num_total - self.num_prompt
+        return self.num_total - self.num_given
 
     def append(self, token: int) -> None:
         """Add a sampled token."""
@@ -128,5 +136,9 @@ class Sequence:
         self.num_total += 1
 
     def known_tokens(self) -> np.ndarray:
-        """View of all tokens so far."""
+        """View of the prompt and all generated tokens so far."""
+        return self.tokens[self.num_virtual : self.num_total]
+
+    def known_rows(self) -> np.ndarray:
+        """View of the same behind the virtual tokens: what pages are keyed by."""
         return self.tokens[: self.num_total]

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from blockllm.chain import Route, SpanPlan, plan_spans
+from blockllm.chain import Route, SpanPlan, one_block_per_layer, plan_spans
 from blockllm.chain.spans import num_kv_layers
 from blockllm.config import EngineSettings
 from blockllm.core import Chain, HeadFunction
@@ -19,7 +19,9 @@ from blockllm.engine.kernels import gpu, native
 from blockllm.engine.kv.cache import KVCache, route_kv
 from blockllm.engine.loader import PackStore, TensorLoader
 from blockllm.engine.memory import KVClass, context_of, plan_kv, weight_bytes
+from blockllm.engine.pace import Pace
 from blockllm.engine.place import Place
+from blockllm.engine.profiles import FindingStore, describe_device, find_costs
 from blockllm.engine.sequence import RouteState, StopState
 from blockllm.errors import ConfigError, UnknownModel
 
@@ -40,6 +42,7 @@ class Parts(NamedTuple):
     has_head: tuple[bool, ...]  # per span
     weight_bytes: int  # of distinct tensors, in the compute dtype
     weight_bytes_unshared: int  # if every model had its own copy
+    pace: Pace | None  # how long a turn may take; None: no limit
 
 
 def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSettings) -> Parts:
@@ -54,7 +57,9 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
     gpu.enable(settings.kernels == "auto")
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, chains.values(), device)
-    plan = plan_spans(chains.values())
+    lazy = settings.cut == "lazy"
+    served = [chain if lazy else one_block_per_layer(chain) for chain in chains.values()]
+    plan = plan_spans(served, merge=lazy)
     classes = plan_kv(plan, settings, dtype.itemsize, usable_bytes(device))
     caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
     loader = TensorLoader(zoo, device, dtype)
@@ -74,7 +79,29 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
         ),
         weight_bytes=weight_bytes(chains.values(), dtype.itemsize),
         weight_bytes_unshared=sum(weight_bytes([c], dtype.itemsize) for c in chains.values()),
+        pace=_pace(zoo, plan, device, dtype, settings),
     )
+
+
+def _pace(
+    zoo: ChainStore,
+    plan: SpanPlan,
+    device: torch.device,
+    dtype: torch.dtype,
+    settings: EngineSettings,
+) -> Pace | None:
+    if not settings.max_turn_seconds:
+        return None
+    costs = {}
+    if isinstance(zoo, FindingStore):
+        costs = find_costs(zoo, plan, describe_device(device, dtype, settings))
+    missing = len(plan.spans) - len(costs)
+    if missing:
+        raise ConfigError(
+            f"max_turn_seconds: {missing} of {len(plan.spans)} spans are not profiled on this "
+            "device with these settings; run `blockllm zoo profile` with the same models first"
+        )
+    return Pace(settings.max_turn_seconds, costs)
 
 
 def _check(settings: EngineSettings) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from blockllm.core import EngineStats, SpanStats
 from blockllm.engine.batch import Hop
 from blockllm.engine.roster import Roster
 from blockllm.engine.sequence import RouteState
 from blockllm.engine.setup import Parts
+from blockllm.observability.stats import EngineStats, SpanStats
 
 
 class HopCounters:
@@ -52,4 +52,4 @@ def _room(parts: Parts, state: RouteState) -> int:
     """Longest sequence of a model: its context, or what the page pool holds if that is less."""
     cache = parts.caches[state.kv_class]
     pages = cache.pool.num_pages // state.kv.total_bundles
-    return min(state.max_context, pages * cache.page_size)
+    return min(state.max_context, max(0, pages * cache.page_size - state.virtual.num_tokens))

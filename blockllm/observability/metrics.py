@@ -14,9 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from blockllm.core import EngineStats
 from blockllm.observability import names
 from blockllm.observability.histogram import FastHistogram, Observations
+from blockllm.observability.stats import EngineStats
 
 # buckets are vLLM's, so that its dashboards can be used
 FIRST_TOKEN_SECONDS = (

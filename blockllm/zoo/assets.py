@@ -42,12 +42,14 @@ def asset_name(data: bytes, suffix: str) -> str:
     return f"{blake3(data).hexdigest()}{suffix}"
 
 
-def find_asset(file: str, own: dict[str, str], base: dict[str, str]) -> str | None:
-    """Stored name of a model's asset; an adapter (`own`) falls back to its base."""
-    # tokenizer_config.json may hold the template: a base's template file must not override it
-    if file in _TEMPLATE_FILES and "tokenizer_config.json" in own:
-        return own.get(file)
-    return own.get(file, base.get(file))
+def find_asset(file: str, found: list[dict[str, str]]) -> str | None:
+    """Stored name of an asset of a model: its own, or of the nearest model it is based on."""
+    for own in found:
+        # tokenizer_config.json may hold the template: a base's template file must not override it
+        is_own = file in _TEMPLATE_FILES and "tokenizer_config.json" in own
+        if is_own or file in own:
+            return own.get(file)
+    return None
 
 
 def _read(path: Path) -> bytes:

@@ -12,7 +12,7 @@ import msgspec
 from blockllm.errors import CorruptStore, StoreFull, ZooError
 
 # format n of the catalogue is what the first n scripts make; older ones are brought up to date
-_SCRIPTS = ("schema.sql", "measurement.sql")
+_SCRIPTS = ("schema.sql", "measurement.sql", "deltas.sql")
 _VERSION = len(_SCRIPTS)
 # how long a transaction waits for another process's commit, which takes milliseconds
 _BUSY_SECONDS = 30.0
@@ -33,6 +33,8 @@ class Catalog:
                     f"{self._path.parent} has format {version}; this program reads {_VERSION}"
                 )
             connection.execute("PRAGMA journal_mode = WAL")
+            # a script may replace a table that others refer to
+            connection.execute("PRAGMA foreign_keys = OFF")
             folder = Path(__file__).parent
             missing = [(folder / name).read_text("utf-8") for name in _SCRIPTS[version:]]
             if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -19,6 +19,8 @@ CHUNK_BYTES = 8 << 20
 _MAX_SHARDS = 512
 _FLOATS = ("F32", "BF16", "F16")
 _INDEX = "model.safetensors.index.json"
+# the call that writes files without pickle
+SAVING = "save_pretrained(..., safe_serialization=True)"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -133,12 +135,13 @@ def open_model(folder: Path) -> WeightFiles:
     return files
 
 
-def open_adapter(folder: Path) -> WeightFiles:
-    """The weights of a PEFT adapter folder."""
-    path = folder / "adapter_model.safetensors"
-    if not path.exists():
-        raise _missing(folder, path.name)
-    return WeightFiles([path])
+def open_adapter(folder: Path, names: Sequence[str], saving: str) -> WeightFiles:
+    """The weights of an adapter: the first of the files that is there. `saving` is the call that
+    writes such a file."""
+    for name in names:
+        if (folder / name).exists():
+            return WeightFiles([folder / name])
+    raise _missing(folder, names[0], saving)
 
 
 def _check_shard_name(name: str) -> None:
@@ -147,13 +150,12 @@ def _check_shard_name(name: str) -> None:
         raise CheckpointError(f"{_INDEX}: shard {name[:200]!r} is not a safetensors file name")
 
 
-def _missing(folder: Path, name: str) -> CheckpointError:
+def _missing(folder: Path, name: str, saving: str = SAVING) -> CheckpointError:
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
     if pickled:
         return UnsafeCheckpoint(
             f"{folder}: {pickled[0]} is pickled, and loading it could run code. Load the model in "
-            "a place you trust and save it again with save_pretrained(..., "
-            "safe_serialization=True), then add that folder"
+            f"a place you trust and save it again with {saving}, then add that folder"
         )
     return CheckpointError(f"{folder}: no {name}")
 

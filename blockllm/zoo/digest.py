@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
-from blockllm.core import Function, LoraTarget, Tensor
+from blockllm.core import Function, Target, Tensor, target_tensors
 
 # below this size starting threads costs more than they save
 _THREADED_BYTES = 1 << 20
@@ -25,7 +25,7 @@ def tensor_hasher(dtype: str, shape: tuple[int, ...], nbytes: int) -> blake3:
 def layer_digest(function: Function, tensors: dict[str, Tensor]) -> str:
     """Name of a layer: what it computes and with which tensors."""
     lines = [f"{name} {tensor.hash}" for name, tensor in sorted(tensors.items())]
-    return _digest("layer", [_canonical(function), *lines])
+    return _digest("layer", [canonical(function), *lines])
 
 
 def block_id(layer_digests: Iterable[str]) -> str:
@@ -33,13 +33,25 @@ def block_id(layer_digests: Iterable[str]) -> str:
     return _digest("block", layer_digests)
 
 
-def delta_id(targets: dict[str, LoraTarget]) -> str:
-    """Name of a delta: its targets with their tensors and scales."""
+def delta_id(targets: dict[str, tuple[Target, ...]]) -> str:
+    """Name of a delta: its targets with their tensors and settings."""
     lines = []
-    for key, target in sorted(targets.items()):
-        bias = target.bias.hash if target.bias else "-"
-        lines.append(f"{key} {target.a.hash} {target.b.hash} {bias} {target.scale!r}")
+    for key, group in sorted(targets.items()):
+        for target in group:
+            parts = [f"{part}={tensor.hash}" for part, tensor in target_tensors(target).items()]
+            lines.append(" ".join([key, target_settings(target), *parts]))
     return _digest("delta", lines)
+
+
+def target_settings(target: Target) -> str:
+    """All of a target but its tensors, as JSON."""
+    parts = target_tensors(target)
+    kept = {
+        name: value
+        for name in target.__struct_fields__
+        if name not in parts and (value := getattr(target, name)) is not None
+    }
+    return msgspec.json.encode({"kind": target.__struct_config__.tag, **kept}).decode()
 
 
 def pack_name(places: Iterable[tuple[int, str]]) -> str:
@@ -51,7 +63,8 @@ def _digest(kind: str, lines: Iterable[str]) -> str:
     return str(blake3("\n".join([kind, *lines]).encode()).hexdigest())
 
 
-def _canonical(function: Function) -> str:
+def canonical(function: Function) -> str:
+    """A function as JSON that stays the same when a field with a default is added."""
     tag = function.__struct_config__.tag
     values = {"kind": tag, **_without_defaults(function)}
     return msgspec.json.encode(values, order="sorted").decode()

@@ -6,10 +6,7 @@ from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder, remove
 from blockllm.zoo.reports import GcReport
 
-_LIVE = (
-    "SELECT tensor FROM layer_tensor UNION SELECT a FROM target UNION SELECT b FROM target"
-    " UNION SELECT bias FROM target WHERE bias IS NOT NULL"
-)
+_LIVE = "SELECT tensor FROM layer_tensor UNION SELECT tensor FROM target_tensor"
 
 
 def collect(folder: Folder, catalog: Catalog) -> GcReport:

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import msgspec
 
-from blockllm.errors import AdapterMismatch, UnknownModel, ZooError
-from blockllm.zoo import records
-from blockllm.zoo.adapter import plan_adapter, store_adapter
-from blockllm.zoo.adapter_config import CONFIG_FILE, read_adapter_config
+from blockllm.errors import UnknownModel, ZooError
+from blockllm.zoo.adapters import CONFIG_FILE, choose_kind, store_adapter
+from blockllm.zoo.adapters.stack import rescale
+from blockllm.zoo.assemble import write
 from blockllm.zoo.assets import store_assets
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.checkpoint import open_adapter
-from blockllm.zoo.folder import Folder, publish, remove
+from blockllm.zoo.folder import Folder
 from blockllm.zoo.model import open_checkpoint, store_checkpoint
 from blockllm.zoo.packs import PackWriter
 from blockllm.zoo.records import Record
@@ -26,8 +26,8 @@ from blockllm.zoo.snapshot import Snapshot
 
 
 class Wish(NamedTuple):
-    """What to add: the name it gets, its folder, what the user called that, the base's name, and
-    the format of its linears ("int8"; None: as they are).
+    """What to add: the name it gets, its folder, what the user called that, the base's name, the
+    format of its linears ("int8"; None: as they are), and the factor of an adapter's scale.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Wish(NamedTuple):
     root: str
     base: str | None
     format: str | None
+    scale: float | None
 
 
 def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> tuple[Record, int]:
@@ -42,30 +43,18 @@ def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> 
 
     Raises a ZooError or OSError, and then folder and catalogue are as before.
     """
-    with catalog.reading() as connection:
-        records.check_free(connection, wish.name)
-        ticker = _Ticker(progress)
-        writer = PackWriter(
-            folder, lambda tensor: records.find_tensor(connection, tensor), ticker.advance
-        )
-        try:
-            if (wish.folder / CONFIG_FILE).exists():
-                record = _store_adapter(wish, Snapshot(connection), writer, ticker)
-            else:
-                record = _store_model(wish, writer, ticker)
-            assets, moves = store_assets(wish.folder, folder)
-            published = publish([*writer.moves, *moves])
-        finally:
-            folder.drop_temporary()
-    record = msgspec.structs.replace(record, assets=assets)
-    try:
-        with catalog.writing() as connection:
-            records.insert(connection, record)
-    except BaseException:
-        for path in published:
-            remove(path)
-        raise
-    return record, writer.num_bytes
+    ticker = _Ticker(progress)
+
+    def store(snapshot: Snapshot, writer: PackWriter) -> Record:
+        if (wish.folder / CONFIG_FILE).exists():
+            record = _store_adapter(wish, snapshot, writer, ticker)
+        else:
+            record = _store_model(wish, writer, ticker)
+        assets, moves = store_assets(wish.folder, folder)
+        writer.moves += moves
+        return msgspec.structs.replace(record, assets=assets)
+
+    return write(folder, catalog, wish.name, store, ticker.advance)
 
 
 class _Ticker:
@@ -84,6 +73,8 @@ class _Ticker:
 def _store_model(wish: Wish, writer: PackWriter, ticker: _Ticker) -> Record:
     if wish.base is not None:
         raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it takes no base")
+    if wish.scale is not None:
+        raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it has no scale")
     checkpoint = open_checkpoint(wish.folder, as_int8=wish.format == "int8")
     with checkpoint.files:
         ticker.total = checkpoint.num_bytes
@@ -93,21 +84,20 @@ def _store_model(wish: Wish, writer: PackWriter, ticker: _Ticker) -> Record:
 def _store_adapter(wish: Wish, snapshot: Snapshot, writer: PackWriter, ticker: _Ticker) -> Record:
     if wish.format is not None:
         raise ZooError(f"{wish.root} is an adapter: it takes the format of its base")
-    config = read_adapter_config(wish.folder)
-    base = _find_base(snapshot, wish.base, config.base)
-    with open_adapter(wish.folder) as files:
+    kind = choose_kind(wish.folder)
+    base = _find_base(snapshot, wish.base, kind.base)
+    with open_adapter(wish.folder, kind.files, kind.saving) as files:
         ticker.total = sum(source.entry.nbytes for source in files.tensors.values())
-        plan = plan_adapter(config, files.tensors, base.layers)
+        plan = kind.read(files.tensors, base.layers)
+        if wish.scale is not None:
+            plan = rescale(plan, wish.scale)
         record = store_adapter(plan, wish.name, wish.root, base, writer)
         files.check_unchanged()
     return record
 
 
 def _find_base(snapshot: Snapshot, given: str | None, recorded: str) -> Record:
-    base = snapshot.record(given) if given is not None else _guess_base(snapshot, recorded)
-    if base.kind != "full":
-        raise AdapterMismatch(f"{base.name!r} is an adapter itself; give a full model as base")
-    return base
+    return snapshot.record(given) if given is not None else _guess_base(snapshot, recorded)
 
 
 def _guess_base(snapshot: Snapshot, recorded: str) -> Record:

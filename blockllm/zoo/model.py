@@ -85,6 +85,7 @@ def store_checkpoint(checkpoint: Checkpoint, name: str, root: str, writer: PackW
         max_context=checkpoint.plan.max_context,
         eos_ids=checkpoint.eos_ids,
         layers=tuple(layers),
+        exact=not any("I8" in (t.dtype for t in layer.tensors.values()) for layer in layers),
     )
 
 

@@ -1,26 +1,24 @@
-"""What a model is in the catalogue: written whole, removed whole, blocks derived anew each time."""
+"""What a model is in the catalogue: written whole, removed whole."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from typing import Literal
 
 import msgspec
 
-from blockllm.core import Layer, LoraTarget, Measurement, Tensor
+from blockllm.core import Layer, Measurement, Target, Tensor, target_tensors
 from blockllm.errors import NameTaken, UnknownModel, ZooError
-from blockllm.zoo.digest import block_id
-from blockllm.zoo.partition import Step, partition
+from blockllm.zoo.digest import target_settings
 
-Targets = dict[int, dict[str, LoraTarget]]
+Targets = dict[int, dict[str, tuple[Target, ...]]]  # by position, by module
 
 
 class Record(msgspec.Struct, frozen=True):
     """One model: its layers in order, what it adds at which position, and its asset files."""
 
     name: str
-    kind: Literal["full", "lora"]
+    kind: str
     family: str
     parent: str | None
     root: str
@@ -30,6 +28,7 @@ class Record(msgspec.Struct, frozen=True):
     layers: tuple[Layer, ...]
     targets: Targets = {}
     assets: dict[str, str] = {}
+    exact: bool = True
 
     @property
     def format(self) -> str:
@@ -41,8 +40,8 @@ class Record(msgspec.Struct, frozen=True):
         """Every tensor of the model by hash, each once."""
         found = [tensor for layer in self.layers for tensor in layer.tensors.values()]
         for modules in self.targets.values():
-            for target in modules.values():
-                found += [part for part in (target.a, target.b, target.bias) if part]
+            for target in (target for group in modules.values() for target in group):
+                found += target_tensors(target).values()
         return {tensor.hash: tensor for tensor in found}
 
 
@@ -62,15 +61,15 @@ def find_tensor(connection: sqlite3.Connection, tensor: str) -> Tensor | None:
 
 
 def insert(connection: sqlite3.Connection, record: Record) -> None:
-    """Add a model and cut blocks anew. Inside the caller's transaction."""
+    """Add a model. Inside the caller's transaction."""
     check_free(connection, record.name)
     parent = None if record.parent is None else _model_id(connection, record.parent)
     cursor = connection.execute(
-        "INSERT INTO model (name, kind, family, parent, root, dtype, max_context, eos_ids, created)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO model (name, kind, family, parent, root, dtype, max_context, eos_ids, created,"
+        " exact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             *(record.name, record.kind, record.family, parent, record.root, record.dtype),
-            *(record.max_context, _json(record.eos_ids), time.time()),
+            *(record.max_context, _json(record.eos_ids), time.time(), int(record.exact)),
         ],
     )
     model = cursor.lastrowid
@@ -83,19 +82,14 @@ def insert(connection: sqlite3.Connection, record: Record) -> None:
         connection.execute(
             "INSERT INTO model_layer VALUES (?, ?, ?)", [model, position, layer.digest]
         )
-    connection.executemany(
-        "INSERT INTO target VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [
-            (model, position, module, t.a.hash, t.b.hash, t.bias.hash if t.bias else None, t.scale)
-            for position, modules in record.targets.items()
-            for module, t in modules.items()
-        ],
-    )
+    for position, modules in record.targets.items():
+        for module, group in modules.items():
+            for place, target in enumerate(group):
+                _insert_target(connection, (model, position, module, place), target)
     connection.executemany(
         "INSERT INTO asset VALUES (?, ?, ?)",
         [(model, file, name) for file, name in record.assets.items()],
     )
-    _cut_blocks(connection)
 
 
 def insert_measurement(connection: sqlite3.Connection, measurement: Measurement) -> None:
@@ -108,8 +102,8 @@ def insert_measurement(connection: sqlite3.Connection, measurement: Measurement)
 
 
 def delete(connection: sqlite3.Connection, name: str) -> None:
-    """Remove a model and cut blocks anew; its weights stay until `gc`. Raises UnknownModel, and
-    ZooError while adapters are based on it.
+    """Remove a model; its weights stay until `gc`. Raises UnknownModel, and ZooError while adapters
+    are based on it.
     """
     model = _model_id(connection, name)
     sql = "SELECT name FROM model WHERE parent = ? ORDER BY name"
@@ -118,16 +112,19 @@ def delete(connection: sqlite3.Connection, name: str) -> None:
         raise ZooError(f"{name!r} is the base of {', '.join(children)}: remove those first")
     connection.execute("DELETE FROM model WHERE id = ?", [model])
     connection.execute("DELETE FROM layer WHERE digest NOT IN (SELECT layer FROM model_layer)")
-    _cut_blocks(connection)
 
 
-def read_assets(connection: sqlite3.Connection, name: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Stored names of a model's own asset files and of its base's; raises UnknownModel."""
-    model = _model_id(connection, name)
-    sql = "SELECT file, name FROM asset WHERE model = ?"
-    own = dict(connection.execute(sql, [model]).fetchall())
-    sql = "SELECT file, name FROM asset WHERE model = (SELECT parent FROM model WHERE id = ?)"
-    return own, dict(connection.execute(sql, [model]).fetchall())
+def read_assets(connection: sqlite3.Connection, name: str) -> list[dict[str, str]]:
+    """Stored names of a model's own asset files, then of what it is based on, and so on; raises
+    UnknownModel."""
+    model: int | None = _model_id(connection, name)
+    found = []
+    while model is not None:
+        sql = "SELECT file, name FROM asset WHERE model = ?"
+        found.append(dict(connection.execute(sql, [model]).fetchall()))
+        sql = "SELECT parent FROM model WHERE id = ?"
+        model = connection.execute(sql, [model]).fetchone()[0]
+    return found
 
 
 def _model_id(connection: sqlite3.Connection, name: str) -> int:
@@ -138,9 +135,8 @@ def _model_id(connection: sqlite3.Connection, name: str) -> int:
 
 
 def _insert_layer(connection: sqlite3.Connection, layer: Layer) -> None:
-    # block and place are filled by _cut_blocks before the transaction ends
     function = _json(layer.function)
-    sql = "INSERT OR IGNORE INTO layer VALUES (?, ?, '', 0)"
+    sql = "INSERT OR IGNORE INTO layer VALUES (?, ?)"
     if connection.execute(sql, [layer.digest, function]).rowcount:
         connection.executemany(
             "INSERT INTO layer_tensor VALUES (?, ?, ?)",
@@ -148,24 +144,14 @@ def _insert_layer(connection: sqlite3.Connection, layer: Layer) -> None:
         )
 
 
-def _cut_blocks(connection: sqlite3.Connection) -> None:
-    rows = connection.execute(
-        "SELECT model, layer, json_extract(function, '$.kind'), EXISTS ("
-        "  SELECT 1 FROM target t WHERE t.model = l.model AND t.position = l.position)"
-        " FROM model_layer l JOIN layer ON digest = layer ORDER BY model, l.position"
-    )
-    models: dict[int, list[Step]] = {}
-    for model, digest, kind, has_delta in rows:
-        models.setdefault(model, []).append(Step(digest, kind, bool(has_delta)))
-    places = [
-        (block_id(run), place, digest)
-        for run in partition(models.values())
-        for place, digest in enumerate(run)
-    ]
+def _insert_target(
+    connection: sqlite3.Connection, where: tuple[int | None, int, str, int], target: Target
+) -> None:
+    sql = "INSERT INTO target (model, position, module, place, value) VALUES (?, ?, ?, ?, ?)"
+    row = connection.execute(sql, [*where, target_settings(target)]).lastrowid
     connection.executemany(
-        "UPDATE layer SET block = ?1, place = ?2"
-        " WHERE digest = ?3 AND (block != ?1 OR place != ?2)",
-        places,
+        "INSERT INTO target_tensor VALUES (?, ?, ?)",
+        [(row, part, tensor.hash) for part, tensor in target_tensors(target).items()],
     )
 
 

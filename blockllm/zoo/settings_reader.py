@@ -38,7 +38,7 @@ class SettingsReader:
 
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self._values = values
-        self._where = where
+        self.where = where
 
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
@@ -50,6 +50,10 @@ class SettingsReader:
     def is_text(self, name: str) -> bool:
         """Whether the value is a string, for options that may be of several types."""
         return isinstance(self._values.get(name), str)
+
+    def is_section(self, name: str) -> bool:
+        """Whether the value is an object, for options that may be of several types."""
+        return isinstance(self._values.get(name), dict)
 
     def all_keys(self) -> list[str]:
         """Every key."""
@@ -80,7 +84,8 @@ class SettingsReader:
         except OverflowError:
             number = math.inf
         if not math.isfinite(number) or number < low:
-            raise self.error(name, f"a finite number of at least {low:g}", value)
+            least = f" of at least {low:g}" if math.isfinite(low) else ""
+            raise self.error(name, f"a finite number{least}", value)
         return number
 
     def boolean(self, name: str, default: bool | None = None) -> bool:
@@ -117,11 +122,11 @@ class SettingsReader:
         value = self._get(name, {})
         if not isinstance(value, dict):
             raise self.error(name, "an object", value)
-        return SettingsReader(value, f"{self._where}: {name}")
+        return SettingsReader(value, f"{self.where}: {name}")
 
     def error(self, name: str, expected: str, value: Any) -> CheckpointError:
         """The error that says what was expected for a key."""
-        return CheckpointError(f"{self._where}: {name}: expected {expected}, got {_short(value)}")
+        return CheckpointError(f"{self.where}: {name}: expected {expected}, got {_short(value)}")
 
     def _get(self, name: str, default: Any) -> Any:
         value = self._values.get(name)

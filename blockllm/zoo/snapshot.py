@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import msgspec
 
 from blockllm.core import (
-    Block,
     Chain,
-    ChainEntry,
-    Delta,
     Function,
     Layer,
-    LoraTarget,
     Measurement,
     ModelCard,
+    Target,
     Tensor,
 )
-from blockllm.errors import CorruptStore, UnknownModel
-from blockllm.zoo.digest import delta_id
-from blockllm.zoo.records import Record
+from blockllm.errors import UnknownModel
+from blockllm.zoo.blocks import Blocks
+from blockllm.zoo.records import Record, Targets
 
 _MODELS = (
     "SELECT m.id, m.name, m.kind, m.family, p.name, m.root, m.dtype, m.max_context, m.eos_ids,"
-    " m.created FROM model m LEFT JOIN model p ON p.id = m.parent ORDER BY m.created, m.id"
+    " m.created, m.exact FROM model m LEFT JOIN model p ON p.id = m.parent ORDER BY m.created, m.id"
 )
 
 
@@ -35,19 +33,18 @@ class Snapshot:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.tensors = _read_tensors(connection)
-        self.layers, self._block_of = _read_layers(connection, self.tensors)
+        self.layers = _read_layers(connection, self.tensors)
         self.records: dict[str, Record] = {}
         self._created: dict[str, float] = {}
         self._loss = _read_measurements(connection)
         for row in connection.execute(_MODELS).fetchall():
             record = _read_record(connection, row, self.layers, self.tensors)
             self.records[record.name] = record
-            self._created[record.name] = row[-1]
+            self._created[record.name] = row[-2]
 
-    @property
-    def blocks(self) -> list[Block]:
-        """Every block once."""
-        return list({block.id: block for block in self._block_of.values()}.values())
+    @cached_property
+    def _blocks(self) -> Blocks:
+        return Blocks(self.records)
 
     def record(self, name: str) -> Record:
         """What was added under a name; raises UnknownModel."""
@@ -58,15 +55,8 @@ class Snapshot:
     def chain(self, name: str) -> Chain:
         """The model as blocks and deltas; raises UnknownModel."""
         record = self.record(name)
-        entries: list[ChainEntry] = []
-        position = 0
-        while position < len(record.layers):
-            block = self._block_of[record.layers[position].digest]
-            if record.layers[position : position + len(block.layers)] != block.layers:
-                raise CorruptStore(f"block {block.id} does not fit into model {name!r}")
-            entries.append(ChainEntry(block, _delta(record, position, len(block.layers))))
-            position += len(block.layers)
-        return Chain(name, tuple(entries), record.max_context, record.eos_ids, record.parent)
+        entries = self._blocks.entries(name)
+        return Chain(name, entries, record.max_context, record.eos_ids, record.parent)
 
     def cards(self) -> list[ModelCard]:
         """All models, oldest first, with the bytes that each shares and owns."""
@@ -102,7 +92,7 @@ def _card(record: Record, size: _Size, created: float, loss: tuple[Measurement, 
         root=record.root,
         dtype=record.dtype,
         format=record.format,
-        exact=record.format != "int8",
+        exact=record.exact,
         num_blocks=size.num_blocks,
         num_shared_blocks=size.num_shared,
         total_bytes=size.total,
@@ -114,35 +104,21 @@ def _card(record: Record, size: _Size, created: float, loss: tuple[Measurement, 
     )
 
 
-def _delta(record: Record, start: int, length: int) -> Delta | None:
-    targets: dict[str, LoraTarget] = {}
-    for index in range(length):
-        for module, target in record.targets.get(start + index, {}).items():
-            targets[f"{index}.{module}"] = target
-    return Delta(delta_id(targets), targets) if targets else None
-
-
 def _read_tensors(connection: sqlite3.Connection) -> dict[str, Tensor]:
     decoder = msgspec.json.Decoder(tuple[int, ...])
     rows = connection.execute("SELECT hash, dtype, shape, pack, offset FROM tensor")
     return {row[0]: Tensor(row[0], row[1], decoder.decode(row[2]), *row[3:]) for row in rows}
 
 
-def _read_layers(
-    connection: sqlite3.Connection, tensors: dict[str, Tensor]
-) -> tuple[dict[str, Layer], dict[str, Block]]:
+def _read_layers(connection: sqlite3.Connection, tensors: dict[str, Tensor]) -> dict[str, Layer]:
     parts: dict[str, dict[str, Tensor]] = {}
     for digest, name, tensor in connection.execute("SELECT * FROM layer_tensor"):
         parts.setdefault(digest, {})[name] = tensors[tensor]
     decoder: msgspec.json.Decoder[Function] = msgspec.json.Decoder(Function)
-    layers: dict[str, Layer] = {}
-    members: dict[str, list[Layer]] = {}
-    sql = "SELECT digest, function, block FROM layer ORDER BY block, place"
-    for digest, function, block in connection.execute(sql):
-        layers[digest] = Layer(digest, decoder.decode(function), parts[digest])
-        members.setdefault(block, []).append(layers[digest])
-    blocks = [Block(block, tuple(run)) for block, run in members.items()]
-    return layers, {layer.digest: block for block in blocks for layer in block.layers}
+    rows = connection.execute("SELECT digest, function FROM layer")
+    return {
+        digest: Layer(digest, decoder.decode(function), parts[digest]) for digest, function in rows
+    }
 
 
 def _read_measurements(connection: sqlite3.Connection) -> dict[str, list[Measurement]]:
@@ -156,19 +132,13 @@ def _read_measurements(connection: sqlite3.Connection) -> dict[str, list[Measure
 
 def _read_record(
     connection: sqlite3.Connection,
-    row: tuple[int, str, Literal["full", "lora"], str, str | None, str, str, int, str, float],
+    row: tuple[int, str, str, str, str | None, str, str, int, str, float, int],
     layers: dict[str, Layer],
     tensors: dict[str, Tensor],
 ) -> Record:
-    model, name, kind, family, parent, root, dtype, max_context, eos_ids, _ = row
+    model, name, kind, family, parent, root, dtype, max_context, eos_ids, _, exact = row
     sql = "SELECT layer FROM model_layer WHERE model = ? ORDER BY position"
     digests = [found[0] for found in connection.execute(sql, [model])]
-    targets: dict[int, dict[str, LoraTarget]] = {}
-    sql = "SELECT position, module, a, b, scale, bias FROM target WHERE model = ?"
-    for position, module, a, b, scale, bias in connection.execute(sql, [model]):
-        extra = tensors[bias] if bias else None
-        target = LoraTarget(tensors[a], tensors[b], scale, extra)
-        targets.setdefault(position, {})[module] = target
     assets = connection.execute("SELECT file, name FROM asset WHERE model = ?", [model])
     return Record(
         name=name,
@@ -180,6 +150,32 @@ def _read_record(
         max_context=max_context,
         eos_ids=msgspec.json.decode(eos_ids, type=tuple[int, ...]),
         layers=tuple(layers[digest] for digest in digests),
-        targets=targets,
+        targets=_read_targets(connection, model, tensors),
         assets=dict(assets.fetchall()),
+        exact=bool(exact),
     )
+
+
+def _read_targets(
+    connection: sqlite3.Connection, model: int, tensors: dict[str, Tensor]
+) -> Targets:
+    parts: dict[int, dict[str, Tensor]] = {}
+    sql = (
+        "SELECT target, part, tensor FROM target_tensor JOIN target ON id = target WHERE model = ?"
+    )
+    for target, part, tensor in connection.execute(sql, [model]):
+        parts.setdefault(target, {})[part] = tensors[tensor]
+    targets: Targets = {}
+    sql = "SELECT id, position, module, value FROM target WHERE model = ? ORDER BY place"
+    for row, position, module, value in connection.execute(sql, [model]):
+        target = make_target(msgspec.json.decode(value), parts.get(row, {}))
+        modules = targets.setdefault(position, {})
+        modules[module] = (*modules.get(module, ()), target)
+    return targets
+
+
+def make_target(settings: dict[str, Any], parts: dict[str, Tensor]) -> Target:
+    """A target of its settings and tensors."""
+    described = {part: msgspec.structs.asdict(tensor) for part, tensor in parts.items()}
+    target: Target = msgspec.convert({**settings, **described}, Target)
+    return target

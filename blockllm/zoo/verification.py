@@ -10,7 +10,7 @@ from blockllm.core import Tensor
 from blockllm.errors import CheckpointError
 from blockllm.zoo.assets import asset_name
 from blockllm.zoo.checkpoint import Source
-from blockllm.zoo.digest import block_id, layer_digest, pack_name, tensor_hasher
+from blockllm.zoo.digest import layer_digest, pack_name, tensor_hasher
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.header import Entry
 from blockllm.zoo.records import Record
@@ -20,7 +20,7 @@ from blockllm.zoo.snapshot import Snapshot
 
 def verify(folder: Folder, connection: sqlite3.Connection, progress: Progress) -> VerifyReport:
     """Hash all tensors and assets again, look between tensors for anything but zeros, and derive
-    the names of packs, layers and blocks anew.
+    the names of packs and layers anew.
     """
     snapshot = Snapshot(connection)
     packs: dict[str, list[Tensor]] = {}
@@ -91,10 +91,6 @@ def _check_names(snapshot: Snapshot) -> Iterator[Problem]:
         if layer_digest(layer.function, layer.tensors) != layer.digest:
             users = _users(snapshot, list(layer.tensors.values()))
             yield Problem(f"layer {layer.digest}", "its function or tensors were changed", users)
-    for block in snapshot.blocks:
-        if block_id(layer.digest for layer in block.layers) != block.id:
-            users = _users(snapshot, [t for layer in block.layers for t in layer.tensors.values()])
-            yield Problem(f"block {block.id}", "its layers were changed", users)
 
 
 def _check_assets(folder: Folder, snapshot: Snapshot) -> Iterator[Problem]:

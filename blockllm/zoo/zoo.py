@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import errno
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-from blockllm.core import Chain, Measurement, ModelCard
+import msgspec
+
+from blockllm.core import Chain, Layer, Measurement, ModelCard
 from blockllm.errors import StoreFull, ZooError
-from blockllm.zoo import garbage, records, verification
+from blockllm.zoo import findings, garbage, records, verification
+from blockllm.zoo.assemble import AnyTargets, Assembly, NewLayer, assemble
 from blockllm.zoo.assets import ASSET_FILES, find_asset
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.ingest import Wish, ingest
+from blockllm.zoo.records import Record, Targets
 from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, silent
 from blockllm.zoo.snapshot import Snapshot
 from blockllm.zoo.source import check_name, find_folder
+
+Found = TypeVar("Found")
 
 # the disk is full, the quota used up, or the file larger than allowed
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,10 +51,13 @@ class Zoo:
         base: str | None = None,
         progress: Progress = silent,
         format: Literal["int8"] | None = None,
+        scale: float | None = None,
     ) -> AddReport:
-        """Add a full checkpoint or PEFT adapter from a folder or the Hugging Face hub.
+        """Add a full checkpoint or an adapter from a folder or the Hugging Face hub.
 
-        `base` names an adapter's base in the zoo; without it the adapter's own config decides.
+        `base` names an adapter's base in the zoo; without it the adapter's own config decides. The
+        base may be an adapter itself: both apply. `scale` multiplies the scale of a low-rank or
+        bottleneck adapter.
         `format` "int8" rounds a full checkpoint's linears and head; None keeps them as they are.
         Raises a ZooError, and then nothing was changed.
         """
@@ -55,17 +65,46 @@ class Zoo:
         check_name(name)
         if format not in (None, "int8"):
             raise ZooError(f"format: expected int8, got {str(format)[:40]!r}")
+        if scale is not None and not math.isfinite(scale):
+            raise ZooError(f"scale: expected a finite number, got {scale}")
         with _disk_errors():
             folder = find_folder(source)
         progress("waiting for other writers", 0, 0)
         with _disk_errors(), self._folder.writing():
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
-            wish = Wish(name, folder, root, base, format)
+            wish = Wish(name, folder, root, base, format, scale)
             record, stored = ingest(self._folder, self._catalog, wish, progress)
-            card = self.card(name)
+        return self._report(record, stored, started)
+
+    def assemble(
+        self,
+        name: str,
+        like: str,
+        layers: Sequence[Layer | NewLayer],
+        kind: str = "assembled",
+        exact: bool = False,
+        root: str = "",
+        targets: AnyTargets | None = None,
+        parent: str | None = None,
+    ) -> AddReport:
+        """Make a model of layers of the zoo and new ones, the embedding first and the head last.
+
+        What is no weight (family, dtype, context, ends, tokenizer) is that of the model `like`.
+        `targets` are what it changes at modules by position, `parent` the model it is a delta of.
+        Raises a ZooError, and then nothing was changed.
+        """
+        started = time.monotonic()
+        check_name(name)
+        wish = Assembly(name, like, tuple(layers), kind, exact, root, targets, parent)
+        with _disk_errors(), self._folder.writing():
+            record, stored = assemble(self._folder, self._catalog, wish)
+        return self._report(record, stored, started)
+
+    def _report(self, record: Record, stored: int, started: float) -> AddReport:
+        card = self.card(record.name)
         return AddReport(
-            name=name,
+            name=record.name,
             total_bytes=sum(tensor.nbytes for tensor in record.tensors().values()),
             stored_bytes=stored,
             num_blocks=card.num_blocks,
@@ -87,6 +126,26 @@ class Zoo:
         """
         with _disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
             records.insert_measurement(connection, measurement)
+
+    def record_finding(self, kind: str, subject: str, object: str, value: msgspec.Struct) -> None:
+        """Keep what was found out about two layers, models or devices; it replaces an earlier
+        finding of the same kind about the same two."""
+        with _disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
+            findings.insert(connection, kind, subject, object, value)
+
+    def findings(self, kind: str, type: type[Found]) -> dict[tuple[str, str], Found]:
+        """All findings of a kind by subject and object. Raises CorruptStore for one that is not of
+        the type."""
+        with self._catalog.reading() as connection:
+            return findings.read(connection, kind, type)
+
+    def layers(self, name: str) -> tuple[Layer, ...]:
+        """A model's layers, the embedding first and the head last; raises UnknownModel."""
+        return self._snapshot().record(name).layers
+
+    def targets(self, name: str) -> Targets:
+        """What a model changes at its layers' modules; raises UnknownModel."""
+        return self._snapshot().record(name).targets
 
     def cards(self) -> list[ModelCard]:
         """All models, oldest first."""
@@ -112,13 +171,12 @@ class Zoo:
         """Path of a model's tokenizer.json, tokenizer_config.json, chat_template.jinja,
         special_tokens_map.json or generation_config.json; None if it came without.
 
-        An adapter without the file has its base's. Raises UnknownModel.
+        An adapter without the file has that of what it is based on. Raises UnknownModel.
         """
         if file not in ASSET_FILES:
             raise ZooError(f"the zoo keeps no file {file!r} (kept: {', '.join(ASSET_FILES)})")
         with self._catalog.reading() as connection:
-            own, base = records.read_assets(connection, name)
-        stored = find_asset(file, own, base)
+            stored = find_asset(file, records.read_assets(connection, name))
         return self._folder.asset(stored) if stored else None
 
     def pack_path(self, pack: str) -> Path:

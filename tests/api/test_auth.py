@@ -12,8 +12,9 @@ from blockllm.api.models import Models
 from blockllm.api.serving import Serving
 from blockllm.cluster.streams import Sink
 from blockllm.config import ServerSettings
-from blockllm.core import EngineStats, Finish, Request, TokenEvent
+from blockllm.core import Finish, Request, TokenEvent
 from blockllm.observability.metrics import ServerMetrics
+from blockllm.observability.stats import EngineStats
 
 KEYS = KeyRing(["acme:k1", "other:k2"])
 SECRET = "the prompt was: xyzzy"

@@ -13,9 +13,9 @@ from blockllm.api.app import all_routes
 from blockllm.api.models import Models
 from blockllm.api.serving import Serving
 from blockllm.config import EngineSettings, ServerSettings
-from blockllm.core import EngineStats
 from blockllm.observability import names
 from blockllm.observability.metrics import ServerMetrics
+from blockllm.observability.stats import EngineStats
 from tests.api.test_auth import InstantAgent
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -61,3 +61,9 @@ def test_routes_spell_the_chains_and_no_two_neighbouring_spans_could_merge(
         for left, right in itertools.pairwise(way):
             together = follows[left[-1]] == {right[0]} and precedes[right[0]] == {left[-1]}
             assert not together
+
+
+def test_unmerged_blocks_are_spans_of_their_own() -> None:
+    plan = plan_spans([make_chain("a", "exyh"), make_chain("b", "exyh")], merge=False)
+    assert spell(plan, "a") == ["e", "x", "y", "h"]
+    assert [span.models for span in plan.spans] == [("a", "b")] * 4

@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import time
 
-from blockllm.core import (
-    EngineStats,
-    Finish,
-    Request,
-    SpanStats,
-    TokenEvent,
-    TokenLogprobs,
-)
+from blockllm.core import Finish, Request, TokenEvent, TokenLogprobs
 from blockllm.errors import BadRequest, Overloaded
+from blockllm.observability.stats import EngineStats, SpanStats
 
 CRASH, SLOW, ERROR = 0.5, 0.25, 0.75
 

@@ -27,7 +27,8 @@ from blockllm.cluster.messages import (
     refusal,
 )
 from blockllm.cluster.zmq_link import AgentLink, Codec, FrontLink
-from blockllm.core import EngineStats, Finish, Request, Sampling, TokenEvent, TokenLogprobs
+from blockllm.core import Finish, Request, Sampling, TokenEvent, TokenLogprobs
+from blockllm.observability.stats import EngineStats
 
 REQUEST = Request("r", "m", (1, 2, 70_000), Sampling(seed=3, logit_bias={5: -1.0}), salt="s")
 READY = Ready(EngineStats(prompt_tokens={"m": 3}))

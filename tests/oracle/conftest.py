@@ -60,7 +60,7 @@ class Lab:
         if key not in self._expected:
             base = {"lora-on-tuned": "tuned-0"}.get(model, "base" if model in ADAPTERS else None)
             path = self.root / (base or model)
-            reference = load(path, self.root / model if base else None)
+            reference = load(path, *([self.root / model] if base else []))
             self._expected[key] = generate(reference, prompt_of(seed), NEW_TOKENS)
         return self._expected[key]
 

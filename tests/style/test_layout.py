@@ -15,7 +15,8 @@ import blockllm
 
 PACKAGE = Path(blockllm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-ROOMS = ["zoo", "chain", "engine", "cluster", "api", "bench", "cli"]  # each imports only leftwards
+# each imports only leftwards
+ROOMS = ["zoo", "chain", "engine", "cluster", "api", "offline", "bench", "cli"]
 NOUNS = {"core", "errors", "config"}
 FORBIDDEN = {
     "zoo": {"torch", "transformers", "peft"},
@@ -23,6 +24,7 @@ FORBIDDEN = {
     "cluster": {"starlette", "uvicorn", "transformers"},
     "engine": {"starlette", "uvicorn", "tokenizers", "jinja2", "transformers", "peft"},
     "api": {"torch", "transformers"},
+    "offline": {"transformers", "peft", "starlette"},
     "cli": {"transformers"},
 }
 

@@ -8,9 +8,10 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockllm.core import EngineStats, Finish, Request, Sampling
+from blockllm.core import Finish, Request, Sampling
 from blockllm.observability import names
 from blockllm.observability.metrics import OVERHEAD_SECONDS, ServerMetrics
+from blockllm.observability.stats import EngineStats
 from tools.frontend_client import Connection, Load, request_bytes
 from tools.frontend_standin import PacedEngine
 from tools.measure_frontend import difference, quantile, read_buckets, stages_of

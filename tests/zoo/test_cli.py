@@ -57,6 +57,16 @@ def test_a_life(run: Any, tmp_path: Path, llama: Path) -> None:
     assert "removed 0 files" in run("gc")
 
 
+def test_an_adapter_on_an_adapter(run: Any, tmp_path: Path, llama: Path) -> None:
+    adapter = make_lora(llama, tmp_path / "adapter")
+    run("add", "base", llama)
+    run("add", "one", adapter, "--base", "base")
+    run("add", "two", adapter, "--base", "one", "--scale", "0.5")
+    assert "stack on one" in run("show", "two")
+    with pytest.raises(ZooError, match="finite number"):
+        run("add", "three", adapter, "--base", "one", "--scale", "nan")
+
+
 def test_zoo_option(run: Any, tmp_path: Path, llama: Path) -> None:
     run("add", "model", llama, "--zoo", tmp_path / "other")
     assert json.loads(run("ls", "--json")) == []

@@ -210,7 +210,7 @@ def test_catalogue_cannot_be_written(
     before = contents(tmp_path / "zoo")
 
     def fail(connection: sqlite3.Connection, record: object) -> None:
-        connection.execute("INSERT INTO layer VALUES ('x', 'x', 'x', 0)")
+        connection.execute("INSERT INTO layer VALUES ('x', 'x')")
         error = sqlite3.OperationalError("made up")
         error.sqlite_errorcode = fault
         raise error

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from blockllm.errors import CheckpointError
-from blockllm.zoo.adapter_config import read_adapter_config
+from blockllm.zoo.adapters.lora_config import read_lora_config
 from blockllm.zoo.families import choose_family
 from blockllm.zoo.header import Entry, read_header
 from blockllm.zoo.settings_reader import SettingsReader, read_json
@@ -122,11 +122,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.dictionaries(st.sampled_from(ADAPTER_KEYS), JSON, max_size=4))
-def test_adapter_config(folder: Path, changes: dict[str, Any]) -> None:
+def test_lora_config(changes: dict[str, Any]) -> None:
     values = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **changes}
-    (folder / "adapter_config.json").write_text(json.dumps(values))
     with contextlib.suppress(CheckpointError):
-        config = read_adapter_config(folder)
+        config = read_lora_config(SettingsReader(values, "adapter_config.json"))
         assert config.scale_of("model.layers.0.self_attn.q_proj") >= 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from blockllm.core import Layer, Measurement
 from blockllm.errors import AdapterMismatch, CheckpointError, UnknownModel, ZooError
 from blockllm.zoo import Zoo
-from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.checkpoint import WeightFiles
 from blockllm.zoo.int8 import Int8Part, round_weight
 from tests.makers import make_checkpoint, make_lora
@@ -233,17 +231,3 @@ def test_measurements_are_kept_with_the_model(zoo: Zoo, llama: Path) -> None:
     zoo.remove("model")
     zoo.add("model", llama, format="int8")
     assert zoo.card("model").loss == ()
-
-
-def test_a_catalogue_of_the_first_format_is_brought_up_to_date(
-    zoo: Zoo, tmp_path: Path, llama: Path
-) -> None:
-    zoo.add("model", llama)
-    with sqlite3.connect(tmp_path / "zoo" / "catalog.sqlite") as connection:
-        connection.execute("DROP TABLE measurement")
-        connection.execute("PRAGMA user_version = 1")
-    connection.close()
-    assert not Catalog(tmp_path / "zoo" / "catalog.sqlite").is_ready()
-    again = Zoo(tmp_path / "zoo")
-    again.record_loss(measurement("model"))
-    assert again.card("model").loss == (measurement("model"),)

@@ -46,7 +46,7 @@ def make_adapters(
     return add
 
 
-def _panels(matrix: torch.Tensor, width: int) -> torch.Tensor:
+def panels(matrix: torch.Tensor, width: int) -> torch.Tensor:
     """[outputs, inputs] → [panels, inputs, width], zeros behind the last output."""
     spare = -len(matrix) % width
     padded = F.pad(matrix, (0, 0, 0, spare)).view(-1, width, matrix.shape[1])
@@ -69,7 +69,7 @@ class PackedAdapters:
                 continue
             named = [(j, n, updates[n]) for j, n in enumerate(columns) if n in updates]
             a = torch.cat([update.a for _, _, update in named])  # [sum of ranks, in]
-            self._adapters[i] = self._keep(_panels(a, _NARROW)), len(a)
+            self._adapters[i] = self._keep(panels(a, _NARROW)), len(a)
             first = 0
             for j, name, update in named:
                 self._parts[i, j] = self._part(update, columns[name], first)
@@ -80,7 +80,7 @@ class PackedAdapters:
         return tensor.data_ptr()
 
     def _part(self, update: Update, columns: slice, first_rank: int) -> tuple[int, ...]:
-        b = self._keep(_panels(update.b.t() * update.scale, PANEL))
+        b = self._keep(panels(update.b.t() * update.scale, PANEL))
         bias = 0 if update.bias is None else self._keep(update.bias * update.scale)
         size = columns.stop - columns.start
         return b, bias, columns.start, size, first_rank, len(update.a)

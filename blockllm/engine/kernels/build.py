@@ -35,6 +35,7 @@ _SIGNATURES = {
     "linear_run": "pipipppiii",
     "int8_pack": "pppiii",
     "int8_run": "pipipppppiii",
+    "delta_run": "pipiipipiip",
     "lora_run": "pipiipippi",
     "paged_decode": "ppipiipipiiiiiif",
     "paged_prefill": "pipipiipipiiiiiif",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ import torch
 from blockllm.engine.batch import Segment
 from blockllm.engine.kernels.triton.pool import make_tiles, tile_rows
 from blockllm.engine.transfer import upload
+from blockllm.engine.virtual import VirtualRows
+
+Own = TypeVar("Own")
 
 
 class Segments:
@@ -22,17 +27,51 @@ class Segments:
         rows: int,
         device: torch.device,
         tiles: torch.Tensor | None = None,
+        virtual: VirtualRows | None = None,
     ) -> None:
         """`tiles` are given where they lie on the device already."""
         self._host, self.adapters, self._device = host, adapters, device
         self.block_rows = tile_rows(rows)
-        self._tiles = tiles
+        self._tiles, self._virtual = tiles, virtual
 
     def __bool__(self) -> bool:
-        return bool(self._host)
+        # given tiles are filled anew for every hop that replays what is computed on them
+        return bool(self._host) or self._tiles is not None
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self._host)
+
+    def own(self, values: Sequence[Own | None]) -> Iterator[tuple[int, int, Own]]:
+        """First row, end and value of each segment whose delta has one; `values` in the order of
+        the block's adapters, empty where none has."""
+        if values:
+            for start, stop, delta in self._host:
+                value = values[self.adapters[delta]]
+                if value is not None:
+                    yield start, stop, value
+
+    def own_virtual(
+        self, values: Sequence[Own | None]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Own]]:
+        """The virtual tokens' rows [v], their numbers [v] and the value of each segment that has
+        both; `values` as for `own`."""
+        if values and self._virtual is not None:
+            for rows, numbers, adapter in self._virtual_parts:
+                value = values[adapter]
+                if value is not None:
+                    yield rows, numbers, value
+
+    @functools.cached_property
+    def _virtual_parts(self) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
+        assert self._virtual is not None
+        parts = []
+        for start, stop, delta in self._host:
+            first, end = np.searchsorted(self._virtual.rows, (start, stop))
+            if first < end:
+                inside = [array[first:end] for array in self._virtual]
+                rows, numbers = upload(inside, self._device)
+                parts.append((rows, numbers, self.adapters[delta]))
+        return parts
 
     def host_tiles(self) -> np.ndarray:
         """First row, end, adapter of each tile. [tiles, 3] int32"""

@@ -1,0 +1,36 @@
+"""`blockllm zoo report`: one static page of what a zoo shares, loses and costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blockllm.config import default_zoo
+from blockllm.errors import ZooError
+
+Folder = Annotated[
+    str,
+    typer.Option(
+        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
+    ),
+]
+
+
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, as zoo.html.")],
+    folder: Folder,
+) -> None:
+    """Write one HTML page with plots of sharing, losses and costs; it needs no network."""
+    from blockllm.offline.report.facts import collect
+    from blockllm.offline.report.page import headline, render
+    from blockllm.zoo import Zoo
+
+    facts = collect(Zoo(folder))
+    file = out / "index.html" if out.is_dir() else out
+    try:
+        file.write_text(render(facts), encoding="utf-8")
+    except OSError as error:
+        raise ZooError(f"{file}: {error}") from error
+    print(f"{headline(facts)}: {file}")

@@ -1,0 +1,114 @@
+"""`blockllm zoo surrogate`: cheap stand-ins of a model's layers, and a draft chain of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blockllm.config import default_zoo
+
+if TYPE_CHECKING:
+    from blockllm.offline.surrogates.surrogate import Made
+
+Folder = Annotated[
+    str,
+    typer.Option(
+        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
+    ),
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model in the zoo.")]
+Ratio = Annotated[
+    list[float],
+    typer.Option(
+        min=0.01, max=0.95, help="Share of heads and MLP channels to leave out. Repeat it."
+    ),
+]
+Text = Annotated[
+    Path, typer.Option(exists=True, dir_okay=False, help="Text (UTF-8) to learn from.")
+]
+Measured = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Text to measure on; else a fifth of --text."),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Name of the draft; MODEL-draft if not given."),
+]
+MinAgreement = Annotated[
+    float, typer.Option(min=0, max=1, help="Keep no draft with fewer equal first choices.")
+]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, help="Folder of checkpoints; a stopped training goes on."),
+]
+
+
+def surrogate(
+    model: Model,
+    folder: Folder,
+    ratio: Ratio,
+    text: Text,
+    draft: Draft = None,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of distillation.")] = 100,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    rows: Annotated[int, typer.Option(min=1, help="Windows in a step.")] = 4,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 128,
+    gamma: Annotated[int, typer.Option(min=1, help="Tokens drafted at a time.")] = 4,
+    measured: Measured = None,
+    min_agreement: MinAgreement = 0.0,
+    checkpoints: Checkpoints = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Prune a model's layers at several ratios, distil them, and measure them as its draft."""
+    from blockllm.cli import zoo as shared
+    from blockllm.offline.surrogates.surrogate import Wish
+    from blockllm.offline.surrogates.surrogate import surrogate as make
+    from blockllm.offline.training.loop import Course
+    from blockllm.zoo import Zoo
+
+    zoo, course = Zoo(folder), Course(steps, rate, rows)
+    base = draft or f"{model}-draft"
+    made = []
+    for share in ratio:
+        name = base if len(ratio) == 1 else f"{base}-{share * 100:g}"
+        if checkpoints is not None:
+            checkpoints.mkdir(parents=True, exist_ok=True)
+        wish = Wish(
+            model, name, share, text.read_bytes(), window, course, gamma,
+            measured.read_bytes() if measured else None, min_agreement,
+            checkpoints and checkpoints / f"{name}.safetensors",
+        )  # fmt: skip
+        with shared._progress() as progress:
+            made.append(make(zoo, wish, progress))
+    if as_json:
+        shared._print_json(made)
+    else:
+        _print(made)
+
+
+def _print(made: list[Made]) -> None:
+    from blockllm.cli import zoo as shared
+
+    columns = ("draft", "layer", "heads", "channels", "saved", "cosine", "of change", "same choice")
+    table = shared._table(*columns, "KL", "time, 1 row", "32 rows")
+    for one in made:
+        for index, each in enumerate(one.surrogates, start=1):
+            quality = each.quality
+            facts = [one.name, str(index), str(each.num_heads), str(each.intermediate_size)]
+            facts += [f"{each.parameters_saved:.0%}", f"{quality.cosine:.4f}"]
+            facts += [f"{quality.cosine_of_change:.4f}", f"{quality.agreement:.2%}"]
+            saved = (each.row_seconds_saved, each.rows_seconds_saved)
+            table.add_row(*facts, f"{quality.kl:.4f}", *(f"{-share:+.0%}" for share in saved))
+    shared._print(table)
+    for one in made:
+        found = one.speculation
+        print(
+            f"{one.name}: perplexity {one.loss.perplexity:.2f} (model "
+            f"{one.loss.reference_perplexity:.2f}), same first choice {one.loss.agreement:.2%}; "
+            f"of {found.gamma} drafted tokens {found.acceptance:.1%} accepted, "
+            f"{found.tokens_per_verification:.2f} tokens per verification, "
+            f"{found.speedup():.2f} times the model's own speed, faster from "
+            f"{found.delay_to_pay() * 1e3:.1f} ms of waiting per pass of the model"
+        )

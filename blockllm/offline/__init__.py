@@ -1,0 +1,1 @@
+"""What the zoo learns by computing: measures, equivalents, stitches, surrogates, profiles."""

@@ -1,0 +1,155 @@
+"""From a full fine-tune's files to a small delta on its base: encode, choose, measure, add.
+
+The checkpoint goes into a scratch zoo beside the zoo, to be compared with; so do all codecs of all
+its weights. The zoo itself is written once, at the end, after the gate has passed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from blake3 import blake3
+
+from blockllm import __version__
+from blockllm.core import Measurement
+from blockllm.engine.scoring import Comparison
+from blockllm.errors import NameTaken, ZooError
+from blockllm.offline.compress.choose import Mix, smallest
+from blockllm.offline.compress.compressor import Compressor
+from blockllm.offline.text import windows
+from blockllm.zoo import Zoo
+from blockllm.zoo.reports import AddReport, Progress, silent
+from blockllm.zoo.source import check_name
+
+_PROBE = 2  # windows that errors are weighed on
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What is allowed: the smallest delta within `max_kl`; without that the best within
+    `max_bytes`. Up to 1 it is a share of the checkpoint's bytes."""
+
+    max_kl: float | None = None
+    max_bytes: float | None = None
+    window: int = 512  # tokens scored at a time, each window alone
+    num_tokens: int = 4096  # at most, of the text
+
+
+class Tried(NamedTuple):
+    """One mix and what it loses."""
+
+    mix: Mix
+    loss: Comparison
+
+
+class Point(msgspec.Struct, frozen=True):
+    """What some bytes lost."""
+
+    nbytes: int
+    kl: float
+    rise: float  # of the perplexity
+
+
+class Compressed(msgspec.Struct, frozen=True):
+    """What was added, what it loses, which codec each weight got, and all that was measured."""
+
+    report: AddReport
+    measurement: Measurement
+    nbytes: int
+    checkpoint_bytes: int
+    codecs: dict[str, str]  # by (position).(module)
+    tried: tuple[Point, ...]
+
+
+def compress(
+    zoo: Zoo,
+    name: str,
+    source: str | Path,
+    base: str,
+    text: bytes,
+    wanted: Wanted,
+    scratch: Path | None = None,
+    progress: Progress = silent,
+) -> Compressed:
+    """Add a full fine-tune as a compressed delta on `base`; its loss is in the catalogue after.
+
+    `scratch` is a folder with room for some copies of the checkpoint. Raises a ZooError, with the
+    measured loss where that is too much, and then the zoo is as it was.
+    """
+    check_name(name)
+    if any(card.name == name for card in zoo.cards()):
+        raise NameTaken(f"the zoo has a model named {name!r} already; remove it or choose a name")
+    parts = windows(zoo, [base], text, wanted.window)
+    parts = parts[: max(1, wanted.num_tokens // wanted.window)]
+    with _scratch_folder(scratch) as folder:
+        made = Compressor(zoo, source, base, Path(folder), progress)
+        progress("weighing errors", 0, 0)
+        made.weigh(parts[:_PROBE])
+        mix, tried = _choose(made, parts, wanted, progress)
+        report = zoo.assemble(
+            name,
+            base,
+            zoo.layers(base),
+            kind="compressed",
+            root=str(source),
+            targets=made.new_targets(mix),
+            parent=base,
+        )
+    loss = next(one.loss for one in tried if one.mix == mix)
+    measurement = Measurement(
+        model=name,
+        reference=str(source),
+        window=wanted.window,
+        text=str(blake3(text).hexdigest()),
+        created=time.time(),
+        versions={"blockllm": __version__, "torch": str(torch.__version__)},
+        **loss._asdict(),
+    )
+    zoo.record_loss(measurement)
+    points = tuple(_point(one) for one in tried)
+    codecs = made.codecs(mix)
+    return Compressed(report, measurement, mix.nbytes, made.checkpoint_bytes, codecs, points)
+
+
+def _point(tried: Tried) -> Point:
+    loss = tried.loss
+    return Point(tried.mix.nbytes, loss.kl, loss.perplexity / loss.reference_perplexity - 1)
+
+
+def _scratch_folder(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix=".compress-", dir=parent)
+    except OSError as error:
+        raise ZooError(f"no place for scratch files: {error}") from error
+
+
+def _choose(
+    made: Compressor, text: list[list[int]], wanted: Wanted, progress: Progress
+) -> tuple[Mix, list[Tried]]:
+    limit = wanted.max_bytes
+    if limit is not None and limit <= 1:
+        limit *= made.checkpoint_bytes
+    mixes = [mix for mix in made.mixes if limit is None or mix.nbytes <= limit]
+    if not mixes:
+        least = made.mixes[0].nbytes
+        raise ZooError(f"norms and biases alone take {least} bytes, allowed are {limit:.0f}")
+    tried: list[Tried] = []
+
+    def passes(mix: Mix) -> bool:
+        progress("measuring", len(tried), 0)
+        loss = made.measure(mix, text)
+        tried.append(Tried(mix, loss))
+        return wanted.max_kl is None or loss.kl <= wanted.max_kl
+
+    found = mixes[-1] if wanted.max_kl is None and passes(mixes[-1]) else smallest(mixes, passes)
+    if found is None:
+        best, loss = tried[0]
+        raise ZooError(
+            f"KL {loss.kl:.5f} at best, allowed is {wanted.max_kl}: {best.nbytes} bytes "
+            f"({best.nbytes / made.checkpoint_bytes:.1%}) lose that much"
+        )
+    return found, tried

@@ -1,0 +1,163 @@
+"""Real hops of wanted sizes: sequences on real pages, driven through the spans by the executor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from blockllm.core import Request, Sampling
+from blockllm.engine.batch import Turn
+from blockllm.engine.cost import HopSize, size_of
+from blockllm.engine.kv.cache import KVCache, SequenceKV
+from blockllm.engine.queues import SpanQueues
+from blockllm.engine.sequence import Sequence as EngineSequence
+from blockllm.engine.setup import Parts
+from blockllm.errors import OutOfMemory
+
+_SEED = 20260101  # of tokens, and of the sizes that check a fit
+
+
+class Group(NamedTuple):
+    """Sequences of one turn that compute equally many rows and then have as many tokens."""
+
+    sequences: int
+    rows: int  # each
+    context: int  # tokens each, the rows included, virtual ones not
+
+
+Load = tuple[Group, ...]
+
+
+class Limits(NamedTuple):
+    """What fits the page pool: so many sequences of so many tokens, and rows of one turn."""
+
+    sequences: int
+    context: int
+    rows: int
+
+
+class TimedHop(NamedTuple):
+    """One hop of one turn."""
+
+    span: int
+    size: HopSize
+    seconds: float
+
+
+def grid(limits: Limits) -> list[Load]:
+    """Turns to fit from: decoding, chunks of prompts early and late, and both together."""
+    contexts = sorted({min(c, limits.context) for c in (16, 128, 512)})
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= limits.sequences]
+    loads: list[Load] = [
+        (Group(count, 1, context),) for count, context in product(counts, contexts)
+    ]
+    for rows in (r for r in (8, 32, 64, 128, 256, 512) if r <= min(limits.rows, limits.context)):
+        loads += [(Group(1, rows, context),) for context in sorted({rows, limits.context})]
+        if limits.sequences >= 4 and 3 + rows <= limits.rows:
+            loads.append((Group(3, 1, contexts[-1]), Group(1, rows, rows)))
+    return loads
+
+
+def held_out(limits: Limits, count: int) -> list[Load]:
+    """Turns to check a fit with: sizes drawn evenly on a logarithmic scale, always the same."""
+    chosen = np.random.default_rng(_SEED)
+
+    def draw(most: int) -> int:
+        return round(float(np.exp(chosen.uniform(0, np.log(max(most, 1))))))
+
+    loads: list[Load] = []
+    for index in range(count):
+        context = draw(limits.context)
+        decoding = Group(draw(limits.sequences), 1, context)
+        rows = draw(min(limits.rows, limits.context))
+        chunk = Group(1, rows, min(limits.context, rows + draw(limits.context)))
+        mixed = index % 3 == 2 and 1 < decoding.sequences < limits.rows - rows + 1
+        fewer = Group(decoding.sequences - 1, 1, context)
+        loads.append((fewer, chunk) if mixed else ((decoding,), (chunk,))[index % 2])
+    return loads
+
+
+class HopDriver:
+    """Runs turns of any size and times every hop. Holds pages of all KV pools until closed."""
+
+    def __init__(self, parts: Parts, wanted: Limits) -> None:
+        """Raises OutOfMemory if a pool has no room for one sequence."""
+        self._parts = parts
+        self._queues = SpanQueues(list(parts.states.values()))
+        self._kv: list[list[SequenceKV]] = []
+        self._limits: list[Limits] = []
+        for index, cache in enumerate(parts.caches):
+            kv, limits = self._open(index, cache, wanted)
+            self._kv.append(kv)
+            self._limits.append(limits)
+
+    def _open(self, index: int, cache: KVCache, wanted: Limits) -> tuple[list[SequenceKV], Limits]:
+        """Pages for as many sequences as fit, filled: untouched memory would read too fast."""
+        states = [state for state in self._parts.states.values() if state.kv_class == index]
+        widest = max(states, key=lambda state: state.kv.total_bundles)
+        context = min(wanted.context, *(state.max_context - 1 for state in states))
+        # contexts count what users send: a model's virtual tokens stand before them
+        held = context + max(state.virtual.num_tokens for state in states)
+        need = cache.missing(widest.kv, [0] * len(widest.kv.num_bundles), held)
+        count = min(wanted.sequences, cache.pool.num_available // max(need, 1))
+        if not count or context < 1:
+            raise OutOfMemory("the page pool has no room for a sequence; raise --memory")
+        opened = []
+        for _ in range(count):
+            sequence = EngineSequence(Request("profile", "", (0,)), widest, cache.page_size)
+            kv = cache.open(widest.kv, sequence.hashes, [[] for _ in widest.kv.num_bundles])
+            cache.grow(kv, held)
+            for group in (group for groups in kv.groups for group in groups):
+                cache.tensor[torch.from_numpy(group.pages).long()] = 0.5
+            opened.append(kv)
+        return opened, Limits(count, context, wanted.rows)
+
+    def limits(self, model: str) -> Limits:
+        """What a turn of this model can be made of."""
+        return self._limits[self._parts.states[model].kv_class]
+
+    def close(self) -> None:
+        """Give all pages back."""
+        for cache, opened in zip(self._parts.caches, self._kv, strict=True):
+            for kv in opened:
+                cache.close(kv)
+
+    def make(self, model: str, load: Load) -> list[tuple[EngineSequence, int]]:
+        """Sequences with the rows that each will compute; good for any number of runs."""
+        state = self._parts.states[model]
+        cache, slots = self._parts.caches[state.kv_class], iter(self._kv[state.kv_class])
+        chosen = np.random.default_rng(_SEED)
+        grants = []
+        for group in load:
+            for _ in range(group.sequences):
+                tokens = chosen.integers(0, state.route.chain.vocab_size, group.context)
+                request = Request("profile", model, tuple(tokens.tolist()), Sampling(max_tokens=1))
+                sequence = EngineSequence(request, state, cache.page_size)
+                sequence.num_computed = sequence.num_total - group.rows
+                sequence.kv = next(slots)
+                grants.append((sequence, group.rows))
+        return grants
+
+    @torch.inference_mode()
+    def run(self, grants: Sequence[tuple[EngineSequence, int]]) -> Iterator[TimedHop]:
+        """One turn; every hop of it, timed until the device is done."""
+        executor, spans = self._parts.executor, self._parts.plan.spans
+        self._queues.enter(Turn(list(grants)))
+        while hop := self._queues.pick():
+            size = size_of(hop)
+            self._settle()
+            start = time.perf_counter()
+            out = executor.run(hop, spans[hop.span])
+            self._settle()
+            seconds = time.perf_counter() - start
+            self._queues.hand_over(None if self._parts.has_head[hop.span] else out)
+            yield TimedHop(hop.span, size, seconds)
+
+    def _settle(self) -> None:
+        if self._parts.caches[0].tensor.device.type == "cuda":
+            torch.cuda.synchronize()

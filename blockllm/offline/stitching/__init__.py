@@ -1,0 +1,1 @@
+"""Chains of two models' blocks, joined by a small trained bridge where their sizes differ."""

@@ -1,0 +1,146 @@
+"""From two models to chains of both in the zoo: fit a bridge, train it, measure, keep or refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from blake3 import blake3
+
+from blockllm.core import Layer, Measurement
+from blockllm.engine.scoring import Scorer, compare
+from blockllm.offline.loss import measure_loss
+from blockllm.offline.stitching.bridge import Terms, least_squares, pairs_of, train_bridge
+from blockllm.offline.stitching.cuts import Cost, Cut, bridge_function, check_cut, cost
+from blockllm.offline.training.arrays import new_layer, storage_dtype
+from blockllm.offline.training.loop import Course
+from blockllm.offline.training.texts import learn_and_measure
+from blockllm.offline.training.twin import TwinLayer, Weights, load_twins
+from blockllm.zoo import Progress, Zoo
+from blockllm.zoo.assemble import NewLayer
+
+_PAIRED = 32  # windows whose hidden states the first fit sees
+
+
+class Wish(NamedTuple):
+    """Which models to join where, how to train the bridge, and what a chain may lose."""
+
+    front: str
+    back: str
+    cuts: tuple[Cut, ...]
+    name: str  # of the chain; of several, each has the cut behind it
+    text: bytes
+    window: int
+    course: Course
+    terms: Terms = Terms()
+    measured: bytes | None = None  # text to measure on; else the last fifth of `text`
+    max_rise: float | None = None  # of the perplexity, against the back model
+    checkpoint: Path | None = None
+
+
+class Stitched(msgspec.Struct, frozen=True):
+    """One chain: a finding about its bridge (subject) and its name (object)."""
+
+    name: str
+    front: str
+    back: str
+    cut: Cut
+    loss: Measurement  # against the back model
+    front_perplexity: float
+    cost: Cost
+    front_cost: Cost
+    back_cost: Cost
+    kept: bool  # whether the loss is within the gate; the zoo has no other
+
+
+def stitch(zoo: Zoo, wish: Wish, progress: Progress) -> list[Stitched]:
+    """Join the models by one bridge for all cuts. Chains within the gate are in the zoo when this
+    returns, with their loss.
+
+    Raises ZooError, and then no model was added, for cuts that make no chain, models with deltas
+    or of different tokenizers, and too little text.
+    """
+    front, back = (zoo.layers(model) for model in (wish.front, wish.back))
+    for cut in wish.cuts:
+        check_cut(front, back, cut)
+    models = (wish.front, wish.back)
+    learned, kept = learn_and_measure(zoo, models, wish.text, wish.measured, wish.window)
+    weights = _make_bridge(zoo, wish, learned, progress)
+    added: list[str] = []
+    try:
+        for cut in wish.cuts:
+            added.append(_assemble(zoo, wish, cut, weights))
+        progress("measuring", 0, 0)
+        found = _measure(zoo, wish, added, kept)
+    except BaseException:
+        for name in added:
+            zoo.remove(name)
+        raise
+    for one in found:
+        if one.kept:
+            zoo.record_loss(one.loss)
+            bridge = zoo.layers(one.name)[one.cut.front + 1]
+            zoo.record_finding("stitch", bridge.digest, one.name, one)
+        else:
+            zoo.remove(one.name)
+    return found
+
+
+def _make_bridge(zoo: Zoo, wish: Wish, learned: torch.Tensor, progress: Progress) -> Weights:
+    front, back = (zoo.layers(model) for model in (wish.front, wish.back))
+    ours, theirs = (load_twins(zoo, model) for model in (wish.front, wish.back))
+    bridges = {cut: bridge_function(front, back, cut) for cut in wish.cuts}
+    progress("fitting by least squares", 0, 0)
+    weights = least_squares(pairs_of(ours, theirs, bridges, learned[:_PAIRED]), wish.terms)
+    return train_bridge(
+        ours, theirs, bridges, weights, learned, wish.course, _task(wish, front, back),
+        wish.checkpoint,
+        lambda done, steps, loss: progress(f"distilling, loss {loss:.4f}", done, steps),
+    )  # fmt: skip
+
+
+def _task(wish: Wish, front: Sequence[Layer], back: Sequence[Layer]) -> str:
+    digests = [layer.digest for layer in (*front, *back)]
+    text = blake3(wish.text).hexdigest()
+    facts = (digests, wish.cuts, wish.window, wish.course, wish.terms, text)
+    return str(blake3(repr(facts).encode()).hexdigest())
+
+
+def chain_name(wish: Wish, cut: Cut) -> str:
+    """The name that the chain of a cut gets."""
+    return wish.name if len(wish.cuts) == 1 else f"{wish.name}-{cut.front}-{cut.back}"
+
+
+def _assemble(zoo: Zoo, wish: Wish, cut: Cut, weights: Weights) -> str:
+    front, back = (zoo.layers(model) for model in (wish.front, wish.back))
+    bridge = TwinLayer(bridge_function(front, back, cut), weights)
+    layers: tuple[Layer | NewLayer, ...] = (
+        *front[: cut.front + 1],
+        new_layer(bridge, storage_dtype(zoo, wish.back)),
+        *back[cut.back + 1 :],
+    )
+    shorter = min((wish.front, wish.back), key=lambda name: zoo.card(name).max_context)
+    name = chain_name(wish, cut)
+    root = f"{wish.front}@{cut.front} {wish.back}@{cut.back}"
+    zoo.assemble(name, shorter, layers, kind="stitched", root=root)
+    return name
+
+
+def _measure(zoo: Zoo, wish: Wish, names: Sequence[str], kept: torch.Tensor) -> list[Stitched]:
+    scorer = Scorer(zoo, [*names, wish.front, wish.back])
+    windows, text = kept.tolist(), wish.measured or wish.text
+    front_perplexity = compare(scorer, wish.front, wish.back, windows).perplexity
+    front_cost, back_cost = (cost(zoo.layers(model)) for model in (wish.front, wish.back))
+    found = []
+    for name, cut in zip(names, wish.cuts, strict=True):
+        loss = measure_loss(scorer, name, wish.back, windows, wish.window, text)
+        within = wish.max_rise is None or loss.rise <= wish.max_rise
+        own = cost(zoo.layers(name))
+        found.append(
+            Stitched(name, wish.front, wish.back, cut, loss, front_perplexity, own, front_cost,
+                     back_cost, within)
+        )  # fmt: skip
+    return found

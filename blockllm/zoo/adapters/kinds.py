@@ -1,0 +1,71 @@
+"""Which kind of adapter a folder holds, and who reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from blockllm.errors import AdapterMismatch, UnsupportedModel
+from blockllm.zoo.adapters.bottleneck import read_bottlenecks
+from blockllm.zoo.adapters.ia3 import read_ia3
+from blockllm.zoo.adapters.lora import read_lora
+from blockllm.zoo.adapters.plan import AdapterPlan, Layers
+from blockllm.zoo.adapters.virtual import read_prefix, read_prompt
+from blockllm.zoo.adapters.whole import read_biases, read_norms
+from blockllm.zoo.checkpoint import SAVING, Source
+from blockllm.zoo.settings_reader import SettingsReader, read_json
+
+CONFIG_FILE = "adapter_config.json"
+_PEFT_FILES = ("adapter_model.safetensors",)
+_HUB_FILES = ("adapter.safetensors", "model.safetensors")
+_HUB_SAVING = "save_adapter(..., use_safetensors=True)"
+
+_PEFT: dict[str, Callable[[SettingsReader, dict[str, Source], Layers], AdapterPlan]] = {
+    "BITFIT": read_biases,
+    "IA3": read_ia3,
+    "LN_TUNING": read_norms,
+    "LORA": read_lora,
+    "PREFIX_TUNING": read_prefix,
+    "PROMPT_TUNING": read_prompt,
+    "P_TUNING": read_prompt,
+}
+
+
+class AdapterKind(NamedTuple):
+    """How one folder is read: the names its weight file may have, how to save it safely, the base
+    it was made for, and the reader of its tensors."""
+
+    files: tuple[str, ...]
+    saving: str
+    base: str
+    config: SettingsReader
+    reader: Callable[[SettingsReader, dict[str, Source], Layers], AdapterPlan]
+
+    def read(self, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
+        """Check options and tensors against the base's layers; raises a CheckpointError."""
+        plan = self.reader(self.config, tensors, layers)
+        if not plan.additions and not plan.replaced:
+            raise AdapterMismatch("the adapter has no tensors")
+        return plan
+
+
+def choose_kind(folder: Path) -> AdapterKind:
+    """The kind of adapter in a folder; raises UnsupportedModel for one that is not known."""
+    config = SettingsReader(read_json(folder / CONFIG_FILE), CONFIG_FILE)
+    if "peft_type" not in config and "config" in config:
+        if (folder / "head_config.json").exists():
+            raise UnsupportedModel(
+                "the adapter has a prediction head of its own (head_config.json), which is not "
+                "supported; if it was not trained, save the adapter with with_head=False"
+            )
+        base = config.text("model_name", "")
+        return AdapterKind(_HUB_FILES, _HUB_SAVING, base, config, read_bottlenecks)
+    name = config.text("peft_type")
+    if name not in _PEFT:
+        known = ", ".join(_PEFT)
+        raise UnsupportedModel(
+            f"{CONFIG_FILE}: adapter type {name[:40]} is not supported (supported: {known})"
+        )
+    base = config.text("base_model_name_or_path", "")
+    return AdapterKind(_PEFT_FILES, SAVING, base, config, _PEFT[name])

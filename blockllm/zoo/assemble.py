@@ -1,0 +1,163 @@
+"""Models made of layers that the zoo has and of new ones computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from blockllm.core import EmbedFunction, Function, HeadFunction, Layer, Target, Tensor
+from blockllm.errors import ZooError
+from blockllm.zoo import records
+from blockllm.zoo.catalog import Catalog
+from blockllm.zoo.digest import layer_digest
+from blockllm.zoo.folder import Folder, publish, remove
+from blockllm.zoo.header import Entry
+from blockllm.zoo.packs import PackWriter
+from blockllm.zoo.records import Record, Targets
+from blockllm.zoo.snapshot import Snapshot, make_target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Weights = Tensor | NDArray[Any]
+
+_DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "uint8": "U8", "int32": "I32"}
+
+
+class NewLayer(NamedTuple):
+    """A layer whose weights the zoo may not have yet, as arrays or as tensors of the zoo."""
+
+    function: Function
+    tensors: dict[str, Weights]
+
+
+class NewTarget(NamedTuple):
+    """A target (its tag and settings) whose tensors the zoo may not have yet."""
+
+    kind: str
+    parts: dict[str, Weights]
+    settings: dict[str, Any]
+
+
+AnyTargets = dict[int, dict[str, tuple[Target | NewTarget, ...]]]
+
+
+class Assembly(NamedTuple):
+    """A model to make; see `Zoo.assemble`."""
+
+    name: str
+    like: str
+    layers: tuple[Layer | NewLayer, ...]
+    kind: str
+    exact: bool
+    root: str
+    targets: AnyTargets | None
+    parent: str | None
+
+
+def assemble(folder: Folder, catalog: Catalog, wish: Assembly) -> tuple[Record, int]:
+    """Make the model under the zoo's write lock; returns its record and the bytes written.
+
+    Raises a ZooError or OSError, and then folder and catalogue are as before.
+    """
+
+    def store(snapshot: Snapshot, writer: PackWriter) -> Record:
+        like = snapshot.record(wish.like)
+        layers = tuple(_store_layer(layer, writer) for layer in wish.layers)
+        _check(layers)
+        parent = wish.parent and snapshot.record(wish.parent)
+        return msgspec.structs.replace(
+            like,
+            name=wish.name,
+            kind=wish.kind,
+            parent=wish.parent,
+            root=wish.root or wish.like,
+            layers=layers,
+            targets=_store_targets(wish.targets or {}, writer),
+            # an adapter finds its base's files by itself
+            assets=like.assets if not parent else {},
+            exact=wish.exact,
+        )
+
+    return write(folder, catalog, wish.name, store)
+
+
+def write(
+    folder: Folder,
+    catalog: Catalog,
+    name: str,
+    store: Callable[[Snapshot, PackWriter], Record],
+    advance: Callable[[int], None] = lambda nbytes: None,
+) -> tuple[Record, int]:
+    """Let `store` write packs and describe a model, and make both visible, or neither."""
+    with catalog.reading() as connection:
+        records.check_free(connection, name)
+        writer = PackWriter(folder, lambda t: records.find_tensor(connection, t), advance)
+        try:
+            record = store(Snapshot(connection), writer)
+            published = publish(writer.moves)
+        finally:
+            folder.drop_temporary()
+    try:
+        with catalog.writing() as connection:
+            records.insert(connection, record)
+    except BaseException:
+        for path in published:
+            remove(path)
+        raise
+    return record, writer.num_bytes
+
+
+class ArraySource:
+    """An array in memory as a tensor to be stored."""
+
+    def __init__(self, array: NDArray[Any], where: str) -> None:
+        dtype = _DTYPES.get(str(array.dtype))
+        if dtype is None:
+            raise ZooError(f"{where}: arrays of {array.dtype} cannot be stored")
+        self._bytes = array.tobytes()  # in C order, whatever the array's
+        self.entry = Entry(dtype, tuple(array.shape), 0, len(self._bytes))
+        self.where = where
+
+    def chunks(self) -> Iterator[memoryview]:
+        """All bytes."""
+        yield memoryview(self._bytes)
+
+
+def _store_layer(layer: Layer | NewLayer, writer: PackWriter) -> Layer:
+    if isinstance(layer, Layer):
+        return layer
+    tensors = _store(layer.tensors, writer)
+    return Layer(layer_digest(layer.function, tensors), layer.function, tensors)
+
+
+def _store_targets(targets: AnyTargets, writer: PackWriter) -> Targets:
+    return {
+        position: {
+            module: tuple(_store_target(target, writer) for target in group)
+            for module, group in modules.items()
+        }
+        for position, modules in targets.items()
+    }
+
+
+def _store_target(target: Target | NewTarget, writer: PackWriter) -> Target:
+    if not isinstance(target, NewTarget):
+        return target
+    return make_target({"kind": target.kind, **target.settings}, _store(target.parts, writer))
+
+
+def _store(weights: dict[str, Weights], writer: PackWriter) -> dict[str, Tensor]:
+    new = {n: ArraySource(w, n) for n, w in weights.items() if not isinstance(w, Tensor)}
+    return {**{n: w for n, w in weights.items() if isinstance(w, Tensor)}, **writer.add(new)}
+
+
+def _check(layers: tuple[Layer, ...]) -> None:
+    kinds = [type(layer.function) for layer in layers]
+    inner = kinds[1:-1]
+    if kinds[:1] != [EmbedFunction] or kinds[-1:] != [HeadFunction] or not inner:
+        raise ZooError("a model is an embedding, layers and a head, in this order")
+    if EmbedFunction in inner or HeadFunction in inner:
+        raise ZooError("a model has one embedding and one head")
