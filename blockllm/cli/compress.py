@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from blockllm.cli.measure import parse_share
+from blockllm.cli.output import size_text
 from blockllm.config import parse_bytes
 from blockllm.errors import ConfigError, ZooError
 
@@ -74,8 +75,8 @@ def delta_lines(name: str, made: Compressed) -> list[str]:
     share, loss = made.nbytes / made.checkpoint_bytes, made.measurement
     codecs = Counter(made.codecs.values()).most_common()
     return [
-        f"added {name}: {made.nbytes} bytes, {share:.1%} of the checkpoint's "
-        f"{made.checkpoint_bytes}, {made.report.seconds:.1f} s",
+        f"added {name}: {size_text(made.nbytes)}, {share:.1%} of the checkpoint's "
+        f"{size_text(made.checkpoint_bytes)}, {made.report.seconds:.1f} s",
         f"perplexity {loss.perplexity:.3f}, checkpoint's {loss.reference_perplexity:.3f} "
         f"({loss.rise:+.2%}), KL {loss.kl:.5f}, same first choice {loss.agreement:.2%} on "
         f"{loss.num_tokens} tokens",

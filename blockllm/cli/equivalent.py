@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blockllm.cli.measure import parse_share
-from blockllm.config import default_zoo
+from blockllm.cli.options import Folder, Json
+from blockllm.cli.output import make_table, print_json, print_table, progress_bars, size_text
 from blockllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
 
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models of the zoo.")]
-Folder = Annotated[
-    str,
-    typer.Option(
-        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
-    ),
-]
 Texts = Annotated[
     list[str],
     typer.Option(
@@ -63,10 +58,9 @@ def equivalent(
     tokens: Tokens = 4096,
     assemble: Assemble = None,
     out: Out = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find the swaps of layers between models that save most bytes within a loss you allow."""
-    from blockllm.cli import zoo as shared
     from blockllm.offline.equivalence.adopt import adopt, check_free
     from blockllm.offline.equivalence.evidence import Budget
     from blockllm.offline.equivalence.find import Limits, find_equivalents, record
@@ -80,7 +74,7 @@ def equivalent(
     if max_kl is None and rise is None and min_agreement is None:
         max_kl = 0.01
     limits = Limits(Budget(max_kl, rise, min_agreement), threshold, reach, window, tokens)
-    with shared._progress() as progress:
+    with progress_bars() as progress:
         findings = find_equivalents(zoo, models, texts, limits, progress)
     record(zoo, findings)
     if out is not None:
@@ -89,7 +83,7 @@ def equivalent(
         _print_findings(findings)
     made = adopt(zoo, models, findings.plan, assemble, texts, limits) if assemble else []
     if as_json:
-        return shared._print_json({"findings": findings, "assembled": made})
+        return print_json({"findings": findings, "assembled": made})
     for one in made:
         print(f"added {one.model}: perplexity {one.rise:+.2%} against {one.reference}")
     return None
@@ -127,21 +121,20 @@ def _write(out: Path, zoo: Zoo, findings: Findings) -> None:
 
 
 def _print_findings(findings: Findings) -> None:
-    from blockllm.cli import zoo as shared
 
     columns = ("in place of", "stands", "cosine", "distance", "lens cosine", "lens KL")
-    table = shared._table(*columns, "changes", "KL", "rise", "same first choice", "")
+    table = make_table(*columns, "changes", "KL", "rise", "same first choice", "")
     for edge in findings.edges:
         for row in _rows(edge, findings.budget):
             table.add_row(*row)
-    shared._print(table)
+    print_table(table)
     for guess in findings.predictions:
         print(
             f"{guess.metric} ranks {guess.num_swaps} swaps ({guess.pairs}) like the swap test "
             f"with correlation {guess.rank_correlation:.2f}"
         )
     plan = findings.plan
-    saved, total = shared._size(plan.saved_bytes), shared._size(plan.total_bytes)
+    saved, total = size_text(plan.saved_bytes), size_text(plan.total_bytes)
     share = plan.saved_bytes / plan.total_bytes
     print(f"{len(plan.swaps)} swaps save {saved} of {total} ({share:.1%}):")
     print("  " + ("; ".join(map(str, plan.swaps)) or "none is within the budget"))

@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blockllm.config import EngineSettings, default_zoo, load
+from blockllm.cli.options import Folder, Json
+from blockllm.cli.output import print_json, print_table
+from blockllm.config import EngineSettings, load
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from blockllm.offline.profile import ProfiledSpan
 
-Folder = Annotated[
-    str,
-    typer.Option(
-        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
-    ),
-]
 _NUMBERS = (
     "MB", "1 row", "8 rows", "32 rows", "128 rows", "error", "p95", "disk", "cached", "ready"
 )  # fmt: skip
@@ -40,11 +36,9 @@ def profile(
         str, typer.Option(help="float32, bfloat16, float16; auto: by device.")
     ] = "auto",
     threads: Annotated[int, typer.Option(help="Compute threads; 0: all cores.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure and fit time by rows and KV tokens for every span; load times by tier."""
-    import msgspec
-
     from blockllm.offline.profile import Effort
     from blockllm.offline.profile import profile as measure
     from blockllm.zoo import Zoo
@@ -57,8 +51,7 @@ def profile(
     effort = Effort(rounds, sequences, context, rows)
     found = measure(Zoo(folder), chosen, settings, effort, again, _show_progress)
     if as_json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
-        return
+        return print_json(found)
     _print(found)
 
 
@@ -68,15 +61,13 @@ def _show_progress(activity: str, done: int, total: int) -> None:
 
 
 def _print(found: list[ProfiledSpan]) -> None:
-    from rich.console import Console
-
     device = found[0].profile.device
     versions = ", ".join(f"{name} {number}" for name, number in device.versions.items())
     print(f"{device.name}, {device.threads} threads, {device.dtype}; {versions}")
     measured = len({one.profile.shape for one in found if not one.known})
     shapes = len({one.profile.shape for one in found})
     print(f"{len(found)} spans of {shapes} shapes: {measured} measured, {shapes - measured} known")
-    Console(width=None if sys.stdout.isatty() else 200).print(_table(found))
+    print_table(_table(found))
     print(
         f"times in ms; rows: sequences that decode with {_CONTEXT} tokens each; error, p95: of the "
         "fit on hops it has not seen; disk, cached, ready: load times by tier"

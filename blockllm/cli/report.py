@@ -7,15 +7,8 @@ from typing import Annotated
 
 import typer
 
-from blockllm.config import default_zoo
+from blockllm.cli.options import Folder
 from blockllm.errors import ZooError
-
-Folder = Annotated[
-    str,
-    typer.Option(
-        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
-    ),
-]
 
 
 def report(

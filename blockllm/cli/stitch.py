@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blockllm.cli.measure import parse_share
-from blockllm.config import default_zoo
+from blockllm.cli.options import Folder, Json
+from blockllm.cli.output import make_table, print_json, print_table, progress_bars, size_text
 from blockllm.errors import ZooError
 
 if TYPE_CHECKING:
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
     from blockllm.offline.stitching.stitch import Stitched
     from blockllm.zoo import Zoo
 
-Folder = Annotated[
-    str,
-    typer.Option(
-        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
-    ),
-]
 Front = Annotated[
     str,
     typer.Argument(metavar="A@LAYER", help="Model and how many of its layers run: base@3, @1,3,5."),
@@ -63,13 +58,12 @@ def stitch(
     measured: Measured = None,
     max_rise: MaxRise = None,
     checkpoint: Checkpoint = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Join two models by a bridge trained for it; several cuts share one bridge.
 
     Give equally many layers of both, or `@all` for every cut at matching depths.
     """
-    from blockllm.cli import zoo as shared
     from blockllm.offline.stitching.bridge import Terms
     from blockllm.offline.stitching.stitch import Wish
     from blockllm.offline.stitching.stitch import stitch as make
@@ -84,10 +78,10 @@ def stitch(
         measured.read_bytes() if measured else None,
         None if max_rise is None else parse_share(max_rise), checkpoint,
     )  # fmt: skip
-    with shared._progress() as progress:
+    with progress_bars() as progress:
         found = make(zoo, wish, progress)
     if as_json:
-        shared._print_json(found)
+        print_json(found)
     else:
         _print(found)
     refused = [one for one in found if not one.kept]
@@ -125,19 +119,18 @@ def _cuts(
 
 
 def _print(found: list[Stitched]) -> None:
-    from blockllm.cli import zoo as shared
 
-    table = shared._table("model", "size", "MFLOP a token", "perplexity", "KL", "same first choice")
+    table = make_table("model", "size", "MFLOP a token", "perplexity", "KL", "same first choice")
     one = found[0]
     sides = (
         (one.front, one.front_cost, one.front_perplexity),
         (one.back, one.back_cost, one.loss.reference_perplexity),
     )
     for model, cost, perplexity in sides:
-        facts = [model, shared._size(cost.nbytes), f"{cost.flops / 1e6:.2f}"]
+        facts = [model, size_text(cost.nbytes), f"{cost.flops / 1e6:.2f}"]
         table.add_row(*facts, f"{perplexity:.3f}", "", "")
     for one in found:
-        facts = [one.name, shared._size(one.cost.nbytes), f"{one.cost.flops / 1e6:.2f}"]
+        facts = [one.name, size_text(one.cost.nbytes), f"{one.cost.flops / 1e6:.2f}"]
         facts += [f"{one.loss.perplexity:.3f}", f"{one.loss.kl:.4f}", f"{one.loss.agreement:.2%}"]
         table.add_row(*facts)
-    shared._print(table)
+    print_table(table)

@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blockllm.config import default_zoo
+from blockllm.cli.options import Folder, Json
+from blockllm.cli.output import make_table, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
     from blockllm.offline.surrogates.surrogate import Made
 
-Folder = Annotated[
-    str,
-    typer.Option(
-        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
-    ),
-]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model in the zoo.")]
 Ratio = Annotated[
     list[float],
@@ -59,10 +54,9 @@ def surrogate(
     measured: Measured = None,
     min_agreement: MinAgreement = 0.0,
     checkpoints: Checkpoints = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Prune a model's layers at several ratios, distil them, and measure them as its draft."""
-    from blockllm.cli import zoo as shared
     from blockllm.offline.surrogates.surrogate import Wish
     from blockllm.offline.surrogates.surrogate import surrogate as make
     from blockllm.offline.training.loop import Course
@@ -80,19 +74,18 @@ def surrogate(
             measured.read_bytes() if measured else None, min_agreement,
             checkpoints and checkpoints / f"{name}.safetensors",
         )  # fmt: skip
-        with shared._progress() as progress:
+        with progress_bars() as progress:
             made.append(make(zoo, wish, progress))
     if as_json:
-        shared._print_json(made)
+        print_json(made)
     else:
         _print(made)
 
 
 def _print(made: list[Made]) -> None:
-    from blockllm.cli import zoo as shared
 
     columns = ("draft", "layer", "heads", "channels", "saved", "cosine", "of change", "same choice")
-    table = shared._table(*columns, "KL", "time, 1 row", "32 rows")
+    table = make_table(*columns, "KL", "time, 1 row", "32 rows")
     for one in made:
         for index, each in enumerate(one.surrogates, start=1):
             quality = each.quality
@@ -101,7 +94,7 @@ def _print(made: list[Made]) -> None:
             facts += [f"{quality.cosine_of_change:.4f}", f"{quality.agreement:.2%}"]
             saved = (each.row_seconds_saved, each.rows_seconds_saved)
             table.add_row(*facts, f"{quality.kl:.4f}", *(f"{-share:+.0%}" for share in saved))
-    shared._print(table)
+    print_table(table)
     for one in made:
         found = one.speculation
         print(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,31 +21,20 @@ from blockllm.cli.measure import (
     parse_share,
     take_measurement,
 )
+from blockllm.cli.options import Folder, Json, Name
+from blockllm.cli.output import make_table, print_json, print_table, progress_bars, size_text
 from blockllm.cli.stitch import stitch
 from blockllm.cli.surrogate import surrogate
-from blockllm.config import default_zoo
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from blockllm.core import ChainEntry
-    from blockllm.zoo import Progress, Zoo
+    from blockllm.core import ChainEntry, Layer
+    from blockllm.zoo import Zoo
 
 app = typer.Typer(
     name="zoo",
     help="The store of models: each block of weights is kept once, whoever uses it.",
     no_args_is_help=True,
 )
-
-Folder = Annotated[
-    str,
-    typer.Option(
-        "--zoo", envvar="BLOCKLLM_ZOO", help="Folder of the zoo.", default_factory=default_zoo
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the model in the zoo.")]
-
 
 _LISTED = (
     "model", "kind", "family", "format", "base", "context", "blocks", "size", "own", "shared"
@@ -88,11 +75,11 @@ def add(
     limits.check(share, base, others=format is not None or scale is not None)
     if share is not None and base is not None:
         return _add_delta(name, source, folder, base, limits, as_json)
-    with _progress() as progress:
+    with progress_bars() as progress:
         report = _open(folder).add(name, source, base, progress, format, scale)
     if as_json:
-        return _print_json(report)
-    total, stored = _size(report.total_bytes), _size(report.stored_bytes)
+        return print_json(report)
+    total, stored = size_text(report.total_bytes), size_text(report.stored_bytes)
     blocks = f"{report.num_shared_blocks} of {report.num_blocks} blocks shared"
     print(f"added {name}: {total}, stored {stored}, {blocks}, {report.seconds:.1f} s")
     return None
@@ -102,10 +89,10 @@ def _add_delta(
     name: str, source: str, folder: str, base: str, limits: Limits, as_json: bool
 ) -> None:
     beside = Path(folder).expanduser().absolute().parent
-    with _progress() as progress:
+    with progress_bars() as progress:
         made = add_delta(_open(folder), name, source, base, limits, beside, progress)
     if as_json:
-        return _print_json(made)
+        return print_json(made)
     print("\n".join(delta_lines(name, made)))
     return None
 
@@ -115,17 +102,17 @@ def ls(folder: Folder, as_json: Json = False) -> None:
     """List the models, oldest first, with the bytes each shares and owns."""
     cards = _open(folder).cards()
     if as_json:
-        return _print_json(cards)
+        return print_json(cards)
     if not cards:
         print(f"no models in {folder}; add one with: blockllm zoo add NAME PATH_OR_HUB_ID")
         return None
-    table = _table(*_LISTED)
+    table = make_table(*_LISTED)
     for card in cards:
         blocks = f"{card.num_blocks} ({card.num_shared_blocks} shared)"
-        sizes = [_size(n) for n in (card.total_bytes, card.own_bytes, card.shared_bytes)]
+        sizes = [size_text(n) for n in (card.total_bytes, card.own_bytes, card.shared_bytes)]
         facts = [card.name, card.kind, card.family, card.format, card.parent or ""]
         table.add_row(*facts, str(card.max_context), blocks, *sizes)
-    _print(table)
+    print_table(table)
     return None
 
 
@@ -144,19 +131,26 @@ def show(name: Name, folder: Folder, as_json: Json = False) -> None:
         others = [other for other in riders[entry.block.id] if other != name]
         rows.append({**_describe(entry), "shared_with": others})
     if as_json:
-        return _print_json({"model": card, "chain": rows})
+        return print_json({"model": card, "chain": rows})
     base = f" on {card.parent}" if card.parent else ""
     precision = card.format if card.exact else f"{card.format} (lossy, made from {card.dtype})"
     print(f"{name}: {card.kind}{base}, {card.family}, {precision}, {card.max_context} tokens")
-    print(f"{_size(card.total_bytes)}, {_size(card.own_bytes)} its own; from {card.root}")
+    print(f"{size_text(card.total_bytes)}, {size_text(card.own_bytes)} its own; from {card.root}")
     for line in loss_lines(card.loss) or ["loss not measured: zoo measure"] * (not card.exact):
         print(line)
-    table = _table("block", "function", "layers", "size", "shared with", "delta")
+    table = make_table("block", "function", "layers", "size", "shared with", "delta")
     for row in rows:
-        facts = [row["block"][:12], row["function"], str(row["num_layers"]), _size(row["bytes"])]
-        delta = f"{_size(row['delta_bytes'])}: {', '.join(row['targets'])}" if row["delta"] else ""
+        facts = [
+            row["block"][:12],
+            row["function"],
+            str(row["num_layers"]),
+            size_text(row["bytes"]),
+        ]
+        delta = (
+            f"{size_text(row['delta_bytes'])}: {', '.join(row['targets'])}" if row["delta"] else ""
+        )
         table.add_row(*facts, ", ".join(row["shared_with"]), delta)
-    _print(table)
+    print_table(table)
     return None
 
 
@@ -175,13 +169,13 @@ def measure(
     found = take_measurement(_open(folder), name, against, text.read_bytes(), window)
     passed = limit is None or found.rise <= limit
     if as_json:
-        _print_json({"measurement": found, "rise": found.rise, "passed": passed})
+        print_json({"measurement": found, "rise": found.rise, "passed": passed})
     else:
-        table = _table("model", "perplexity", "rise", "KL", "same first choice", "tokens")
+        table = make_table("model", "perplexity", "rise", "KL", "same first choice", "tokens")
         table.add_row(against, f"{found.reference_perplexity:.3f}", "", "", "", "")
         facts = [f"{found.rise:+.2%}", f"{found.kl:.5f}", f"{found.agreement:.2%}"]
         table.add_row(name, f"{found.perplexity:.3f}", *facts, str(found.num_tokens))
-        _print(table)
+        print_table(table)
     if not passed:
         print(f"the perplexity rises by {found.rise:.2%}, allowed is {limit:.2%}", file=sys.stderr)
         raise typer.Exit(1)
@@ -192,7 +186,7 @@ def rm(name: Name, folder: Folder, as_json: Json = False) -> None:
     """Remove a model. Its weights stay on disk until `gc`."""
     _open(folder).remove(name)
     if as_json:
-        return _print_json({"removed": name})
+        return print_json({"removed": name})
     print(f"removed {name}; `blockllm zoo gc` frees the disk space")
     return None
 
@@ -200,17 +194,17 @@ def rm(name: Name, folder: Folder, as_json: Json = False) -> None:
 @app.command()
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Check every stored byte against the hash it is named by. Exit status 1 if any differs."""
-    with _progress() as progress:
+    with progress_bars() as progress:
         report = _open(folder).verify(progress)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         for problem in report.problems:
             models = ", ".join(problem.models) or "no model"
             print(f"{problem.where}: {problem.what} (needed by {models})")
         state = "sound" if report.is_sound else f"{len(report.problems)} problems"
         counts = f"{report.num_packs} packs, {report.num_tensors} tensors"
-        print(f"{counts}, {_size(report.num_bytes)}: {state}")
+        print(f"{counts}, {size_text(report.num_bytes)}: {state}")
     if not report.is_sound:
         raise typer.Exit(1)
 
@@ -220,8 +214,8 @@ def gc(folder: Folder, as_json: Json = False) -> None:
     """Delete what no model needs: weights of removed models, leavings of killed adds."""
     report = _open(folder).gc()
     if as_json:
-        return _print_json(report)
-    print(f"removed {report.num_files} files, {_size(report.num_bytes)}")
+        return print_json(report)
+    print(f"removed {report.num_files} files, {size_text(report.num_bytes)}")
     return None
 
 
@@ -240,71 +234,21 @@ def _open(folder: str) -> Zoo:
     return Zoo(folder)
 
 
+def _kind(layer: Layer) -> str:
+    part = getattr(layer.function, "part", "whole")
+    return str(layer.function.__struct_config__.tag if part == "whole" else part)
+
+
 def _describe(entry: ChainEntry) -> dict[str, Any]:
     block, delta = entry.block, entry.delta
     targets = delta.targets if delta else {}
     parts = delta.tensors() if delta else []
     return {
         "block": block.id,
-        "function": block.layers[0].function.__struct_config__.tag,
+        "function": " + ".join(dict.fromkeys(map(_kind, block.layers))),
         "num_layers": len(block.layers),
         "bytes": block.nbytes,
         "delta": delta.id if delta else None,
         "delta_bytes": sum(part.nbytes for part in parts),
         "targets": sorted({key.partition(".")[2] for key in targets}),
     }
-
-
-def _print_json(value: Any) -> None:
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-
-
-def _table(*columns: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    numbers = {"context", "layers", "size", "own", "shared"}
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
-    return table
-
-
-def _print(table: Table) -> None:
-    from rich.console import Console
-
-    # into a file or pipe nothing is cut off
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _size(nbytes: int) -> str:
-    size, units = float(nbytes), iter(("B", "KB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 1000 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from blockllm.zoo.reports import silent
-
-    if not sys.stderr.isatty():
-        yield silent
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Bars(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-    ) as bars:
-        task = bars.add_task("", total=None)
-
-        def show(activity: str, done: int, total: int) -> None:
-            bars.update(task, description=activity, completed=done, total=total or None)
-
-        yield show
