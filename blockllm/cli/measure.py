@@ -33,25 +33,13 @@ def take_measurement(zoo: Zoo, model: str, reference: str, text: bytes, window: 
 
     Raises ZooError if the two cannot be compared, and what `Scorer` raises.
     """
-    import torch
-    from blake3 import blake3
-
-    from blockllm import __version__
-    from blockllm.core import Measurement
-    from blockllm.engine.scoring import Scorer, compare
+    from blockllm.engine.scoring import Scorer
     from blockllm.offline import text as texts
+    from blockllm.offline.loss import measure_loss
 
     pieces = texts.windows(zoo, [model, reference], text, window)
-    found = compare(Scorer(zoo, [model, reference]), model, reference, pieces)
-    measurement = Measurement(
-        model=model,
-        reference=reference,
-        window=window,
-        text=str(blake3(text).hexdigest()),
-        created=time.time(),
-        versions={"blockllm": __version__, "torch": str(torch.__version__)},
-        **found._asdict(),
-    )
+    scorer = Scorer(zoo, [model, reference])
+    measurement = measure_loss(scorer, model, reference, pieces, window, text)
     zoo.record_loss(measurement)
     return measurement
 

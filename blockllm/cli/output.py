@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from blockllm.offline.report.units import size_text
+
+__all__ = ["make_table", "print_json", "print_table", "progress_bars", "size_text"]
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -38,15 +42,6 @@ def print_table(table: Table) -> None:
 
     # into a file or pipe nothing is cut off
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def size_text(nbytes: int) -> str:
-    """Bytes in decimal units."""
-    size, units = float(nbytes), iter(("B", "KB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 1000 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
 
 
 @contextmanager

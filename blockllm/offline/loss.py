@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from blockllm import __version__
 from blockllm.core import Measurement
-from blockllm.engine.scoring import Scorer, compare
+from blockllm.engine.scoring import Comparison, Scorer, compare
 
 
 def measure_loss(
@@ -24,6 +24,14 @@ def measure_loss(
     """Compare two loaded models on windows of a text, each up to `window` tokens. Nothing is
     recorded yet. Raises what `compare` raises.
     """
+    found = compare(scorer, model, reference, windows)
+    return as_measurement(found, model, reference, window, text)
+
+
+def as_measurement(
+    found: Comparison, model: str, reference: str, window: int, text: bytes
+) -> Measurement:
+    """What was found on windows of a text, with what it holds for."""
     return Measurement(
         model=model,
         reference=reference,
@@ -31,5 +39,5 @@ def measure_loss(
         text=str(blake3(text).hexdigest()),
         created=time.time(),
         versions={"blockllm": __version__, "torch": str(torch.__version__)},
-        **compare(scorer, model, reference, windows)._asdict(),
+        **found._asdict(),
     )

@@ -7,20 +7,17 @@ its weights. The zoo itself is written once, at the end, after the gate has pass
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import torch
-from blake3 import blake3
 
-from blockllm import __version__
 from blockllm.core import Measurement
 from blockllm.engine.scoring import Comparison
 from blockllm.errors import NameTaken, ZooError
 from blockllm.offline.compress.choose import Mix, smallest
 from blockllm.offline.compress.compressor import Compressor
+from blockllm.offline.loss import as_measurement
 from blockllm.offline.text import windows
 from blockllm.zoo import Zoo
 from blockllm.zoo.reports import AddReport, Progress, silent
@@ -100,15 +97,7 @@ def compress(
             parent=base,
         )
     loss = next(one.loss for one in tried if one.mix == mix)
-    measurement = Measurement(
-        model=name,
-        reference=str(source),
-        window=wanted.window,
-        text=str(blake3(text).hexdigest()),
-        created=time.time(),
-        versions={"blockllm": __version__, "torch": str(torch.__version__)},
-        **loss._asdict(),
-    )
+    measurement = as_measurement(loss, name, str(source), wanted.window, text)
     zoo.record_loss(measurement)
     points = tuple(_point(one) for one in tried)
     codecs = made.codecs(mix)

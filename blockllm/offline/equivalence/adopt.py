@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
-import torch
-from blake3 import blake3
-
-from blockllm import __version__
 from blockllm.core import Measurement
-from blockllm.engine.scoring import Scorer, compare
+from blockllm.engine.scoring import Scorer
 from blockllm.errors import NameTaken, ZooError
 from blockllm.offline.equivalence.candidates import by_digest, exchanged
 from blockllm.offline.equivalence.evidence import Plan
 from blockllm.offline.equivalence.find import Limits, probe
+from blockllm.offline.loss import measure_loss
 from blockllm.zoo import Zoo
 
 
@@ -42,18 +38,9 @@ def adopt(
         layers = exchanged(models[model], plan.mapping, by_digest(models))
         root = f"{model} with equivalent layers"
         zoo.assemble(new, model, layers, kind="equivalent", root=root)
-        found = compare(
-            Scorer(zoo, [new, model]), new, model, probe(zoo, names, texts[model], limits)
-        )
-        measurement = Measurement(
-            model=new,
-            reference=model,
-            window=limits.window,
-            text=str(blake3(texts[model]).hexdigest()),
-            created=time.time(),
-            versions={"blockllm": __version__, "torch": str(torch.__version__)},
-            **found._asdict(),
-        )
+        windows = probe(zoo, names, texts[model], limits)
+        scorer = Scorer(zoo, [new, model])
+        measurement = measure_loss(scorer, new, model, windows, limits.window, texts[model])
         zoo.record_loss(measurement)
         made.append(measurement)
     return made
