@@ -1,4 +1,5 @@
-"""Train the demonstration family: one small base and four fine-tunes, from standard-library text.
+"""Train the demonstration family: one small base, four fine-tunes of it and a
+wider base, from standard-library text.
 
 Step counts, seeds and file order are fixed, so the same machine and libraries repeat the result.
 """
@@ -7,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 from pathlib import Path
 
 import torch
 from demo_family import corpus, members, report, tokens
 from demo_family.members import BASE, MEMBERS, SMOKE_SIZE, Member, Size
-from demo_family.training import train
+from demo_family.training import Paused, Pieces, train
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -33,12 +35,19 @@ def parse_arguments() -> argparse.Namespace:
         "--only",
         action="append",
         choices=[*(member.name for member in MEMBERS), "report"],
-        help="train just this member, from the saved base; repeatable; 'report' only measures",
+        help="just this member, from the saved base; repeatable; 'report' measures all of them",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
         help="take the trained base from the work folder instead of training it",
+    )
+    parser.add_argument(
+        "--pause-after",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="stop a training after so long; the same command goes on from its checkpoint",
     )
     parser.add_argument("--smoke", action="store_true", help="a tiny family in under a minute")
     parser.add_argument("--threads", type=int, default=2)
@@ -52,6 +61,7 @@ def train_base(
     size: Size,
     splits: dict[str, corpus.Split],
     resume: bool,
+    pieces: Pieces,
 ) -> float:
     """Train the tokenizer and the base on general text; the domains stay unseen by the base."""
     kept, vocabulary, seconds = work / "base.safetensors", work / "tokenizer.json", 0.0
@@ -65,7 +75,7 @@ def train_base(
             (text for split in splits.values() for text in split.train), size.vocabulary
         )
         model = members.new_base(size, tokenizer, member.recipe.seed)
-        seconds = train_on_domain(member, model, tokenizer, size, splits)
+        seconds = train_on_domain(member, model, tokenizer, size, splits, pieces)
         state = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
         save_file(state, kept)
         tokenizer.save(str(vocabulary))
@@ -80,22 +90,23 @@ def train_on_domain(
     tokenizer: Tokenizer,
     size: Size,
     splits: dict[str, corpus.Split],
+    pieces: Pieces,
 ) -> float:
     """Train one model on its own domain's text."""
     stream = tokens.encode_documents(tokenizer, splits[member.domain].train)
     print(f"{member.name}: {stream.numel()} tokens of {member.domain}", flush=True)
     start, recipe = tokens.token_id(tokenizer, tokens.START), member.recipe
     source = tokens.batches(stream, size.window, recipe.rows, start, recipe.seed)
-    return train(member.name, model, source, recipe)
+    return train(member.name, model, source, recipe, pieces)
 
 
 def train_fine_tune(
-    out: Path, member: Member, size: Size, splits: dict[str, corpus.Split]
+    out: Path, member: Member, size: Size, splits: dict[str, corpus.Split], pieces: Pieces
 ) -> float:
     """Train one member from the saved base; an adapter uses the base's tokenizer files."""
     tokenizer = Tokenizer.from_file(str(out / BASE / "tokenizer.json"))
     model = members.prepare(out, member)
-    seconds = train_on_domain(member, model, tokenizer, size, splits)
+    seconds = train_on_domain(member, model, tokenizer, size, splits, pieces)
     members.save(out, member, model)
     if not member.rank:
         template = members.chat_template(member)
@@ -111,16 +122,26 @@ def train_one(
     size: Size,
     splits: dict[str, corpus.Split],
     resume: bool,
+    pieces: Pieces,
 ) -> None:
     """Train, save and check one member, and note its seconds for the report."""
-    if member.name == BASE:
-        seconds = train_base(out, work, member, size, splits, resume)
-    else:
-        seconds = train_fine_tune(out, member, size, splits)
+    goes_on = pieces.path(member.name).exists()
+    try:
+        if member.name == BASE:
+            seconds = train_base(out, work, member, size, splits, resume, pieces)
+        else:
+            seconds = train_fine_tune(out, member, size, splits, pieces)
+    except Paused as paused:
+        _note_seconds(work, member, paused.seconds, goes_on)
+        raise
+    if seconds:
+        _note_seconds(work, member, seconds, goes_on)
+
+
+def _note_seconds(work: Path, member: Member, seconds: float, goes_on: bool) -> None:
     timings = work / "seconds.json"
     noted = json.loads(timings.read_text(encoding="utf-8")) if timings.exists() else {}
-    if seconds:
-        noted[member.name] = round(seconds)
+    noted[member.name] = round(seconds) + (noted.get(member.name, 0) if goes_on else 0)
     timings.write_text(json.dumps(noted), encoding="utf-8")
 
 
@@ -135,10 +156,14 @@ def main() -> None:
     size = SMOKE_SIZE if arguments.smoke else Size()
     family = members.smoke_members() if arguments.smoke else MEMBERS
     splits = corpus.load_splits(6_000, every=8) if arguments.smoke else corpus.load_splits()
+    pieces = Pieces(work, arguments.pause_after)
     for member in family:
         if not arguments.only or member.name in arguments.only:
-            train_one(out, work, member, size, splits, arguments.resume)
-    if all((out / member.name).is_dir() for member in family):
+            try:
+                train_one(out, work, member, size, splits, arguments.resume, pieces)
+            except Paused as paused:
+                raise SystemExit(f"{paused}; the same command goes on") from None
+    if not arguments.only or "report" in arguments.only:
         measured = report.write(out, work, family, size, splits)
         if not arguments.smoke:
             report.require_gains(family, measured)

@@ -11,6 +11,7 @@ from blockllm.chain import Span, SpanPlan
 from blockllm.chain.spans import num_kv_layers
 from blockllm.core import (
     Block,
+    BridgeFunction,
     Delta,
     EmbedFunction,
     HeadFunction,
@@ -24,6 +25,7 @@ from blockllm.core import (
 from blockllm.engine.attention import Attention, AttentionRows
 from blockllm.engine.batch import Hop, Segment
 from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.models.bridge import BridgeLayer
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.decoder import DecoderLayer
 from blockllm.engine.models.embedding import Embedding
@@ -67,7 +69,7 @@ class HeadLayer:
         return self._projection(self._norm(x, segments), segments)
 
 
-AnyLayer = EmbedLayer | DecoderLayer | HeadLayer
+AnyLayer = EmbedLayer | DecoderLayer | BridgeLayer | HeadLayer
 
 
 def bind_layer(layer: Layer, load: Loader) -> AnyLayer:
@@ -76,6 +78,8 @@ def bind_layer(layer: Layer, load: Loader) -> AnyLayer:
         return EmbedLayer(layer, load)
     if isinstance(layer.function, HeadFunction):
         return HeadLayer(layer, load)
+    if isinstance(layer.function, BridgeFunction):
+        return BridgeLayer(layer, load)
     return DecoderLayer(layer, load)
 
 
@@ -151,6 +155,9 @@ class Executor:
                 elif isinstance(layer, HeadLayer):
                     assert x is not None
                     x = self._head(layer, x, hop, segments)
+                elif isinstance(layer, BridgeLayer):
+                    assert x is not None
+                    x = layer(x)
                 else:
                     assert x is not None
                     x = layer(x, self._rope_table(hop, layer), segments, attend)

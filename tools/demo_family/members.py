@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from demo_family.corpus import GENERAL, TOPICS
+from demo_family.grow import Growth, grow
 from demo_family.tokens import (
     CODE_CHAT_TEMPLATE,
     END,
@@ -53,6 +54,7 @@ class Member:
     prompt: str
     rank: int = 0
     targets: tuple[str, ...] = ()
+    growth: Growth | None = None
 
 
 MEMBERS: tuple[Member, ...] = (
@@ -95,6 +97,14 @@ MEMBERS: tuple[Member, ...] = (
         rank=16,
         targets=LINEARS,
     ),
+    Member(
+        "wide",
+        "grown from the base to 320 wide, then every tensor",
+        GENERAL,
+        Recipe(60, 3e-4, 0.002, rows=6, seed=5),
+        'def read_file(path):\n    """',
+        growth=Growth(hidden=320, intermediate=768),
+    ),
 )
 SMOKE_SIZE = Size(512, 48, 3, 3, 1, 96, 256, 64)
 
@@ -105,6 +115,7 @@ def smoke_members() -> tuple[Member, ...]:
         replace(
             member,
             recipe=replace(member.recipe, steps=40 if member.name == BASE else 20, horizon=0),
+            growth=member.growth and Growth(hidden=64, intermediate=128),
         )
         for member in MEMBERS
     )
@@ -151,8 +162,10 @@ def load_member(out: Path, member: Member) -> nn.Module:
 
 
 def prepare(out: Path, member: Member) -> nn.Module:
-    """The base with just the member's share of it made trainable."""
+    """The base, grown if the member is wider, with just the member's share of it trainable."""
     model = load_base(out)
+    if member.growth:
+        return grow(model, member.growth, member.recipe.seed)
     if member.rank:
         config = LoraConfig(
             r=member.rank,
@@ -185,7 +198,7 @@ def save(out: Path, member: Member, model: Any) -> None:
 
 def check(out: Path, member: Member) -> None:
     """Fail unless a full member's saved tensors differ from the base's exactly where they may."""
-    if member.rank or member.name == BASE:
+    if member.rank or member.growth or member.name == BASE:
         return
     base = load_file(out / BASE / "model.safetensors")
     own = load_file(out / member.name / "model.safetensors")

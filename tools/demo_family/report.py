@@ -23,8 +23,9 @@ SAMPLED = (BASE, "frozen-lower", "lora-b")
 README = """\
 # The demonstration family
 
-A Llama of {count:,} parameters (embeddings tied and included) and four real fine-tunes,
-all trained from the Python standard library's own sources and documentation.
+A Llama of {count:,} parameters (embeddings tied and included), four real fine-tunes of it and a
+wider base (`wide`, {wide_count:,} parameters), all trained from the Python standard library's own
+sources and documentation.
 They are small: they write plausible text, not correct programs.
 
 ## Held-out perplexity
@@ -57,6 +58,13 @@ The base was rounded to bf16 first and every fine-tune started from the rounded 
 `frozen-lower` shares its embeddings, its lower two thirds of the layers and its last norm
 with the base byte for byte, while `full` shares no tensor. Full models are bf16, adapters
 fp32. Another Python version has other text and gives other models.
+
+`wide` has {hidden} dimensions where the base has {narrow_hidden}, and {intermediate} MLP channels
+where the base has {narrow_intermediate}; layers, heads and tokenizer are the same. It was grown
+from the base (new dimensions start at zero, so it began as the same function) and then trained on
+`general` with every tensor free. No tensor is the base's.
+It stands for a family's second size where blocks of two sizes are stitched
+(docs/stitching.md); two bases from different seeds would be further apart.
 
 ## Sample completions
 
@@ -120,7 +128,8 @@ def write(
     domains = {member.name: member.domain for member in family}
     contents = {"window": size.window, "domain_of": domains, "perplexity": measured}
     _write_json(out / "perplexity.json", contents)
-    _write_json(out / "prompts.json", {member.name: member.prompt for member in family})
+    prompts = {member.name: member.prompt for member in family if not member.growth}
+    _write_json(out / "prompts.json", prompts)
     timings = json.loads((work / "seconds.json").read_text(encoding="utf-8"))
     readme = _readme(out, family, size, measured, timings) + "\n".join(samples)
     (out / "README.md").write_text(readme, encoding="utf-8")
@@ -158,6 +167,10 @@ def require_gains(family: tuple[Member, ...], measured: Perplexities) -> None:
             raise RuntimeError(f"{member.name}: {own} is not below the base's {base}")
 
 
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
 def _table(family: tuple[Member, ...], measured: Perplexities) -> list[str]:
     lines = [
         "| Model | How it was made | " + " | ".join(corpus.DOMAINS) + " |",
@@ -183,8 +196,15 @@ def _readme(
     measured: Perplexities,
     timings: dict[str, int],
 ) -> str:
+    wide = next(member for member in family if member.growth)
+    assert wide.growth
     return README.format(
-        count=sum(p.numel() for p in members.load_base(out).parameters()),
+        count=_count(members.load_base(out)),
+        wide_count=_count(members.load_member(out, wide)),
+        hidden=wide.growth.hidden,
+        intermediate=wide.growth.intermediate,
+        narrow_hidden=size.hidden,
+        narrow_intermediate=size.intermediate,
         table="\n".join(_table(family, measured)),
         window=size.window,
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",

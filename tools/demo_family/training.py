@@ -6,11 +6,14 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from blockllm.offline.training.checkpoint import load_state, save_state
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,26 @@ class Recipe:
     warmup: float = 0.05
     seed: int = 0
     horizon: int = 0
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A training may be paused: after how many seconds, and where the files to go on from lie."""
+
+    folder: Path
+    seconds: float = math.inf
+
+    def path(self, name: str) -> Path:
+        """The paused training of one model; there while it is paused."""
+        return self.folder / f"{name}-paused.safetensors"
+
+
+class Paused(Exception):
+    """The training is not done after these seconds; run it again to go on."""
+
+    def __init__(self, progress: str, seconds: float) -> None:
+        super().__init__(progress)
+        self.seconds = seconds
 
 
 class Muon(torch.optim.Optimizer):
@@ -120,14 +143,25 @@ def train(
     model: nn.Module,
     source: Iterator[torch.Tensor],
     recipe: Recipe,
+    pieces: Pieces,
 ) -> float:
-    """Train in place and return the seconds used."""
+    """Train in place and return the seconds used. Raises Paused once a piece's time is up; the
+    next call goes on from there.
+    """
     torch.manual_seed(recipe.seed)
     optimizers = make_optimizers(model, recipe)
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    trainable = list(named.values())
+    first = load_state(pieces.path(name), named, optimizers, name)
+    for _ in range(first):
+        next(source)
     model.train()
     begin, average = time.perf_counter(), 0.0
-    for step in range(recipe.steps):
+    for step in range(first, recipe.steps):
+        if time.perf_counter() - begin > pieces.seconds:
+            save_state(pieces.path(name), named, optimizers, step, name)
+            progress = f"{name}: paused after {step} of {recipe.steps} steps"
+            raise Paused(progress, time.perf_counter() - begin)
         set_rates(optimizers, rate_factor(step, recipe))
         rows = next(source)
         loss = next_token_loss(model, rows)
@@ -136,10 +170,11 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        average = loss.item() if step == 0 else 0.95 * average + 0.05 * loss.item()
+        average = 0.95 * average + 0.05 * loss.item() if average else loss.item()
         if (step + 1) % 20 == 0 or step + 1 == recipe.steps:
-            speed = rows.numel() * (step + 1) / (time.perf_counter() - begin)
+            speed = rows.numel() * (step + 1 - first) / (time.perf_counter() - begin)
             progress = f"step {step + 1}/{recipe.steps}"
             print(f"{name}: {progress} loss {average:.3f} {speed:.0f} tokens/s", flush=True)
     model.eval()
+    pieces.path(name).unlink(missing_ok=True)
     return time.perf_counter() - begin
