@@ -41,17 +41,20 @@ def tune(base: Path, path: Path, seed: int, size: float = 0.02) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3"])
-def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_folders(folder: Path, family: str) -> Path:
     """`base`, tied for one family, and two fine-tunes of it, `a` and `b`."""
-    folder = tmp_path_factory.mktemp(str(request.param))
-    tied = request.param == "llama"
+    tied = family == "llama"
     base = make_checkpoint(
-        folder / "base", request.param, tokenizer=True, vocab_size=320, tie_word_embeddings=tied
+        folder / "base", family, tokenizer=True, vocab_size=320, tie_word_embeddings=tied
     )
     for seed, name in enumerate("ab"):
         tune(base, folder / name, seed)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folders(tmp_path_factory.mktemp("llama"), "llama")
 
 
 @pytest.fixture
@@ -138,9 +141,11 @@ def merge(zoo: Zoo, made: Compressor, mix: Mix, name: str) -> None:
     zoo.assemble(name, "base", layers)
 
 
-def test_every_codec_is_served_as_merged_weights_are(
-    zoo: Zoo, folders: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_every_codec_is_served_as_merged_weights_are(family: str, tmp_path: Path) -> None:
+    folders = make_folders(tmp_path, family)
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.add("base", folders / "base")
     made = Compressor(zoo, folders / "a", "base", tmp_path / "scratch")
     text = [list(range(1, 60)), list(range(60, 120)), [7]]
     sizes = [len(weight.options) for weight in made.candidates.weights]

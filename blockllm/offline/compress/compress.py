@@ -122,23 +122,34 @@ def _choose(
     limit = wanted.max_bytes
     if limit is not None and limit <= 1:
         limit *= made.checkpoint_bytes
-    mixes = [mix for mix in made.mixes if limit is None or mix.nbytes <= limit]
+    mixes, uniform = (
+        [mix for mix in some if limit is None or mix.nbytes <= limit]
+        for some in (made.mixes, made.uniform_mixes())
+    )
     if not mixes:
         least = made.mixes[0].nbytes
         raise ZooError(f"norms and biases alone take {least} bytes, allowed are {limit:.0f}")
     tried: list[Tried] = []
 
-    def passes(mix: Mix) -> bool:
+    def loss_of(mix: Mix) -> float:
         progress("measuring", len(tried), 0)
-        loss = made.measure(mix, text)
-        tried.append(Tried(mix, loss))
-        return wanted.max_kl is None or loss.kl <= wanted.max_kl
+        tried.append(Tried(mix, made.measure(mix, text)))
+        return tried[-1].loss.kl
 
-    found = mixes[-1] if wanted.max_kl is None and passes(mixes[-1]) else smallest(mixes, passes)
+    def passes(mix: Mix) -> bool:
+        return loss_of(mix) <= (wanted.max_kl or 0.0)
+
+    # errors do not quite add up: one codec for all weights can be better than the mix of many
+    if wanted.max_kl is None:
+        rival = sorted(uniform, key=lambda mix: mix.error)[:1]
+        return min((mixes[-1], *rival), key=loss_of), tried
+    found = smallest(mixes, passes)
+    rivals = (mix for mix in uniform if found is None or mix.nbytes < found.nbytes)
+    found = next(filter(passes, rivals), found)
     if found is None:
-        best, loss = tried[0]
+        best = min(tried, key=lambda one: one.loss.kl)
+        size = f"{best.mix.nbytes} bytes ({best.mix.nbytes / made.checkpoint_bytes:.1%})"
         raise ZooError(
-            f"KL {loss.kl:.5f} at best, allowed is {wanted.max_kl}: {best.nbytes} bytes "
-            f"({best.nbytes / made.checkpoint_bytes:.1%}) lose that much"
+            f"KL {best.loss.kl:.5f} at best, allowed is {wanted.max_kl}: {size} lose that much"
         )
     return found, tried

@@ -96,6 +96,24 @@ class Compressor:
         scorer = Scorer(view, [chain.model, _REFERENCE])
         return compare(scorer, chain.model, _REFERENCE, text)
 
+    def uniform_mixes(self) -> list[Mix]:
+        """One codec for every weight that takes it, smallest first; embeddings take no ranks: what
+        stands behind."""
+        names = {name for weight in self.candidates.weights for name in weight.codecs[1:]}
+        return sorted(map(self.uniform, names), key=lambda mix: mix.nbytes)
+
+    def uniform(self, codec: str) -> Mix:
+        """The codec for every weight, or what follows its ranks; dropped where neither fits."""
+        weights, picks = self.candidates.weights, []
+        for weight in weights:
+            fitting = (
+                name for name in (codec, codec.removeprefix("rank+")) if name in weight.codecs
+            )
+            picks.append(weight.codecs.index(next(fitting, weight.codecs[0])))
+        nbytes = sum(w.options[pick].nbytes for w, pick in zip(weights, picks, strict=True))
+        mix = Mix(tuple(picks), nbytes + self.candidates.fixed_bytes, 0.0)
+        return mix._replace(error=self._error(mix))
+
     def codecs(self, mix: Mix) -> dict[str, str]:
         """Which codec the mix takes, by (position).(module)."""
         return {
