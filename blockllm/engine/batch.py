@@ -58,7 +58,9 @@ class Turn:
             self.tokens = np.maximum(self.tokens, 0)  # any row of the table will do
         self.wants_logits = self.firsts + self.counts == totals  # [n]
         self.wants_every_row = False  # scoring: logits of all rows, whoever wants the last one's
-        self.rope_tables: dict[object, RopeTable] = {}  # [rows], filled by the executor
+        # filled by the executor
+        self.rope_tables: dict[object, RopeTable] = {}  # [rows]
+        self.places: dict[int, Any] = {}  # by page size, see attention/rows.py
 
     def unrotated(self) -> Ints:
         """Rows whose keys are given as if rotated: virtual tokens of models with a prefix."""

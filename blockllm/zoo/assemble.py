@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from blockllm.core import EmbedFunction, Function, HeadFunction, Layer, Target, Tensor
+from blockllm.core import EmbedFunction, Function, HeadFunction, Layer, Measurement, Target, Tensor
 from blockllm.errors import ZooError
 from blockllm.zoo import records
+from blockllm.zoo.assets import store_assets
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.digest import layer_digest
 from blockllm.zoo.folder import Folder, publish, remove
@@ -44,6 +46,14 @@ class NewTarget(NamedTuple):
 AnyTargets = dict[int, dict[str, tuple[Target | NewTarget, ...]]]
 
 
+class OwnFacts(NamedTuple):
+    """What a model does not take from another: its ends, asset files, and measured loss."""
+
+    eos_ids: tuple[int, ...]
+    files: Mapping[str, Path]
+    loss: Measurement
+
+
 class Assembly(NamedTuple):
     """A model to make; see `Zoo.assemble`."""
 
@@ -55,6 +65,7 @@ class Assembly(NamedTuple):
     root: str
     targets: AnyTargets | None
     parent: str | None
+    own: OwnFacts | None
 
 
 def assemble(folder: Folder, catalog: Catalog, wish: Assembly) -> tuple[Record, int]:
@@ -68,6 +79,11 @@ def assemble(folder: Folder, catalog: Catalog, wish: Assembly) -> tuple[Record, 
         layers = tuple(_store_layer(layer, writer) for layer in wish.layers)
         _check(layers)
         parent = wish.parent and snapshot.record(wish.parent)
+        # an adapter finds its base's files by itself
+        assets = like.assets if not parent else {}
+        if wish.own:
+            assets, moves = store_assets(wish.own.files, folder)
+            writer.moves += moves
         return msgspec.structs.replace(
             like,
             name=wish.name,
@@ -76,12 +92,12 @@ def assemble(folder: Folder, catalog: Catalog, wish: Assembly) -> tuple[Record, 
             root=wish.root or wish.like,
             layers=layers,
             targets=_store_targets(wish.targets or {}, writer),
-            # an adapter finds its base's files by itself
-            assets=like.assets if not parent else {},
+            assets=assets,
+            eos_ids=wish.own.eos_ids if wish.own else like.eos_ids,
             exact=wish.exact,
         )
 
-    return write(folder, catalog, wish.name, store)
+    return write(folder, catalog, wish.name, store, loss=wish.own.loss if wish.own else None)
 
 
 def write(
@@ -90,8 +106,10 @@ def write(
     name: str,
     store: Callable[[Snapshot, PackWriter], Record],
     advance: Callable[[int], None] = lambda nbytes: None,
+    loss: Measurement | None = None,
 ) -> tuple[Record, int]:
-    """Let `store` write packs and describe a model, and make both visible, or neither."""
+    """Let `store` write packs and describe a model, and make both visible with its measured loss,
+    or nothing of it."""
     with catalog.reading() as connection:
         records.check_free(connection, name)
         writer = PackWriter(folder, lambda t: records.find_tensor(connection, t), advance)
@@ -103,6 +121,8 @@ def write(
     try:
         with catalog.writing() as connection:
             records.insert(connection, record)
+            if loss:
+                records.insert_measurement(connection, loss)
     except BaseException:
         for path in published:
             remove(path)

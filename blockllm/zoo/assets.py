@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from blake3 import blake3
@@ -18,17 +19,21 @@ ASSET_FILES = (
 _MAX_BYTES = 128 << 20
 
 
-def store_assets(source: Path, folder: Folder) -> tuple[dict[str, str], list[tuple[Path, Path]]]:
-    """Copy the asset files of a checkpoint folder to temporary files.
+def find_assets(source: Path) -> dict[str, Path]:
+    """The asset files of a checkpoint folder."""
+    return {file: source / file for file in ASSET_FILES if (source / file).is_file()}
+
+
+def store_assets(
+    files: Mapping[str, Path], folder: Folder
+) -> tuple[dict[str, str], list[tuple[Path, Path]]]:
+    """Copy asset files to temporary files.
 
     Returns the stored name of each file, and the moves that publish them.
     """
     names: dict[str, str] = {}
     moves: list[tuple[Path, Path]] = []
-    for file in ASSET_FILES:
-        path = source / file
-        if not path.is_file():
-            continue
+    for file, path in files.items():
         data = _read(path)
         names[file] = asset_name(data, path.suffix)
         final = folder.asset(names[file])

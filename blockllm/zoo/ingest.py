@@ -14,7 +14,7 @@ from blockllm.errors import UnknownModel, ZooError
 from blockllm.zoo.adapters import CONFIG_FILE, choose_kind, store_adapter
 from blockllm.zoo.adapters.stack import rescale
 from blockllm.zoo.assemble import write
-from blockllm.zoo.assets import store_assets
+from blockllm.zoo.assets import find_assets, store_assets
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.checkpoint import open_adapter
 from blockllm.zoo.folder import Folder
@@ -50,7 +50,7 @@ def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> 
             record = _store_adapter(wish, snapshot, writer, ticker)
         else:
             record = _store_model(wish, writer, ticker)
-        assets, moves = store_assets(wish.folder, folder)
+        assets, moves = store_assets(find_assets(wish.folder), folder)
         writer.moves += moves
         return msgspec.structs.replace(record, assets=assets)
 

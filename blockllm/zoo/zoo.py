@@ -15,7 +15,7 @@ import msgspec
 from blockllm.core import Chain, Layer, Measurement, ModelCard
 from blockllm.errors import StoreFull, ZooError
 from blockllm.zoo import findings, garbage, records, verification
-from blockllm.zoo.assemble import AnyTargets, Assembly, NewLayer, assemble
+from blockllm.zoo.assemble import AnyTargets, Assembly, NewLayer, OwnFacts, assemble
 from blockllm.zoo.assets import ASSET_FILES, find_asset
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
@@ -87,16 +87,18 @@ class Zoo:
         root: str = "",
         targets: AnyTargets | None = None,
         parent: str | None = None,
+        own: OwnFacts | None = None,
     ) -> AddReport:
         """Make a model of layers of the zoo and new ones, the embedding first and the head last.
 
         What is no weight (family, dtype, context, ends, tokenizer) is that of the model `like`.
-        `targets` are what it changes at modules by position, `parent` the model it is a delta of.
+        `targets` are what it changes at modules by position, `parent` the model it is a delta of,
+        `own` what it does not take from `like`.
         Raises a ZooError, and then nothing was changed.
         """
         started = time.monotonic()
         check_name(name)
-        wish = Assembly(name, like, tuple(layers), kind, exact, root, targets, parent)
+        wish = Assembly(name, like, tuple(layers), kind, exact, root, targets, parent, own)
         with _disk_errors(), self._folder.writing():
             record, stored = assemble(self._folder, self._catalog, wish)
         return self._report(record, stored, started)

@@ -28,7 +28,11 @@ def make_rows(spans: list[tuple[int, int]], cache: KVCache) -> AttentionRows:
         counts=counts, firsts=firsts, slots=np.arange(len(spans)), positions=positions
     )
     hop = SimpleNamespace(
-        turn=turn, members=np.arange(len(spans)), starts=starts, rows=np.arange(starts[-1])
+        turn=turn,
+        plan=SimpleNamespace(is_whole_turn=False),
+        members=np.arange(len(spans)),
+        starts=starts,
+        rows=np.arange(starts[-1]),
     )
     return AttentionRows(hop, cache, 0, BUNDLES)  # type: ignore[arg-type]
 

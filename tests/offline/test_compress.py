@@ -195,3 +195,18 @@ def test_what_equals_the_base_needs_no_delta(folders: Path, tmp_path: Path) -> N
     assert made.codecs == {"2.self_attn.k_proj": "sparse"}
     (target,) = zoo.targets("one")[2]["self_attn.k_proj"]
     assert target_tensors(target)["values"].shape == (1,)
+
+
+def test_ends_and_files_are_the_checkpoints(folders: Path, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    shutil.copytree(folders / "a", tuned)
+    (tuned / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    (tuned / "chat_template.jinja").write_text("{{ messages }}")
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.add("base", folders / "base")
+    compress(zoo, "tuned", tuned, "base", TEXT, Wanted(max_bytes=0.5, window=64))
+    assert zoo.chain("tuned").eos_ids == (7, 9)
+    template = zoo.asset("tuned", "chat_template.jinja")
+    assert template is not None and template.read_text() == "{{ messages }}"
+    assert zoo.asset("tuned", "tokenizer.json") == zoo.asset("base", "tokenizer.json")
+    assert [one.reference for one in zoo.card("tuned").loss] == [str(tuned)]

@@ -43,27 +43,60 @@ class RowTensors(NamedTuple):
     singles: torch.Tensor
 
 
-def row_arrays(hop: Hop, cache: KVCache, first_bundle: int, bundles: int) -> RowArrays:
-    """Index arrays of a hop for the block whose layers lie in the given bundles."""
-    turn, bundle_range = hop.turn, slice(first_bundle, first_bundle + bundles)
-    counts = turn.counts[hop.members]
-    contexts = turn.firsts[hop.members] + counts
-    slots = turn.slots[hop.members]
-    width = -(-int(contexts.max()) // cache.page_size)
-    tables = cache.tables[slots, bundle_range, :width]
+class _Places(NamedTuple):
+    """Where the rows of a hop stand in their sequences: the same in every block."""
+
+    counts: Ints  # [k] rows of each sequence
+    firsts: Ints  # [k] position of its first row
+    contexts: Ints  # [k] tokens visible to its last row
+    slots: Ints  # [k]
+    positions: Ints  # [rows]
+    row_slots: Ints  # [rows]
+    page: Ints  # [rows] index of the page in the sequence
+    offsets: Ints  # [rows] within the page
+    visible: NDArray[np.int32]  # as in RowArrays
+    singles: NDArray[np.int32]  # as in RowArrays
+    width: int  # pages of the longest context
+
+
+def _places(hop: Hop, page_size: int) -> _Places:
+    # a hop that carries the whole turn finds what the one before it found
+    if not hop.plan.is_whole_turn:
+        return _find_places(hop, page_size)
+    known: _Places | None = hop.turn.places.get(page_size)
+    if known is None:
+        known = hop.turn.places[page_size] = _find_places(hop, page_size)
+    return known
+
+
+def _find_places(hop: Hop, page_size: int) -> _Places:
+    turn = hop.turn
+    counts, firsts, slots = (a[hop.members] for a in (turn.counts, turn.firsts, turn.slots))
+    contexts = firsts + counts
     if len(hop.rows) == len(counts):  # one row each
-        single, positions, row_slots = np.arange(len(counts)), contexts - 1, slots
+        single, positions, row_slots = np.arange(len(counts)), firsts, slots
     else:
         single, positions = np.flatnonzero(counts == 1), turn.positions[hop.rows]
         row_slots = np.repeat(slots, counts)
-    page, offsets = np.divmod(positions, cache.page_size)
-    pages = cache.tables[row_slots, bundle_range, page].T.astype(np.int64, order="C")
-    pages[:, positions < cache.adopted[row_slots, first_bundle]] = 0  # shared: never written again
+    page, offsets = np.divmod(positions, page_size)
     singles = np.empty((len(single), 2), np.int32)
     singles[:, 0], singles[:, 1] = single, hop.starts[single]
+    width = -(-int(contexts.max()) // page_size)
+    where = (positions, row_slots, page, offsets)
+    return _Places(
+        counts, firsts, contexts, slots, *where, contexts.astype(np.int32), singles, width
+    )
+
+
+def row_arrays(hop: Hop, cache: KVCache, first_bundle: int, bundles: int) -> RowArrays:
+    """Index arrays of a hop for the block whose layers lie in the given bundles."""
+    at, bundle_range = _places(hop, cache.page_size), slice(first_bundle, first_bundle + bundles)
     # kernels walk a table's row page by page
-    tables = np.ascontiguousarray(tables)
-    return RowArrays(tables, pages, offsets, contexts.astype(np.int32), singles)
+    tables = np.ascontiguousarray(cache.tables[at.slots, bundle_range, : at.width])
+    pages = cache.tables[at.row_slots, bundle_range, at.page].T.astype(np.int64, order="C")
+    shared = at.positions < cache.adopted[at.row_slots, first_bundle]
+    pages[:, shared] = 0  # never written again
+    return RowArrays(tables, pages, at.offsets, at.visible, at.singles)
 
 
 class AttentionRows:
@@ -78,12 +111,10 @@ class AttentionRows:
         tensors: RowTensors | None = None,
     ) -> None:
         """`tensors` are given where they lie on the device already."""
-        turn, self.device = hop.turn, cache.tensor.device
-        self.page_size = cache.page_size
+        self.device, self.page_size = cache.tensor.device, cache.page_size
         self.starts = hop.starts  # [k + 1] first row of each sequence
-        self.counts: Ints = turn.counts[hop.members]  # [k] rows of each sequence
-        self.firsts: Ints = turn.firsts[hop.members]  # [k] position of its first row
-        self.contexts: Ints = self.firsts + self.counts  # [k] tokens visible to its last row
+        at = _places(hop, cache.page_size)
+        self.counts, self.firsts, self.contexts = at.counts, at.firsts, at.contexts  # [k] each
         if tensors is None:
             arrays = row_arrays(hop, cache, first_bundle, bundles)
             tensors = RowTensors(*upload(arrays, self.device))

@@ -87,6 +87,8 @@ def compress(
         progress("weighing errors", 0, 0)
         made.weigh(parts[:_PROBE])
         mix, tried = _choose(made, parts, wanted, progress)
+        loss = next(one.loss for one in tried if one.mix == mix)
+        measurement = as_measurement(loss, name, str(source), wanted.window, text)
         report = zoo.assemble(
             name,
             base,
@@ -95,10 +97,8 @@ def compress(
             root=str(source),
             targets=made.new_targets(mix),
             parent=base,
+            own=made.own_facts(measurement),
         )
-    loss = next(one.loss for one in tried if one.mix == mix)
-    measurement = as_measurement(loss, name, str(source), wanted.window, text)
-    zoo.record_loss(measurement)
     points = tuple(_point(one) for one in tried)
     codecs = made.codecs(mix)
     return Compressed(report, measurement, mix.nbytes, made.checkpoint_bytes, codecs, points)

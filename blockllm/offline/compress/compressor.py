@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from blockllm.core import Target, Tensor, target_tensors
+from blockllm.core import Measurement, Target, Tensor, target_tensors
 from blockllm.engine.loader import PackStore
 from blockllm.engine.scoring import Comparison, Scorer, compare
 from blockllm.errors import ZooError
@@ -17,7 +17,8 @@ from blockllm.offline.compress.candidates import Candidates, Scratch, Weight, ma
 from blockllm.offline.compress.choose import Mix, frontier
 from blockllm.offline.compress.mixes import Stores, chain_with, targets_of
 from blockllm.zoo import Zoo
-from blockllm.zoo.assemble import NewTarget
+from blockllm.zoo.assemble import NewTarget, OwnFacts
+from blockllm.zoo.assets import ASSET_FILES
 from blockllm.zoo.digest import target_settings
 from blockllm.zoo.reports import Progress, silent
 
@@ -54,6 +55,12 @@ class Compressor:
             Stores(self._stores, []), *layers, self._scratch, progress
         )
         self.mixes: list[Mix] = self._mixes({})
+
+    def own_facts(self, loss: Measurement) -> OwnFacts:
+        """What the model brings itself: the checkpoint's ends and files, and what was measured."""
+        found = {file: self._zoo.asset(_REFERENCE, file) for file in ASSET_FILES}
+        files = {file: path for file, path in found.items() if path}
+        return OwnFacts(self._zoo.chain(_REFERENCE).eos_ids, files, loss)
 
     def _mixes(self, factors: dict[str, float]) -> list[Mix]:
         # errors of different kinds of weights count by their factors
