@@ -7,6 +7,7 @@ its weights. The zoo itself is written once, at the end, after the gate has pass
 from __future__ import annotations
 
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,6 +78,7 @@ def compress(
     `scratch` is a folder with room for some copies of the checkpoint. Raises a ZooError, with the
     measured loss where that is too much, and then the zoo is as it was.
     """
+    started = time.monotonic()
     check_name(name)
     if any(card.name == name for card in zoo.cards()):
         raise NameTaken(f"the zoo has a model named {name!r} already; remove it or choose a name")
@@ -99,6 +101,7 @@ def compress(
             parent=base,
             own=made.own_facts(measurement),
         )
+    report = msgspec.structs.replace(report, seconds=time.monotonic() - started)
     points = tuple(_point(one) for one in tried)
     codecs = made.codecs(mix)
     return Compressed(report, measurement, mix.nbytes, made.checkpoint_bytes, codecs, points)
