@@ -18,7 +18,7 @@ from blockllm.engine.finish import check_request
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.queues import SpanQueues
 from blockllm.engine.sequence import Sequence
-from blockllm.engine.setup import ChainStore, build
+from blockllm.engine.setup import ChainStore, Parts, build
 from blockllm.errors import EngineError, ModelNotFound
 
 # positions whose distributions are held at once: 64 of 150 000 tokens take 38 MB
@@ -77,19 +77,26 @@ class Scorer:
 
     def _advance(self, sequence: Sequence, cache: KVCache, end: int) -> torch.Tensor:
         """Compute the next rows of the sequence, before `end`; their logits. [rows, vocab]"""
-        assert sequence.kv is not None
         rows = min(end - sequence.num_computed, _ROWS)
-        cache.grow(sequence.kv, sequence.num_computed + rows)
-        turn = Turn([(sequence, rows)])
-        turn.wants_every_row = True
-        self._queues.enter(turn)
-        out: torch.Tensor | None = None
-        while hop := self._queues.pick():
-            out = self._parts.executor.run(hop, self._parts.plan.spans[hop.span])
-            self._queues.hand_over(out)
-        assert out is not None
-        sequence.num_computed += rows
-        return out
+        return run_alone(self._parts, self._queues, cache, sequence, rows)
+
+
+def run_alone(
+    parts: Parts, queues: SpanQueues, cache: KVCache, sequence: Sequence, rows: int
+) -> torch.Tensor:
+    """Compute the next `rows` of a sequence in a turn of its own; logits of each. [rows, vocab]"""
+    assert sequence.kv is not None and rows > 0
+    cache.grow(sequence.kv, sequence.num_computed + rows)
+    turn = Turn([(sequence, rows)])
+    turn.wants_every_row = True
+    queues.enter(turn)
+    out: torch.Tensor | None = None
+    while hop := queues.pick():
+        out = parts.executor.run(hop, parts.plan.spans[hop.span])
+        queues.hand_over(out)
+    assert out is not None
+    sequence.num_computed += rows
+    return out
 
 
 class Comparison(NamedTuple):

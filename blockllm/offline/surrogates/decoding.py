@@ -8,10 +8,10 @@ import torch
 
 from blockllm.config import EngineSettings
 from blockllm.core import Request, Sampling
-from blockllm.engine.batch import Turn
 from blockllm.engine.finish import check_request
 from blockllm.engine.kv.pages import PageGroup
 from blockllm.engine.queues import SpanQueues
+from blockllm.engine.scoring import run_alone
 from blockllm.engine.sequence import Sequence as EngineSequence
 from blockllm.engine.setup import ChainStore, Parts, build
 
@@ -53,20 +53,8 @@ class Decoding:
     @torch.inference_mode()
     def advance(self) -> torch.Tensor:
         """Compute every token not computed yet; logits of what follows each. [rows, vocab]"""
-        sequence = self._sequence
-        rows = sequence.remaining
-        assert sequence.kv is not None and rows > 0
-        self._cache.grow(sequence.kv, sequence.num_total)
-        turn = Turn([(sequence, rows)])
-        turn.wants_every_row = True
-        self._queues.enter(turn)
-        out: torch.Tensor | None = None
-        while hop := self._queues.pick():
-            out = self._parts.executor.run(hop, self._parts.plan.spans[hop.span])
-            self._queues.hand_over(out)
-        assert out is not None
-        sequence.num_computed = sequence.num_total
-        return out
+        rows = self._sequence.remaining
+        return run_alone(self._parts, self._queues, self._cache, self._sequence, rows)
 
     def close(self) -> None:
         """Give the pages back."""
