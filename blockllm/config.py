@@ -36,6 +36,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cut: Literal["lazy", "layers"] = "lazy"
     prefix_cache: bool = True
     kernels: Literal["auto", "plain"] = "auto"
+    overlap: Literal["auto", "on", "off"] = "auto"
     threads: int = 0
 
 

@@ -27,6 +27,9 @@ def serve(
     max_rows: Annotated[int | None, typer.Option(help="Tokens computed per turn.")] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Sequences running at once.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Cap on every model's context.")] = None,
+    overlap: Annotated[
+        str | None, typer.Option(help="Launch turns ahead of tokens: auto, on, off.")
+    ] = None,
     api_key: Annotated[
         list[str] | None, typer.Option(help="KEY or TENANT:KEY; may be repeated.")
     ] = None,
@@ -46,6 +49,7 @@ def serve(
         "max_rows": max_rows,
         "max_sequences": max_sequences,
         "max_context": max_context,
+        "overlap": overlap,
     }
     server_flags = {
         "host": host,

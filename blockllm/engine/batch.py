@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from blockllm.chain import Stop
 from blockllm.engine.models.rope import RopeTable
 from blockllm.engine.sequence import Sequence
+from blockllm.engine.transfer import upload
 from blockllm.engine.virtual import VirtualRows
 from blockllm.observability.timeline import OFF, Timeline
 
@@ -26,7 +27,14 @@ Ints = NDArray[np.int64]
 class Turn:
     """Rows of one turn. Arrays are indexed by sequence `[n]` or by row `[rows]`."""
 
-    def __init__(self, grants: list[tuple[Sequence, int]], timeline: Timeline = OFF) -> None:
+    def __init__(
+        self,
+        grants: list[tuple[Sequence, int]],
+        timeline: Timeline = OFF,
+        sampled: torch.Tensor | None = None,
+    ) -> None:
+        """`sampled`: tokens on the device that the host does not know yet, see
+        `Sequence.sampled_at`."""
         self.timeline = timeline
         grants = sorted(grants, key=lambda grant: grant[0].state.rank)
         self.sequences = [sequence for sequence, _ in grants]
@@ -56,6 +64,11 @@ class Turn:
         if self.tokens.min() < 0:
             self.virtual = self.tokens < 0
             self.tokens = np.maximum(self.tokens, 0)  # any row of the table will do
+        self.sampled = sampled
+        self.sources: Ints | None = None  # [rows] where in `sampled` the row's token is, or -1
+        if sampled is not None:
+            self.sources = np.full(ends[-1], -1)
+            self.sources[ends - 1] = [s.sampled_at for s in self.sequences]
         self.wants_logits = self.firsts + self.counts == totals  # [n]
         self.wants_every_row = False  # scoring: logits of all rows, whoever wants the last one's
         # filled by the executor
@@ -147,6 +160,19 @@ class Hop(NamedTuple):
     @property
     def segments(self) -> tuple[tuple[Segment, ...], ...]:
         return self.plan.segments
+
+
+def fill_tokens(tokens: torch.Tensor, hop: Hop) -> None:
+    """Put in the tokens of the hop's rows that only the device knows. tokens: at least [rows], on
+    the device; changed in place."""
+    turn = hop.turn
+    if turn.sampled is None or turn.sources is None:
+        return
+    sources = turn.sources[hop.rows]
+    rows = np.flatnonzero(sources >= 0)
+    if len(rows):
+        where, chosen = upload([rows, sources[rows]], tokens.device)
+        tokens[where] = turn.sampled[chosen]
 
 
 def join(outputs: SequenceOf[torch.Tensor | None], sources: tuple[Source, ...]) -> torch.Tensor:

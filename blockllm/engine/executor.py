@@ -23,7 +23,7 @@ from blockllm.core import (
     Target,
 )
 from blockllm.engine.attention import Attention, AttentionRows
-from blockllm.engine.batch import Hop, Segment
+from blockllm.engine.batch import Hop, Segment, fill_tokens
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.bridge import BridgeLayer
 from blockllm.engine.models.changes import Targets
@@ -167,6 +167,7 @@ class Executor:
 
     def _tokens(self, hop: Hop) -> torch.Tensor:
         (tokens,) = upload([hop.turn.tokens[hop.rows]], self._device)
+        fill_tokens(tokens, hop)
         return tokens
 
     def _segments(self, hop: Hop, index: int, block: BlockExecutor) -> Segments:

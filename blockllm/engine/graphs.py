@@ -2,7 +2,8 @@
 
 A graph is captured per span, KV position and *bucket* of rows, the first time such a hop comes.
 It reads only static device memory: hidden states and one run of bytes with all index arrays,
-which every replay fills in a single copy from pinned memory. Rows beyond the hop's own compute
+which every replay fills in a single copy from pinned memory; tokens that only the device knows are
+put in behind it. Rows beyond the hop's own compute
 on the spare page 0; nobody reads what they compute. Everything else runs eagerly.
 """
 
@@ -20,7 +21,7 @@ from blockllm.chain.spans import num_kv_layers
 from blockllm.core import LayerFunction, Rope
 from blockllm.engine.attention import Attention
 from blockllm.engine.attention.rows import AttentionRows, RowArrays, RowTensors, row_arrays
-from blockllm.engine.batch import Hop
+from blockllm.engine.batch import Hop, fill_tokens
 from blockllm.engine.executor import BlockExecutor, Executor, HeadLayer
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.linear import Loader
@@ -116,6 +117,8 @@ class StaticHop:
         if self._device.type == "cuda":
             host = host.pin_memory()  # from torch's cache, reused only after the copy is done
         self._packed.copy_(host, non_blocking=True)
+        if hop.hidden is None:  # the hop begins with an embedding
+            fill_tokens(self.tokens, hop)
 
     def _bind(self, views: Sequence[torch.Tensor], bundles: list[int]) -> None:
         self.tokens, self.positions, self.rope_lengths = views[:3]

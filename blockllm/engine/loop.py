@@ -1,31 +1,28 @@
 """The engine: admit → pick (span, rows) → run hop → hand over or sample → emit.
 
 One turn gives every admitted sequence its rows and drives them through their routes. Whoever
-waits at a span goes through it together, whichever model they came from. Everything here runs
-on one thread; the agent that owns the engine calls `step` while there is work.
+waits at a span goes through it together, whichever model they came from. Where turns overlap,
+a turn's tokens are read behind the launch of the next one. Everything here runs on one thread;
+the agent that owns the engine calls `step` while there is work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
-import numpy as np
-import torch
-
 from blockllm.config import EngineSettings
 from blockllm.core import Finish, Request, TokenEvent
-from blockllm.engine.batch import Hop, Turn
+from blockllm.engine.batch import Turn
 from blockllm.engine.finish import finish_reason
+from blockllm.engine.flight import Flight, Logits, overlaps, take_off
 from blockllm.engine.queues import SpanQueues
 from blockllm.engine.roster import Grants, Roster
-from blockllm.engine.sampling import Sampled, sample
+from blockllm.engine.sampling import Sampled
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.setup import ChainStore, build
 from blockllm.engine.stats import HopCounters, snapshot
 from blockllm.observability.stats import EngineStats
 from blockllm.observability.timeline import OFF, Timeline
-
-Logits = list[tuple[Hop, torch.Tensor]]  # of the members of a hop that want them
 
 
 class Engine:
@@ -46,6 +43,8 @@ class Engine:
         self._roster = Roster(parts.states, parts.caches, self.settings, parts.pace)
         self._queues = SpanQueues(list(self._parts.states.values()), timeline)
         self._counters = HopCounters(len(self._parts.plan.spans))
+        self._flight: Flight | None = None  # what was sampled last, if it is not collected yet
+        self._overlaps = overlaps(self.settings.overlap, parts.caches[0].tensor.device)
 
     @property
     def has_work(self) -> bool:
@@ -60,16 +59,24 @@ class Engine:
         self._roster.cancel(request_id)
 
     def step(self) -> list[TokenEvent]:
-        """One turn: at most one new token per sequence. [] when there is nothing to do."""
-        with self._timeline.part("turn"):
-            with self._timeline.part("admit"):
+        """One turn: at most one new token per sequence. [] when there is nothing to do, and where
+        turns overlap, when the first one has just been launched."""
+        part = self._timeline.part
+        with part("turn"):
+            with part("admit"):
                 grants = self._roster.grant()
-            return self._run(grants) if grants else []
+            launched = self._launch(grants) if grants else None
+            events = self._collect()  # of the turn before, while the device works on this one
+            if launched is not None:
+                with part("sample"):
+                    self._flight = take_off(*launched, self._roster.awaits_token)
+            return events if self._overlaps else self._collect()
 
-    def _run(self, grants: Grants) -> list[TokenEvent]:
+    def _launch(self, grants: Grants) -> tuple[Turn, Logits]:
+        """Drive the rows of a turn through their routes."""
         part, logits = self._timeline.part, Logits()
         with part("rows"):
-            turn = Turn(grants, self._timeline)
+            turn = Turn(grants, self._timeline, self._flight and self._flight.sampled)
             self._queues.enter(turn)
         while True:
             with part("join"):
@@ -87,31 +94,24 @@ class Engine:
         self._counters.turns += 1
         with part("advance"):
             self._roster.advance(turn)
-        return self._emit(turn, logits)
+        return turn, logits
 
-    def _emit(self, turn: Turn, logits: Logits) -> list[TokenEvent]:
-        """Sample one token for each sequence whose rows are all computed."""
-        by_vocab: dict[int, Logits] = {}
-        for hop, part in logits:
-            by_vocab.setdefault(part.shape[-1], []).append((hop, part))
-        events: list[TokenEvent] = []
-        for parts in by_vocab.values():
-            joined = parts[0][1] if len(parts) == 1 else torch.cat([part for _, part in parts])
-            members = np.concatenate([h.members[turn.wants_logits[h.members]] for h, _ in parts])
-            if len(members):
-                sequences = [turn.sequences[i] for i in members]
-                with self._timeline.part("sample"):
-                    sampled = sample(joined, sequences)
-                with self._timeline.part("emit"):
-                    events += map(self._add_token, sequences, sampled)
-        return events
+    def _collect(self) -> list[TokenEvent]:
+        """Tell what the turn in flight has sampled."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return []
+        with self._timeline.part("sample"):
+            found = list(flight.collect())
+        with self._timeline.part("emit"):
+            return [self._add_token(*each) for each in found if self._roster.knows(each[0])]
 
     def _add_token(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         if sampled.token is None:
             self._roster.forget(sequence)
             reason = "the model produced logits that are not finite"
             return TokenEvent(sequence.request.id, finish=Finish.ERROR, error=reason)
-        sequence.append(sampled.token)
+        sequence.settle(sampled.token, sampled.revised)
         sequence.state.generation_tokens += 1
         finish = finish_reason(sequence, sampled.token)
         if finish is not None:

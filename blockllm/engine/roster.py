@@ -10,7 +10,7 @@ from blockllm.config import EngineSettings
 from blockllm.core import Request
 from blockllm.engine.batch import Turn
 from blockllm.engine.finish import check_request
-from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.kv.cache import KVCache, SequenceKV
 from blockllm.engine.pace import Load, Pace
 from blockllm.engine.schedule import Candidate, admit_rows, model_order, plan_running
 from blockllm.engine.sequence import RouteState, Sequence
@@ -81,6 +81,14 @@ class Roster:
         else:
             self._running.remove(sequence)
             self._release(sequence)
+
+    def awaits_token(self, sequence: Sequence) -> bool:
+        """Whether all its rows are computed and nobody has ended or cancelled it meanwhile."""
+        return self.knows(sequence) and not sequence.remaining
+
+    def knows(self, sequence: Sequence) -> bool:
+        """Whether the sequence is neither over nor cancelled."""
+        return self._by_id.get(sequence.request.id) is sequence
 
     def grant(self) -> Grants:
         """Decide this turn's rows; take the pages for them, preempting and admitting."""
@@ -209,14 +217,20 @@ class Roster:
         self.prefix_hits += sequence.cached_tokens
 
     def advance(self, turn: Turn) -> None:
-        """Book the turn's rows as computed and offer the pages they filled."""
+        """Book the turn's rows as computed and offer the pages they filled. True once they are
+        launched: whoever reads those pages is launched later."""
         for sequence, rows in zip(turn.sequences, turn.counts.tolist(), strict=True):
             assert sequence.kv is not None
             sequence.num_computed += rows
-            cache = self._caches[sequence.state.kv_class]
-            cache.publish(sequence.kv, sequence.known_rows(), sequence.num_computed)
+            self._publish(sequence, sequence.kv)
             if sequence.pending_keys and sequence.remaining == 0:
                 self._keep_promise(sequence)
+
+    def _publish(self, sequence: Sequence, kv: SequenceKV) -> None:
+        """Offer the pages that are computed and whose tokens, their names, are known."""
+        known = sequence.known_rows()
+        cache = self._caches[sequence.state.kv_class]
+        cache.publish(kv, known, min(sequence.num_computed, len(known)))
 
     def _keep_promise(self, sequence: Sequence) -> None:
         self._promised.difference_update(sequence.pending_keys)
@@ -224,6 +238,7 @@ class Roster:
 
     def _release(self, sequence: Sequence) -> None:
         assert sequence.kv is not None
+        self._publish(sequence, sequence.kv)  # a token may have become known since the last turn
         self._caches[sequence.state.kv_class].close(sequence.kv)
         sequence.kv = None
         self._keep_promise(sequence)

@@ -90,6 +90,8 @@ class Sequence:
         self.tokens[self.num_virtual : self.num_given] = request.prompt
         self.num_total = self.num_given
         self.num_computed = 0
+        # where the last token stands among those just sampled on the device; -1: it is known here
+        self.sampled_at = -1
         self.kv: SequenceKV | None = None  # set while admitted
         self.hashes = PageHashes(self._salt(), page_size)
         self.pending_keys: tuple[bytes, ...] = ()  # pages it promised to compute, see admission
@@ -124,21 +126,41 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Rows still to compute before the next token can be sampled."""
+        if self.sampled_at >= 0 and self.num_total == len(self.tokens):
+            return 0  # none follows
         return self.num_total - self.num_computed
 
     @property
     def num_generated(self) -> int:
         return self.num_total - self.num_given
 
+    @property
+    def num_known(self) -> int:
+        """Rows whose tokens the host knows: all, or all but the last."""
+        return self.num_total - (self.sampled_at >= 0)
+
     def append(self, token: int) -> None:
         """Add a sampled token."""
         self.tokens[self.num_total] = token
         self.num_total += 1
 
+    def expect(self, sampled_at: int) -> None:
+        """Add a token that the device is sampling; `settle` says which it is."""
+        self.append(0)
+        self.sampled_at = sampled_at
+
+    def settle(self, token: int, revised: bool) -> None:
+        """The expected token is known. `revised`: the device took it for another until now, so a
+        row computed of that one has to be computed again."""
+        self.tokens[self.num_total - 1] = token
+        self.sampled_at = -1
+        if revised and self.num_computed == self.num_total:
+            self.num_computed -= 1
+
     def known_tokens(self) -> np.ndarray:
         """View of the prompt and all generated tokens so far."""
-        return self.tokens[self.num_virtual : self.num_total]
+        return self.tokens[self.num_virtual : self.num_known]
 
     def known_rows(self) -> np.ndarray:
         """View of the same behind the virtual tokens: what pages are keyed by."""
-        return self.tokens[: self.num_total]
+        return self.tokens[: self.num_known]

@@ -1,4 +1,5 @@
-"""Index arrays from the host to the device: many in one copy that the host does not wait for."""
+"""Arrays between host and device in copies that the host does not wait for: index arrays up, many
+in one copy; results down, with an event behind them."""
 
 from __future__ import annotations
 
@@ -20,6 +21,29 @@ def upload(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Ten
     # pinned memory comes from torch's cache, which reuses it only after the copy is done
     packed = host.pin_memory().to(device, non_blocking=True)
     return unpack(packed, arrays)
+
+
+class Download:
+    """Tensors of one device on their way to the host, behind everything launched so far."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._tensors = list(tensors)
+        self._arrived: torch.cuda.Event | None = None
+        device = tensors[0].device
+        if device.type == "cuda":
+            self._tensors = [_to_pinned(tensor) for tensor in tensors]
+            self._arrived = torch.cuda.current_stream(device).record_event()
+
+    def wait(self) -> list[torch.Tensor]:
+        """The tensors on the host, once they are there. On the CPU: the tensors themselves."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._tensors
+
+
+def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def pack(arrays: Sequence[np.ndarray]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockllm.engine.sampling.choose import Filters, pick_sorted, pick_top
+from blockllm.engine.sampling.choose import Filters, TopPick, pick_sorted, pick_top
 from blockllm.engine.tally import Tally
 
 
@@ -20,6 +20,14 @@ def weights_of(kind: str, rows: int, vocab: int, generator: torch.Generator) -> 
         weights = (3 * noise).softmax(-1)
         return weights.masked_fill(weights < 0.1 * weights.amax(-1, keepdim=True), 0.0)
     return ({"flat": 0.01, "peaked": 6.0}[kind] * noise).softmax(-1)
+
+
+def finish(picked: TopPick) -> torch.Tensor:
+    """The choices once open rows were chosen again."""
+    if picked.is_open is None:
+        return picked.tokens
+    rows = picked.is_open.nonzero()[:, 0]
+    return picked.tokens.index_copy(0, rows, picked.again(rows))
 
 
 @settings(max_examples=120, deadline=None)
@@ -39,10 +47,11 @@ def test_bounded_filtering_equals_a_full_sort(
     generator = torch.Generator().manual_seed(seed)
     weights = weights_of(kind, len(filters), vocab, generator)
     k = torch.tensor([min(k, vocab) for k, _ in filters])
+    most = max((int(each) for each in k if each < vocab), default=0)
     both = Filters(k, torch.tensor([p for _, p in filters], dtype=torch.float64))
     for draw in (0.0, 0.3, 0.999999, 1 - 2**-40):
         u = torch.full((len(filters),), draw, dtype=torch.float64)
-        assert torch.equal(pick_top(weights, both, u), pick_sorted(weights, both, u))
+        assert torch.equal(finish(pick_top(weights, both, most, u)), pick_sorted(weights, both, u))
 
 
 @pytest.mark.parametrize("kind", ["flat", "equal"])
@@ -50,7 +59,9 @@ def test_a_row_that_needs_more_candidates_than_are_looked_at(kind: str) -> None:
     weights = weights_of(kind, 64, 4000, torch.Generator().manual_seed(0))
     both = Filters(torch.full((64,), 4000), torch.full((64,), 0.95, dtype=torch.float64))
     u = torch.linspace(0, 0.999, 64, dtype=torch.float64)
-    chosen = pick_top(weights, both, u)
+    picked = pick_top(weights, both, 0, u)
+    assert picked.is_open is not None and picked.is_open.any()
+    chosen = finish(picked)
     assert torch.equal(chosen, pick_sorted(weights, both, u))
     ranks = (weights > weights.gather(-1, chosen[:, None])).sum(-1)
     assert int(ranks.max()) > 256

@@ -114,14 +114,17 @@ def test_ends(zoo: Zoo) -> None:
     assert ignored.tokens == [2] * 9
 
 
-def test_a_broken_model_fails_alone_and_poisons_nobody(zoo: Zoo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_a_broken_model_fails_alone_and_poisons_nobody(
+    zoo: Zoo, tmp_path: Path, overlap: str
+) -> None:
     broken = Zoo(tmp_path / "zoo")
     base = make_checkpoint(tmp_path / "base", seed=1)
     broken.add("base", base)
     path = make_checkpoint(tmp_path / "nan", seed=2, copy_layers_from=base, copied_layers=(0, 1, 2))
     _poison(path)
     broken.add("nan", path)
-    engine = Engine(broken, None, settings(prefix_cache=False))
+    engine = Engine(broken, None, settings(prefix_cache=False, overlap=overlap))
     answers = run(engine, [request(m, m, PROMPT, greedy(6)) for m in ("nan", "base")])
     assert answers["nan"].finish is Finish.ERROR and "not finite" in (answers["nan"].error or "")
     assert answers["base"].tokens == solo(zoo, "base", greedy(6)).tokens
@@ -195,8 +198,9 @@ def test_narrow_compute_dtypes_stay_close(zoo: Zoo, dtype: str) -> None:
     assert {t for t, _ in near.top} & {t for t, _ in exact.top}
 
 
-def test_cancelling_at_every_point_balances_the_books(zoo: Zoo) -> None:
-    engine = Engine(zoo, None, settings(max_rows=8, max_sequences=4))
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_cancelling_at_every_point_balances_the_books(zoo: Zoo, overlap: str) -> None:
+    engine = Engine(zoo, None, settings(max_rows=8, max_sequences=4, overlap=overlap))
     for turns in range(14):
         for i, model in enumerate(MODELS):
             engine.submit(request(f"{i}", model, PROMPT[:30], greedy(6)))

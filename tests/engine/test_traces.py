@@ -1,7 +1,8 @@
 """Random traces of many tenants and models: every answer equals its answer alone.
 
 A state machine submits, cancels and steps an engine whose pages are far too few; whatever is
-preempted, shared, evicted or chunked on the way must not show in any token.
+preempted, shared, evicted or chunked on the way must not show in any token, whether turns wait for
+each other or overlap.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from typing import ClassVar
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from blockllm.core import Sampling
 from blockllm.engine import Engine
@@ -40,11 +47,14 @@ class Trace(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        tight = settings(memory=self.memory, max_rows=24, max_sequences=12, page_size=4)
-        self.engine = Engine(self.zoo, None, tight)
         self.asked: dict[str, tuple[str, int, int]] = {}
         self.cancelled: set[str] = set()
         self.answers: dict[str, Answer] = {}
+
+    @initialize(overlap=st.sampled_from(["on", "off"]))
+    def start(self, overlap: str) -> None:
+        tight = {"memory": self.memory, "max_rows": 24, "max_sequences": 12, "page_size": 4}
+        self.engine = Engine(self.zoo, None, settings(overlap=overlap, **tight))
 
     @rule(
         model=st.sampled_from(MODELS),
@@ -97,6 +107,6 @@ def test_every_answer_equals_its_answer_alone(zoo: Zoo) -> None:
     Trace.zoo, Trace.memory = zoo, least_memory(zoo)
     run_state_machine_as_test(
         Trace,
-        settings=hypothesis_settings(max_examples=15, stateful_step_count=30, deadline=None),
+        settings=hypothesis_settings(max_examples=20, stateful_step_count=30, deadline=None),
     )
     assert Trace.preemptions > 0, "the pool was not tight enough to test preemption"

@@ -17,6 +17,7 @@ from tests.oracle.conftest import (
     ALL_MODELS,
     FAMILY_MODELS,
     NEW_TOKENS,
+    OTHER_TOKENS,
     PROMPT,
     Lab,
     Report,
@@ -85,8 +86,9 @@ def test_prefix_hit(lab: Lab, report: Report, model: str) -> None:
 @pytest.mark.parametrize("model", ALL_MODELS)
 def test_preempted(lab: Lab, report: Report, model: str) -> None:
     """Pages for less than two sequences: two cannot finish without preemption."""
-    engine = Engine(lab.zoo, [model], small(lab, model, tokens=2 * (PROMPT + 100) - 16))
-    requests = [request(f"{i}", model, prompt_of(i), with_logprobs(100)) for i in range(2)]
+    engine = Engine(lab.zoo, [model], small(lab, model, tokens=2 * (PROMPT + OTHER_TOKENS) - 16))
+    sampling = with_logprobs(OTHER_TOKENS)
+    requests = [request(f"{i}", model, prompt_of(i), sampling) for i in range(2)]
     answers = run(engine, requests)
     assert engine.stats().preemptions > 0
     worst = max(check(lab, model, i, answers[f"{i}"]) for i in range(2))
@@ -96,10 +98,10 @@ def test_preempted(lab: Lab, report: Report, model: str) -> None:
 @pytest.mark.parametrize("model", ALL_MODELS)
 def test_after_a_neighbour_was_cancelled(lab: Lab, report: Report, model: str) -> None:
     engine = Engine(lab.zoo, [model], settings(prefix_cache=False))
-    answers: dict[str, Answer] = {}
+    answers = {"0": Answer()}
     for i in range(2):
         engine.submit(request(f"{i}", model, prompt_of(i), with_logprobs(48)))
-    for _ in range(5):
+    while len(answers["0"].tokens) < 5:
         step(engine, answers)
     engine.cancel("0")
     engine.submit(request("2", model, prompt_of(0), with_logprobs(48)))

@@ -1,6 +1,7 @@
 """The index to take from a row of probabilities: anywhere, or among its most likely tokens.
 
-`pick_sorted` is the plain twin of `pick_top`: it sorts the whole vocabulary.
+`pick_sorted` is the plain twin of `pick_top`: it sorts the whole vocabulary. Nothing here waits for
+the device.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-# Most likely tokens looked at first when a row gives no top_k: enough for the top_p of most texts.
+# Most likely tokens looked at first: enough for the top_p of most texts, and for equals of the last
+# one that a smaller top_k keeps.
 _CANDIDATES = 256
 
 
@@ -22,6 +24,22 @@ class Filters(NamedTuple):
     def take(self, rows: torch.Tensor) -> Filters:
         """The filters of some rows."""
         return Filters(self.top_k[rows], self.top_p[rows])
+
+
+class TopPick(NamedTuple):
+    """Indices chosen among the most likely tokens, and what it takes to choose again."""
+
+    tokens: torch.Tensor  # [rows]
+    is_open: (
+        torch.Tensor | None
+    )  # [rows]: the filters may keep tokens not looked at; None: no row's
+    weights: torch.Tensor  # [rows, vocab]
+    filters: Filters
+    u: torch.Tensor  # [rows]
+
+    def again(self, rows: torch.Tensor) -> torch.Tensor:
+        """The choice of some rows among all tokens. rows: [k] indices → [k]"""
+        return pick_sorted(self.weights[rows], self.filters.take(rows), self.u[rows])
 
 
 def pick(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
@@ -37,13 +55,13 @@ def pick_sorted(weights: torch.Tensor, filters: Filters, u: torch.Tensor) -> tor
     return order.gather(-1, _pass(cumulative, u)[:, None])[:, 0]
 
 
-def pick_top(weights: torch.Tensor, filters: Filters, u: torch.Tensor) -> torch.Tensor:
-    """As `pick_sorted`, without sorting tokens that cannot be kept."""
+def pick_top(weights: torch.Tensor, filters: Filters, most: int, u: torch.Tensor) -> TopPick:
+    """As `pick_sorted`, without sorting tokens that cannot be kept; wrong at most for rows that
+    stay open. `most`: the largest top_k that leaves something out; 0 if none does."""
     vocab = weights.shape[-1]
-    bounded = filters.top_k < vocab
-    bound = int(torch.where(bounded, filters.top_k, _CANDIDATES).max())
+    bound = max(_CANDIDATES, most)
     if bound + 1 >= vocab:
-        return pick_sorted(weights, filters, u)
+        return TopPick(pick_sorted(weights, filters, u), None, weights, filters, u)
     # by index first: a stable sort then leaves equals in their order
     order = weights.topk(bound + 1, dim=-1).indices.sort(dim=-1).values
     top, inner = weights.gather(-1, order).sort(dim=-1, descending=True, stable=True)
@@ -52,10 +70,7 @@ def pick_top(weights: torch.Tensor, filters: Filters, u: torch.Tensor) -> torch.
     # equals of the last candidate may lie outside, and so may tokens that top_p still keeps
     last = top.gather(-1, (kept - 1)[:, None])[:, 0]
     closed = (kept <= bound) & ((last > top[:, -1]) | (last == 0))
-    rows = (~closed).nonzero()[:, 0]
-    if len(rows):
-        chosen[rows] = pick_sorted(weights[rows], filters.take(rows), u[rows])
-    return chosen
+    return TopPick(chosen, ~closed, weights, filters, u)
 
 
 def _mass(weights: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
+import numpy as np
 import torch
 
 from blockllm.core import Sampling
 from blockllm.engine.sequence import Sequence
+from blockllm.engine.transfer import upload
 
 
 def adjusts(sequence: Sequence) -> bool:
@@ -32,16 +34,18 @@ def adjust(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> None:
         if sampling.frequency_penalty or sampling.presence_penalty:
             _frequency(row, sequence, sampling)
         if sampling.logit_bias:
-            tokens = torch.tensor(list(sampling.logit_bias), device=row.device)
-            biases = list(sampling.logit_bias.values())
-            row[tokens] += torch.tensor(biases, device=row.device, dtype=row.dtype)
-        if sequence.num_generated < sampling.min_tokens:
-            row[list(sequence.end_ids)] = float("-inf")
+            biased = np.array(list(sampling.logit_bias), np.int64)
+            biases = np.array(list(sampling.logit_bias.values()), np.float64)
+            tokens, more = upload([biased, biases], row.device)
+            row[tokens] += more.to(row.dtype)
+        if sequence.num_generated < sampling.min_tokens and sequence.end_ids:
+            (ends,) = upload([np.array(list(sequence.end_ids), np.int64)], row.device)
+            row.index_fill_(0, ends, float("-inf"))
 
 
 def _repetition(row: torch.Tensor, sequence: Sequence, penalty: float) -> None:
     tokens, _ = sequence.tally.count(sequence.known_tokens())
-    seen = torch.from_numpy(tokens).to(row.device)
+    (seen,) = upload([tokens], row.device)
     values = row[seen]
     row[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
@@ -49,7 +53,5 @@ def _repetition(row: torch.Tensor, sequence: Sequence, penalty: float) -> None:
 def _frequency(row: torch.Tensor, sequence: Sequence, sampling: Sampling) -> None:
     tokens, counts = sequence.output_tally.count(sequence.known_tokens()[sequence.num_prompt :])
     if len(tokens):
-        weights = torch.from_numpy(counts).to(row.device, row.dtype)
-        row[torch.from_numpy(tokens).to(row.device)] -= (
-            sampling.frequency_penalty * weights + sampling.presence_penalty
-        )
+        seen, weights = upload([tokens, counts], row.device)
+        row[seen] -= sampling.frequency_penalty * weights.to(row.dtype) + sampling.presence_penalty

@@ -7,49 +7,47 @@ ways it takes follows from its own options, so its neighbours cannot change it.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from blockllm.core import Sampling, TokenLogprobs
-from blockllm.engine.sampling.choose import Filters, pick, pick_top
+from blockllm.core import Sampling
+from blockllm.engine.sampling.choose import Filters, TopPick, pick, pick_top
+from blockllm.engine.sampling.draw import Asked, Draw, Sampled
 from blockllm.engine.sampling.penalties import adjust, adjusts
 from blockllm.engine.sampling.uniform import uniforms
 from blockllm.engine.sequence import Sequence
+from blockllm.engine.transfer import upload
 
 
-class Sampled(NamedTuple):
-    """One row's choice; `token` is None if the logits are not finite."""
-
-    token: int | None
-    logprobs: TokenLogprobs | None
+def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled]:
+    """Draw and wait. logits: [rows, vocab], may be overwritten."""
+    return draw(logits, sequences).collect()
 
 
 @torch.inference_mode()
-def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled]:
-    """Next token of each sequence. logits: [rows, vocab], may be overwritten."""
+def draw(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> Draw:
+    """Choose the next token of each sequence without waiting for the device. All earlier tokens
+    must be known. logits: [rows, vocab], may be overwritten."""
     logits = logits.float()
     tokens, finite = _best(logits)
     if all(sequence.is_plainly_greedy for sequence in sequences):
-        pairs = zip(tokens.tolist(), finite.tolist(), strict=True)
-        return [Sampled(token if ok else None, None) for token, ok in pairs]
+        return Draw(tokens, finite)
     options = [s.request.sampling for s in sequences]
-    wanted = [i for i, o in enumerate(options) if o.logprobs is not None]
-    raw = torch.log_softmax(logits[wanted], -1) if wanted else None
+    asked = _ask(logits, options)
     changed = [i for i, s in enumerate(sequences) if adjusts(s)]
     if changed:
-        rows = logits[changed]
+        where = _indices(changed, logits.device)
+        rows = logits[where]
         adjust(rows, [sequences[i] for i in changed])
-        logits[changed] = rows
-        tokens[changed], _ = _best(rows)
-    _choose_random(logits, options, sequences, tokens)
-    chosen: list[int] = tokens.tolist()
-    logprobs = _logprobs(raw, wanted, options, chosen)
-    return [
-        Sampled(token if ok else None, logprobs.get(i))
-        for i, (token, ok) in enumerate(zip(chosen, finite.tolist(), strict=True))
-    ]
+        logits[where] = rows
+        tokens[where], _ = _best(rows)
+    return Draw(tokens, finite, asked, _choose_random(logits, options, sequences, tokens))
+
+
+def _indices(rows: list[int], device: torch.device) -> torch.Tensor:
+    (where,) = upload([np.array(rows, np.int64)], device)
+    return where
 
 
 def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,67 +60,64 @@ def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, torch.isfinite(logits.gather(-1, tokens[:, None])[:, 0])
 
 
+def _ask(logits: torch.Tensor, options: list[Sampling]) -> Asked | None:
+    wanted = [(i, o.logprobs) for i, o in enumerate(options) if o.logprobs is not None]
+    if not wanted:
+        return None
+    rows, counts = (list(column) for column in zip(*wanted, strict=True))
+    where = _indices(rows, logits.device)
+    return Asked(rows, counts, where, torch.log_softmax(logits[where], -1))
+
+
 def _choose_random(
     logits: torch.Tensor,
     options: list[Sampling],
     sequences: SequenceOf[Sequence],
     tokens: torch.Tensor,
-) -> None:
-    """Overwrite the tokens of rows that draw theirs."""
+) -> tuple[TopPick, np.ndarray] | None:
+    """Overwrite the tokens of rows that draw theirs. The choice among filtered ones, and whose."""
     random = np.array([i for i, o in enumerate(options) if o.temperature > 0], np.int64)
     if not len(random):
-        return
+        return None
     seeds = np.array([sequences[i].seed & (2**64 - 1) for i in random], np.uint64)
     draws = uniforms(seeds, np.array([sequences[i].num_total for i in random], np.uint64))
     filtered = np.array([options[i].top_p < 1 or options[i].top_k > 0 for i in random])
+    picked = None
     for mask in (~filtered, filtered):
         if not mask.any():
             continue
         rows = random[mask]
-        where = torch.from_numpy(rows).to(logits.device)
-        u = torch.from_numpy(draws[mask]).to(logits.device)
+        where, u = upload([rows, draws[mask]], logits.device)
         own = [options[i] for i in rows]
         weights = _probabilities(logits[where], own)
         if mask is filtered:
-            tokens[where] = pick_top(weights, _filters(own, weights), u)
+            found = pick_top(weights, *_filters(own, weights), u)
+            tokens[where], picked = found.tokens, (found, rows)
         else:
             tokens[where] = pick(weights, u)
+    return picked
 
 
-def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype)[:, None]
+def _column(values: list[float], device: torch.device) -> torch.Tensor:
+    (column,) = upload([np.array(values, np.float32)], device)
+    return column[:, None]
 
 
 def _probabilities(logits: torch.Tensor, options: list[Sampling]) -> torch.Tensor:
     """Softmax at each row's temperature; tokens below min_p of the best get zero, the others are
     not renormalised. [rows, vocab]"""
-    temperature = _column([max(o.temperature, 1e-5) for o in options], logits)
+    temperature = _column([max(o.temperature, 1e-5) for o in options], logits.device)
     weights = torch.softmax(logits / temperature, -1)
     if any(o.min_p > 0 for o in options):
-        floor = _column([o.min_p for o in options], logits) * weights.amax(-1, keepdim=True)
-        weights = weights.masked_fill(weights < floor, 0.0)
+        shares = _column([o.min_p for o in options], logits.device)
+        weights = weights.masked_fill(weights < shares * weights.amax(-1, keepdim=True), 0.0)
     return weights
 
 
-def _filters(options: list[Sampling], weights: torch.Tensor) -> Filters:
-    vocab, device = weights.shape[-1], weights.device
-    return Filters(
-        torch.tensor([min(o.top_k or vocab, vocab) for o in options], device=device),
-        torch.tensor([o.top_p for o in options], dtype=torch.float64, device=device),
-    )
-
-
-def _logprobs(
-    raw: torch.Tensor | None, wanted: list[int], options: list[Sampling], tokens: list[int]
-) -> dict[int, TokenLogprobs]:
-    """Log-probabilities of the model itself, before penalties and temperature (as vLLM)."""
-    if raw is None:
-        return {}
-    k = max(options[i].logprobs or 0 for i in wanted)
-    values, ids = raw.topk(min(k, raw.shape[-1]), dim=-1) if k else (raw[:, :0], raw[:, :0])
-    found = {}
-    for row, i in enumerate(wanted):
-        count = options[i].logprobs or 0
-        pairs = zip(ids[row, :count].tolist(), values[row, :count].tolist(), strict=True)
-        found[i] = TokenLogprobs(float(raw[row, tokens[i]]), tuple(pairs))
-    return found
+def _filters(options: list[Sampling], weights: torch.Tensor) -> tuple[Filters, int]:
+    """And the largest top_k that leaves something out, or 0."""
+    vocab = weights.shape[-1]
+    top_k = np.array([min(o.top_k or vocab, vocab) for o in options], np.int64)
+    top_p = np.array([o.top_p for o in options], np.float64)
+    most = int(top_k.max(where=top_k < vocab, initial=0))
+    return Filters(*upload([top_k, top_p], weights.device)), most

@@ -24,7 +24,10 @@ from blockllm.engine.attention import make_attention
 from blockllm.engine.kernels import gpu, plain
 from blockllm.engine.kernels.triton import activation, norm
 from blockllm.engine.kv.cache import KVCache, KVShape
+from blockllm.engine.sampling import draw, sample
+from blockllm.engine.transfer import Download
 from tests.engine.test_attention import BUNDLES, make_rows
+from tests.engine.test_sampling import make_sequence
 from tests.oracle import test_matrix as matrix
 from tests.oracle.conftest import lab, report
 
@@ -65,6 +68,46 @@ def test_replayed_hops_answer_as_computed_ones(
     with monkeypatch.context() as patch:
         patch.setattr(engine_setup, "GraphExecutor", lambda *shared: Executor(*shared[:-2]))
         assert ask(zoo, greedy(64), dtype=dtype) == replayed
+
+
+def test_turns_launched_ahead_answer_as_turns_that_wait(zoo: Zoo) -> None:
+    samplings = [
+        greedy(48),
+        Sampling(max_tokens=48, temperature=1.2, top_p=0.9, seed=3, logprobs=2),
+        greedy(48, repetition_penalty=1.3, logit_bias={7: 1.0}, min_tokens=8),
+    ]
+    for sampling in samplings:
+        ahead, waiting = (ask(zoo, sampling, overlap=how) for how in ("on", "off"))
+        assert ahead == waiting
+
+
+def test_sampling_waits_for_nothing_before_it_is_collected() -> None:
+    options = [
+        {"temperature": 0.0},
+        {"temperature": 0.0, "min_tokens": 3, "repetition_penalty": 1.2},
+        {"presence_penalty": 0.5, "frequency_penalty": 0.1, "logit_bias": {3: 1.0}},
+        {"top_p": 0.9, "logprobs": 2},
+        {"top_k": 3, "min_p": 0.1},
+    ]
+    sequences = [make_sequence([1, 2], (3, 4), seed=7, **each) for each in options]
+    logits = torch.randn(len(options), 5000, generator=torch.Generator().manual_seed(0))
+    expected = sample(logits.clone(), sequences)
+    for _ in range(2):  # the first run loads kernels and takes pinned memory
+        moved = logits.to(CUDA)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            drawn = draw(moved, sequences)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert [s.token for s in drawn.collect()] == [s.token for s in expected]
+
+
+def test_a_download_arrives_behind_what_was_launched_before_it() -> None:
+    x = torch.ones(4096, 4096, device=CUDA)
+    for _ in range(50):
+        x = (x @ x) / 4096
+    coming = Download([x[0, :3], torch.empty(0, device=CUDA)])
+    assert [part.tolist() for part in coming.wait()] == [[1.0, 1.0, 1.0], []]
 
 
 def test_bfloat16_kernels_stay_near_plain_ones(zoo: Zoo) -> None:
