@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from blockllm.bench.attention_cases import attention_decode, attention_prefill
 from blockllm.bench.kernel_setup import Setup, tolerance
 from blockllm.bench.kernels import Call, Case
+from blockllm.bench.linear_cases import int8_linear, linear, pack
 from blockllm.core import LoraTarget, Sampling, Tensor
 from blockllm.engine.batch import Segment
 from blockllm.engine.kernels import fused, plain
@@ -30,21 +31,6 @@ from blockllm.engine.sequence import Sequence
 _PAGE = 16
 _EPS = 1e-5
 _RANK = 16
-
-
-def linear(s: Setup) -> Iterator[Case]:
-    """y = x Wᵀ with W as the engine keeps it."""
-    for name, (out, size) in s.linears.items():
-        for rows in s.rows:
-
-            def make(seed: int, out: int = out, size: int = size, rows: int = rows) -> Call:
-                weight, x = s.random(seed, out, size), s.random(seed + 1, rows, size)
-                run = make_matmul([weight], None, None, weight.dtype)
-                return Call(lambda: run(x), lambda: F.linear(x, weight))
-
-            moved = (out * size + rows * (out + size)) * s.width
-            yield Case("linear", f"{name} {out}x{size}, {rows} rows", make, moved,
-                       2 * rows * out * size, tolerance=tolerance(s, size))  # fmt: skip
 
 
 def rms_norm(s: Setup) -> Iterator[Case]:
@@ -267,6 +253,8 @@ def _plain_sample(
 
 CASES: tuple[Callable[[Setup], Iterator[Case]], ...] = (
     linear,
+    int8_linear,
+    pack,
     lora,
     rms_norm,
     rms_norm_heads,

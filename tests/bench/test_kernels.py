@@ -13,6 +13,7 @@ from blockllm.bench import kernels, roofline
 from blockllm.bench.kernel_cases import all_cases
 from blockllm.bench.kernel_setup import Setup
 from blockllm.cli import bench_engine
+from blockllm.engine.kernels.build import native_library
 from blockllm.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -27,6 +28,15 @@ def test_every_kernel_agrees_with_its_twin(case: kernels.Case) -> None:
     assert result.agrees, result.difference
     assert case.bytes > 0 and result.kernel.median > 0 and result.twin.median > 0
     assert result.fraction == pytest.approx(result.limit / result.kernel.median)
+
+
+def test_int8_and_packing_are_among_the_cases() -> None:
+    sizes = {name: [c for c in all_cases(SMALL) if c.name == name] for name in ("linear", "pack")}
+    assert len(kernels.select(all_cases(SMALL), ["int8"])) == len(sizes["linear"])
+    if native_library() is not None:
+        assert len(sizes["pack"]) == 2 * len(SMALL.linears)
+    narrow = SMALL._replace(dtype=torch.bfloat16)
+    assert not kernels.select(all_cases(narrow), ["pack"]), "only fp32 is packed"
 
 
 def make_case(gap: float) -> kernels.Case:

@@ -9,7 +9,7 @@ import pytest
 
 from blockllm.config import EngineSettings
 from blockllm.zoo import Zoo
-from tools import measure_sharing, measure_transformers
+from tools import measure_load, measure_sharing, measure_transformers
 from tools.bench_family import Shape, make_family
 
 
@@ -54,3 +54,22 @@ def test_transformers(family: Path) -> None:
     seen = measure_transformers.measure(options)
     assert (seen["answers_that_differ"], seen["answers_compared"]) == (0, 6)
     assert "limit of the machine" in measure_transformers.markdown(seen)
+
+
+def test_loading_and_copying_move_the_same_tensors(family: Path) -> None:
+    zoo = Zoo(family / "zoo")
+    chain = zoo.chain("ft0")
+    copied = measure_load.copied_tensors(chain)
+    layers = [layer for entry in chain.entries for layer in entry.block.layers]
+    embedding = layers[0].tensors["weight"]
+    everything = {t.hash: t.nbytes for layer in layers for t in layer.tensors.values()}
+    total = sum(t.nbytes for t in copied)
+    assert total == sum(everything.values()) - embedding.nbytes
+    seen = {}
+    for kind in measure_load.KINDS:
+        one = measure_load.measure_one(zoo, "ft0", kind)
+        assert one["bytes"] == total
+        assert one["seconds"] > 0
+        seen[kind] = [one]
+    table = measure_load.markdown({"seen": seen, "ready": [3.0]})
+    assert "loading / copying huge" in table

@@ -15,8 +15,7 @@ namespace {
 
 constexpr int64_t DEPTH = 1024;  // inputs per block: its weights stay in cache for all tiles
 constexpr int64_t AHEAD = 4096;  // bytes that a lone tile asks for ahead of its reads
-constexpr float STEPS = 63.0f;   // of the rounding, to either side of ZERO
-constexpr int32_t ZERO = 64;
+constexpr float STEPS = 63.0f;   // of the rounding, to either side of ROUND_ZERO
 
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
 
@@ -43,8 +42,9 @@ inline ints dot4(ints sums, int32_t x, ints w) {
 #endif
 }
 
-// One row -> 7-bit codes around ZERO, four neighbours to an int, `height` rows interleaved; returns
-// what a step is worth. A value that is not finite makes the step so, and with it the whole row.
+// One row -> 7-bit codes around ROUND_ZERO, four neighbours to an int, `height` rows interleaved;
+// returns what a step is worth. A value that is not finite makes the step so, and with it the whole
+// row.
 float round_row(int32_t* to, const float* x, int64_t height, int64_t in) {
     uint32_t largest = 0;  // bits of |x| order like the numbers, NaN above all
 #pragma omp simd reduction(max : largest)
@@ -63,7 +63,7 @@ float round_row(int32_t* to, const float* x, int64_t height, int64_t in) {
 #pragma omp simd
         for (int64_t i = 0; i < count; ++i)
             codes[i] = static_cast<uint8_t>(
-                static_cast<int32_t>(std::nearbyintf(x[block + i] * factor)) + ZERO);
+                static_cast<int32_t>(std::nearbyintf(x[block + i] * factor)) + ROUND_ZERO);
         for (int64_t i = count; i % 4; ++i) codes[i] = 0;
         for (int64_t i = 0; i < count; i += 4)
             std::memcpy(to + (block + i) / 4 * height, codes + i, 4);
@@ -78,7 +78,7 @@ struct Job {
     const float* steps;  // [rows]
     const int8_t* weights;
     const float* scale;      // [out]
-    const int32_t* offsets;  // [out] ZERO times the sum of an output's weights
+    const int32_t* offsets;  // [out] ROUND_ZERO times the sum of an output's weights
     const float* bias;
     int32_t* sums;  // [rows, 32] of one thread, for the blocks between the first and the last
     int64_t in4, out;
@@ -144,23 +144,6 @@ void run_panel(const Job& job, int64_t panel) {
 using namespace blockllm;
 
 extern "C" {
-
-// weight [out, in] int8 -> outputs first_row.. of packed [panels, in / 4, 32, 4], which starts as
-// zeros; offsets [out] of all outputs
-void int8_pack(int8_t* packed, int32_t* offsets, const int8_t* weight, int64_t first_row,
-               int64_t out, int64_t in, int threads) {
-    const int64_t in4 = divide_up(in, 4);
-#pragma omp parallel for num_threads(threads)
-    for (int64_t r = 0; r < out; ++r) {
-        const int64_t row = first_row + r;
-        int8_t* to = packed + row / PANEL * in4 * PANEL * 4 + row % PANEL * 4;
-        int32_t sum = 0;
-        for (int64_t k = 0; k < in; ++k) sum += weight[r * in + k];
-        for (int64_t k = 0; k < in; k += 4)
-            std::memcpy(to + k * PANEL, weight + r * in + k, in - k < 4 ? in - k : 4);
-        offsets[row] = ZERO * sum;
-    }
-}
 
 // y [rows, out] = x [rows, in] W^T + bias; scratch holds rows * (ceil(in / 4) + 1) ints
 void int8_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, const int8_t* packed,

@@ -5,13 +5,18 @@ A row's result does not depend on the rows beside it, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+import mmap
+import sys
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from blockllm.engine.kernels.native import library
 
 PANEL = 32  # outputs whose weights lie together, as in vectors.h
+_HUGE = 1 << 21  # bytes of a huge page of x86
 
 
 class PackedLinear:
@@ -20,13 +25,7 @@ class PackedLinear:
     def __init__(self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None) -> None:
         self._out, self._in = sum(map(len, weights)), weights[0].shape[1]
         self._bias = bias
-        self._weight = torch.zeros(-(-self._out // PANEL), self._in, PANEL)
-        row = 0
-        for weight in weights:
-            weight = weight.contiguous()
-            where = (row, len(weight), self._in, torch.get_num_threads())
-            library().linear_pack(self._weight.data_ptr(), weight.data_ptr(), *where)
-            row += len(weight)
+        self._weight = pack_floats(weights)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [rows, in], unit inner stride → [rows, out]"""
@@ -49,16 +48,7 @@ class PackedInt8:
     ) -> None:
         self._out, self._in = sum(map(len, weights)), weights[0].shape[1]
         self._scale, self._bias = scale, bias
-        quads = -(-self._in // 4)
-        self._weight = torch.zeros(-(-self._out // PANEL), quads, PANEL, 4, dtype=torch.int8)
-        self._offsets = torch.zeros(self._out, dtype=torch.int32)
-        row = 0
-        for weight in weights:
-            weight = weight.contiguous()
-            where = (row, len(weight), self._in, torch.get_num_threads())
-            to = (self._weight.data_ptr(), self._offsets.data_ptr())
-            library().int8_pack(*to, weight.data_ptr(), *where)
-            row += len(weight)
+        self._weight, self._offsets = pack_int8(weights)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [rows, in], unit inner stride → [rows, out]"""
@@ -72,3 +62,52 @@ class PackedInt8:
             *(rows, self._in, self._out, torch.get_num_threads()),
         )
         return y
+
+
+def pack_floats(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Weights [out, in] fp32, stacked → [panels, in, 32]. Plain twin: `plain.pack`."""
+    size = weights[0].shape[1]
+    packed = new_memory(-(-sum(map(len, weights)) // PANEL), size, PANEL, dtype=torch.float32)
+    for row, weight in _stack(packed, weights):
+        where = (row, len(weight), size, torch.get_num_threads())
+        library().linear_pack(packed.data_ptr(), weight.data_ptr(), *where)
+    return packed
+
+
+def pack_int8(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [out, in] int8, stacked → [panels, in / 4, 32, 4], and the offsets [out] of the sums.
+    Plain twin: `plain.pack`."""
+    size, out = weights[0].shape[1], sum(map(len, weights))
+    packed = new_memory(-(-out // PANEL), -(-size // 4), PANEL, 4, dtype=torch.int8)
+    offsets = torch.empty(out, dtype=torch.int32)
+    for row, weight in _stack(packed, weights):
+        where = (row, len(weight), size, torch.get_num_threads())
+        to = (packed.data_ptr(), offsets.data_ptr())
+        library().int8_pack(*to, weight.data_ptr(), *where)
+    return packed, offsets
+
+
+def new_memory(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor in memory that nobody has touched, in huge pages where the system has them: rows
+    stream through its weights a few percent faster. Multiples of a huge page are aligned to one."""
+    count = math.prod(shape)
+    nbytes = count * dtype.itemsize
+    room = mmap.mmap(-1, -(-nbytes // _HUGE) * _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a kernel without them
+            room.madvise(mmap.MADV_HUGEPAGE, 0, nbytes)  # what is behind is never touched
+    return torch.frombuffer(room, dtype=dtype, count=count).view(shape)
+
+
+def _stack(
+    packed: torch.Tensor,  # [panels, in, 32], or four inputs together: [panels, in / 4, 32, 4]
+    weights: Sequence[torch.Tensor],
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The weights, each with its first output among all. Then what lies behind the last output
+    becomes zero; all else is overwritten."""
+    row = 0
+    for weight in weights:
+        yield row, weight.contiguous()
+        row += len(weight)
+    if row % PANEL:
+        packed[-1, :, row % PANEL :] = 0

@@ -40,6 +40,19 @@ def int8_linear(
     return (y if bias is None else y + bias).to(x.dtype)
 
 
+def pack(weight: torch.Tensor, group: int, panel: int) -> torch.Tensor:
+    """[out, in] → [panels, in / group, panel, group], zeros behind the last output and input."""
+    out, size = weight.shape
+    padded = F.pad(weight, (0, -size % group, 0, -out % panel))
+    return padded.view(-1, panel, padded.shape[1] // group, group).transpose(1, 2).contiguous()
+
+
+def int8_offsets(weight: torch.Tensor) -> torch.Tensor:
+    """What the sums of rounded rows times int8 weights [out, in] have too much: the rounding stores
+    rows around 64. [out] int32"""
+    return 64 * weight.sum(1, dtype=torch.int32)
+
+
 def _exact_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """codes [rows, in] @ weightᵀ [in, out] → fp32; both hold small integers."""
     if codes.device.type == "cuda" and weight.shape[0] % 8 == 0 and weight.shape[1] % 8 == 0:

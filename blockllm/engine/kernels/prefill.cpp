@@ -51,8 +51,7 @@ void attend_tile(const Run& run, Scratch& s, int64_t start, int64_t first, int64
     float scores[HEIGHT][BLOCK];
     for (int64_t c = 0; c < BLOCK; c += PANEL) {
         floats sums[HEIGHT][VECTORS] = {};
-        multiply<HEIGHT, PANEL>(sums, q, &s.keys[c], BLOCK, run.dim,
-                                reinterpret_cast<const char*>(&s.keys[c]), 0);
+        multiply<HEIGHT, PANEL, 0>(sums, q, &s.keys[c], BLOCK, run.dim);
         for (int r = 0; r < HEIGHT; ++r) std::memcpy(&scores[r][c], sums[r], PANEL * 4);
     }
     float* weights = s.weights.data();  // [BLOCK, HEIGHT]
@@ -84,8 +83,7 @@ void attend_tile(const Run& run, Scratch& s, int64_t start, int64_t first, int64
         for (int r = 0; r < HEIGHT; ++r)
             for (int v = 0; v < VECTORS; ++v)
                 sums[r][v] = load(&s.sums[(start + r) * width + c + v * LANES]);
-        multiply<HEIGHT, PANEL>(sums, weights, &s.values[c], width, BLOCK,
-                                reinterpret_cast<const char*>(&s.values[c]), 0);
+        multiply<HEIGHT, PANEL, 0>(sums, weights, &s.values[c], width, BLOCK);
         for (int r = 0; r < HEIGHT; ++r)
             for (int v = 0; v < VECTORS; ++v)
                 store(&s.sums[(start + r) * width + c + v * LANES], sums[r][v]);

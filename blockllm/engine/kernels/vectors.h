@@ -20,6 +20,7 @@ constexpr int TILE = 3;  // 12 accumulators
 #endif
 constexpr int PANEL = 32;  // outputs whose weights lie together
 constexpr int VECTORS = PANEL / LANES;
+constexpr int32_t ROUND_ZERO = 64;  // what stands for 0 in rows of x rounded to 7 bits
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
 
@@ -33,11 +34,11 @@ inline void store(float* to, floats value) { std::memcpy(to, &value, sizeof valu
 
 inline int64_t divide_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// How rows are cut into tiles of nearly equal height, none above TILE.
+// How rows are cut into tiles of nearly equal height.
 struct Tiles {
     int64_t rows, count, height;
-    explicit Tiles(int64_t num_rows)
-        : rows(num_rows), count(divide_up(num_rows, TILE)), height(num_rows ? divide_up(num_rows, count) : 1) {}
+    explicit Tiles(int64_t num_rows, int64_t tallest = TILE)
+        : rows(num_rows), count(divide_up(num_rows, tallest)), height(num_rows ? divide_up(num_rows, count) : 1) {}
     int64_t start(int64_t tile) const { return tile * height < rows ? tile * height : rows; }
     int64_t size(int64_t tile) const { return start(tile + 1) - start(tile); }
 };
@@ -56,23 +57,29 @@ inline void with_height(int64_t height, Function&& function) {
 
 // [height, in] rows, `stride` apart -> [in, height]
 inline void pack_rows(float* to, const float* x, int64_t stride, int64_t height, int64_t in) {
-    for (int64_t r = 0; r < height; ++r)
-        for (int64_t k = 0; k < in; ++k) to[k * height + r] = x[r * stride + k];
+    constexpr int64_t BLOCK = 64;  // inputs whose packed form stays in the first-level cache
+    for (int64_t from = 0; from < in; from += BLOCK) {
+        const int64_t end = from + BLOCK < in ? from + BLOCK : in;
+        for (int64_t r = 0; r < height; ++r)
+            for (int64_t k = from; k < end; ++k) to[k * height + r] = x[r * stride + k];
+    }
 }
 
-// The one inner loop: sums[r] += x[k][r] * weights[k] over k, for WIDTH neighbouring outputs.
-// `ahead` is memory that will be read soon, of which `ahead_step` bytes are asked for per k.
-template <int HEIGHT, int WIDTH>
+// The one inner loop: sums[r] += x[k][r] * weights[k] over k, for WIDTH outputs: neighbours, or of
+// panels that lie panel_stride apart. `ahead` is memory that will be read soon: at every k, ASKED
+// lines of it are asked for, and it advances by `ahead_step` bytes.
+template <int HEIGHT, int WIDTH, int ASKED = WIDTH * 4 / 64>
 inline void multiply(floats (&sums)[HEIGHT][WIDTH / LANES], const float* x, const float* weights,
-                     int64_t weights_stride, int64_t depth, const char* ahead,
-                     int64_t ahead_step) {
+                     int64_t weights_stride, int64_t depth, const char* ahead = nullptr,
+                     int64_t ahead_step = 0, int64_t panel_stride = PANEL) {
     constexpr int COUNT = WIDTH / LANES;
     for (int64_t k = 0; k < depth; ++k) {
         floats w[COUNT];
-        for (int v = 0; v < COUNT; ++v) w[v] = load(weights + k * weights_stride + v * LANES);
-        __builtin_prefetch(ahead);
-        if (WIDTH * 4 > 64) __builtin_prefetch(ahead + 64);
-        ahead += ahead_step;
+        for (int v = 0; v < COUNT; ++v)
+            w[v] = load(weights + k * weights_stride + v / VECTORS * panel_stride +
+                        v % VECTORS * LANES);
+        for (int line = 0; line < ASKED; ++line) __builtin_prefetch(ahead + line * 64);
+        if (ASKED) ahead += ahead_step;
         for (int r = 0; r < HEIGHT; ++r)
             for (int v = 0; v < COUNT; ++v) sums[r][v] += x[k * HEIGHT + r] * w[v];
     }

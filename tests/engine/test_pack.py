@@ -1,0 +1,85 @@
+"""Packed weights equal torch's permutation, bit for bit, whatever the shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockllm.engine.kernels import packed, plain
+from blockllm.engine.kernels.build import native_library
+
+pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
+
+SHAPES = [
+    ([1], 1),
+    ([32], 16),
+    ([33], 17),
+    ([31, 1], 64),
+    ([7, 70, 1], 1027),
+    ([96, 64, 32], 4),
+    ([100, 3, 200], 66),
+    ([4000], 130),  # several chunks for each thread
+]
+any_shape = given(
+    st.lists(st.integers(1, 100), min_size=1, max_size=4), st.integers(1, 70), st.integers(0, 99)
+)
+
+
+def check_floats(outs: list[int], size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.randn(out, size, generator=generator) for out in outs]
+    expected = plain.pack(torch.cat(weights), 1, packed.PANEL)[..., 0]
+    assert torch.equal(packed.pack_floats(weights), expected)
+
+
+def check_int8(outs: list[int], size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = [
+        torch.randint(-128, 128, (out, size), generator=generator, dtype=torch.int8) for out in outs
+    ]
+    found, offsets = packed.pack_int8(weights)
+    together = torch.cat(weights)
+    assert torch.equal(found, plain.pack(together, 4, packed.PANEL))
+    assert torch.equal(offsets, plain.int8_offsets(together))
+
+
+@pytest.mark.parametrize(("outs", "size"), SHAPES)
+def test_shapes_at_the_edges(outs: list[int], size: int) -> None:
+    check_floats(outs, size, 1)
+    check_int8(outs, size, 2)
+
+
+@any_shape
+@settings(max_examples=60, deadline=None)
+def test_any_stack_of_floats(outs: list[int], size: int, seed: int) -> None:
+    check_floats(outs, size, seed)
+
+
+@any_shape
+@settings(max_examples=60, deadline=None)
+def test_any_stack_of_int8(outs: list[int], size: int, seed: int) -> None:
+    check_int8(outs, size, seed)
+
+
+def test_bits_that_are_no_numbers_stay() -> None:
+    bits = torch.tensor([0x7FC00001, -0x400000 + 5, -(2**31), 1], dtype=torch.int32)
+    weight = bits.repeat(40, 8).view(torch.float32)
+    got = packed.pack_floats([weight]).view(torch.int32)
+    assert torch.equal(got, plain.pack(weight.view(torch.int32), 1, packed.PANEL)[..., 0])
+
+
+def test_weights_need_not_lie_together() -> None:
+    wide = torch.randn(40, 90)
+    assert torch.equal(
+        packed.pack_floats([wide[:, :33]]), packed.pack_floats([wide[:, :33].clone()])
+    )
+
+
+def test_packed_weights_outlive_their_source() -> None:
+    weight = torch.randn(64, 20)
+    kept = weight.clone()
+    found = packed.pack_floats([weight])
+    weight.zero_()
+    assert torch.equal(found, plain.pack(kept, 1, packed.PANEL)[..., 0])
