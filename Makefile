@@ -32,8 +32,9 @@ demo: install
 serve: install
 	$(BIN)/python -m tools.demo --zoo $(DEMO_ZOO) --port $(PORT) --stay
 
+# One process per core, at most eight; a file's tests stay together, since they share fixtures.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check blockllm tests tools

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -73,9 +74,14 @@ def canonical(function: Function) -> str:
 def _without_defaults(struct: msgspec.Struct) -> dict[str, Any]:
     # defaults mean "feature absent": a field added later leaves the digests of older layers alone
     values = {}
-    for field in msgspec.structs.fields(struct):
+    for field in _fields(type(struct)):
         value = getattr(struct, field.name)
         if value != field.default:
             nested = isinstance(value, msgspec.Struct)
             values[field.name] = _without_defaults(value) if nested else value
     return values
+
+
+@functools.cache
+def _fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(kind)  # resolves type hints, which takes as long as all the rest

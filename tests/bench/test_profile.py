@@ -137,7 +137,7 @@ def test_the_command_prints_and_writes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bench_engine.profile(
-        zoo=str(next(tmp_path.parent.glob("family*/zoo"))),
+        zoo=str(zoo._folder.root),
         models="base,upper",
         concurrency=3,
         prompt=5,

@@ -222,10 +222,9 @@ def test_a_file_that_was_just_read_is_in_memory(tmp_path: Path) -> None:
 
 def test_the_command_prints_a_table(
     zoo: Zoo,  # noqa: F811
-    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = str(next(tmp_path.parent.glob("family*/zoo")))
+    folder = str(zoo._folder.root)
     options = {"rounds": 1, "sequences": 2, "context": 16, "rows": 8, "memory": "64MiB"}
     for again in (True, False):
         command.profile(

@@ -15,7 +15,15 @@ from blockllm.zoo.families.names import tensor_name
 from blockllm.zoo.settings_reader import SettingsReader
 from tests.makers import ARCHITECTURES, SHAPE
 
-MISSING = object()
+
+class _Missing:
+    """A setting that is left out. Tests are named after it, in every process alike."""
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING = _Missing()
 
 
 def plan(family: str, **config: Any) -> ModelPlan:

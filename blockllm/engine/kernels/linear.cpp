@@ -101,8 +101,6 @@ void linear_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, co
     const Tiles tiles(rows, TILE / together);
     const Job job{y, y_stride, rows == 1 ? x : scratch, packed, bias, in, out, tiles};
     const int64_t panels = divide_up(out, PANEL), groups = divide_up(panels, together);
-    int64_t chunk = groups / (threads * 4);
-    chunk = chunk < 1 ? 1 : chunk;
 #pragma omp parallel num_threads(threads)
     {
         if (rows > 1) {
@@ -112,7 +110,7 @@ void linear_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, co
                           x_stride, tiles.size(tile), in);
         }
         std::vector<float> kept(tiles.count > 1 ? rows * PANEL * together : 0);
-#pragma omp for schedule(dynamic, chunk)
+#pragma omp for schedule(guided)
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t panel = group * together;
             if (together == PAIR && panel + PAIR <= panels)

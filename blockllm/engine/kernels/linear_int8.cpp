@@ -152,8 +152,6 @@ void int8_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, cons
     const Tiles tiles(rows);
     const int64_t in4 = divide_up(in, 4), panels = divide_up(out, PANEL);
     float* steps = reinterpret_cast<float*>(scratch + rows * in4);
-    int64_t chunk = panels / (threads * 4);
-    chunk = chunk < 1 ? 1 : chunk;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
@@ -165,7 +163,7 @@ void int8_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, cons
         std::vector<int32_t> sums(rows * PANEL);
         const Job job{y,       y_stride, scratch, steps,       packed, scale,
                       offsets, bias,     sums.data(), in4, out,    tiles};
-#pragma omp for schedule(dynamic, chunk)
+#pragma omp for schedule(guided)
         for (int64_t panel = 0; panel < panels; ++panel) run_panel(job, panel);
     }
 }
