@@ -4,7 +4,6 @@
 #include "exponential.h"
 #include "vectors.h"
 
-#include <utility>
 #include <vector>
 
 namespace blockllm {
@@ -18,11 +17,11 @@ struct Pages {
 };
 
 // Lanes i of a and b in groups of STEP: even groups plus odd groups, a's and b's by turns.
-template <int STEP, size_t... I>
-inline floats add_groups(floats a, floats b, std::index_sequence<I...>) {
-    const floats even = __builtin_shufflevector(
+template <int STEP, unsigned... I>
+inline floats add_groups(floats a, floats b, std::integer_sequence<unsigned, I...>) {
+    const floats even = BLOCKLLM_SHUFFLE(
         a, b, (I / STEP % 2 * LANES + I / STEP / 2 * 2 * STEP + I % STEP)...);
-    const floats odd = __builtin_shufflevector(
+    const floats odd = BLOCKLLM_SHUFFLE(
         a, b, (I / STEP % 2 * LANES + (I / STEP / 2 * 2 + 1) * STEP + I % STEP)...);
     return even + odd;
 }
@@ -35,7 +34,7 @@ inline floats add_lanes(floats* parts) {
     } else {
         for (int i = 0; i < LANES / STEP / 2; ++i)
             parts[i] = add_groups<STEP>(parts[2 * i], parts[2 * i + 1],
-                                        std::make_index_sequence<LANES>());
+                                        std::make_integer_sequence<unsigned, LANES>());
         return add_lanes<2 * STEP>(parts);
     }
 }

@@ -14,21 +14,14 @@ namespace {
 
 constexpr int64_t CHUNK = 1 << 21;  // bytes that a thread takes at once: a huge page of x86
 
-typedef uint32_t words __attribute__((vector_size(LANES * 4)));
 constexpr int64_t WIDTH = sizeof(words);
-
-#if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, words{__VA_ARGS__})
-#endif
 
 // The lanes of b that lack the bit STEP trade places with those of a that have it.
 template <int STEP, unsigned... LANE>
 inline void exchange(words& a, words& b, std::integer_sequence<unsigned, LANE...>) {
     const words left = a, right = b;
-    a = SHUFFLE(left, right, (LANE & STEP ? LANES + LANE - STEP : LANE)...);
-    b = SHUFFLE(left, right, (LANE & STEP ? LANES + LANE : LANE + STEP)...);
+    a = BLOCKLLM_SHUFFLE(left, right, (LANE & STEP ? LANES + LANE - STEP : LANE)...);
+    b = BLOCKLLM_SHUFFLE(left, right, (LANE & STEP ? LANES + LANE : LANE + STEP)...);
 }
 
 template <int STEP = LANES / 2>

@@ -23,6 +23,14 @@ constexpr int VECTORS = PANEL / LANES;
 constexpr int32_t ROUND_ZERO = 64;  // what stands for 0 in rows of x rounded to 7 bits
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+
+// Lanes of a and b together, by constants. GCC has had Clang's builtin since version 12 only.
+#if defined(__clang__)
+#define BLOCKLLM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define BLOCKLLM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, words{__VA_ARGS__})
+#endif
 
 inline floats load(const float* from) {
     floats value;
