@@ -20,9 +20,7 @@ class Flight(NamedTuple):
     """What a turn has sampled."""
 
     draws: list[tuple[Draw, list[Sequence]]]  # by vocabulary size
-    sampled: (
-        torch.Tensor
-    )  # [sequences] all tokens, on the device; `Sequence.sampled_at` counts them
+    sampled: torch.Tensor  # [sequences] on the device; `Sequence.sampled_at` counts them
 
     def collect(self) -> Iterator[tuple[Sequence, Sampled]]:
         """Wait for the tokens and tell them."""

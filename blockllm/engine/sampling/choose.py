@@ -30,9 +30,7 @@ class TopPick(NamedTuple):
     """Indices chosen among the most likely tokens, and what it takes to choose again."""
 
     tokens: torch.Tensor  # [rows]
-    is_open: (
-        torch.Tensor | None
-    )  # [rows]: the filters may keep tokens not looked at; None: no row's
+    is_open: torch.Tensor | None  # [rows] tokens not looked at may be kept; None: in no row
     weights: torch.Tensor  # [rows, vocab]
     filters: Filters
     u: torch.Tensor  # [rows]
