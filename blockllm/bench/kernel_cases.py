@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from blockllm.bench.attention_cases import attention_decode, attention_prefill
 from blockllm.bench.kernel_setup import Setup, tolerance
 from blockllm.bench.kernels import Call, Case
-from blockllm.bench.linear_cases import int8_linear, linear, pack
+from blockllm.bench.linear_cases import int8_linear, linear, narrow_linear, pack
 from blockllm.core import LoraTarget, Sampling, Tensor
 from blockllm.engine.batch import Segment
 from blockllm.engine.kernels import fused, plain
@@ -253,6 +253,7 @@ def _plain_sample(
 
 CASES: tuple[Callable[[Setup], Iterator[Case]], ...] = (
     linear,
+    narrow_linear,
     int8_linear,
     pack,
     lora,

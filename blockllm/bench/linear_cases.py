@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,33 +15,60 @@ from blockllm.engine.kernels.matmul import make_matmul, packs
 
 def linear(s: Setup) -> Iterator[Case]:
     """y = x Wᵀ with W as the engine keeps it."""
-    for name, (out, size) in s.linears.items():
-        for rows in s.rows:
 
-            def make(seed: int, out: int = out, size: int = size, rows: int = rows) -> Call:
-                weight, x = s.random(seed, out, size), s.random(seed + 1, rows, size)
-                run = make_matmul([weight], None, None, weight.dtype)
-                return Call(lambda: run(x), lambda: F.linear(x, weight))
+    def make(weight: torch.Tensor, x: torch.Tensor) -> Call:
+        run = make_matmul([weight], None, None, weight.dtype)
+        return Call(lambda: run(x), lambda: F.linear(x, weight))
 
-            moved = (out * size + rows * (out + size)) * s.width
-            yield Case("linear", f"{name} {out}x{size}, {rows} rows", make, moved,
-                       2 * rows * out * size, tolerance=tolerance(s, size))  # fmt: skip
+    return _each(s, "linear", s.width, True, s.random, make)
+
+
+def narrow_linear(s: Setup) -> Iterator[Case]:
+    """The same with weights that keep their 16 bits in memory while rows are fp32."""
+
+    def weights(seed: int, out: int, size: int) -> torch.Tensor:
+        return s.random(seed, out, size).bfloat16()
+
+    def make(weight: torch.Tensor, x: torch.Tensor) -> Call:
+        run, wide = make_matmul([weight], None, None, x.dtype), weight.to(x.dtype)
+        return Call(lambda: run(x), lambda: F.linear(x, wide))
+
+    if packs(s.device, s.dtype):
+        yield from _each(s, "narrow_linear", 2, True, weights, make)
 
 
 def int8_linear(s: Setup) -> Iterator[Case]:
     """The same with int8 weights. The measured peak is of floats: the limit is of bytes alone."""
+
+    def weights(seed: int, out: int, size: int) -> torch.Tensor:
+        return _random_int8(s, seed, out, size)
+
+    def make(weight: torch.Tensor, x: torch.Tensor) -> Call:
+        scale = torch.full((len(weight),), 1 / 32, device=s.device)
+        run = make_matmul([weight], None, scale, s.dtype)
+        return Call(lambda: run(x), lambda: plain.int8_linear(x, weight, scale, None))
+
+    return _each(s, "int8_linear", 1, False, weights, make)
+
+
+def _each(
+    s: Setup,
+    case: str,
+    width: int,  # bytes of a weight
+    floats: bool,
+    weights: Callable[[int, int, int], torch.Tensor],  # seed, out, in → [out, in]
+    make: Callable[[torch.Tensor, torch.Tensor], Call],  # of weights and x [rows, in]
+) -> Iterator[Case]:
+    """A case for every linear of the model and number of rows."""
     for name, (out, size) in s.linears.items():
         for rows in s.rows:
 
-            def make(seed: int, out: int = out, size: int = size, rows: int = rows) -> Call:
-                weight, x = _random_int8(s, seed, out, size), s.random(seed + 1, rows, size)
-                scale = torch.full((out,), 1 / 32, device=s.device)
-                run = make_matmul([weight], None, scale, s.dtype)
-                return Call(lambda: run(x), lambda: plain.int8_linear(x, weight, scale, None))
+            def call(seed: int, out: int = out, size: int = size, rows: int = rows) -> Call:
+                return make(weights(seed, out, size), s.random(seed + 1, rows, size))
 
-            moved = out * (size + 4) + rows * (out + size) * s.width
-            yield Case("int8_linear", f"{name} {out}x{size}, {rows} rows", make, moved, 0,
-                       tolerance=tolerance(s, size))  # fmt: skip
+            moved = out * size * width + rows * (out + size) * s.width
+            yield Case(case, f"{name} {out}x{size}, {rows} rows", call, moved,
+                       2 * rows * out * size * floats, tolerance=tolerance(s, size))  # fmt: skip
 
 
 def pack(s: Setup) -> Iterator[Case]:
@@ -54,7 +81,7 @@ def pack(s: Setup) -> Iterator[Case]:
             weight = s.random(seed, out, size)
             return Call(
                 lambda: packed.pack_floats([weight]),
-                lambda: plain.pack(weight, 1, packed.PANEL)[..., 0],
+                lambda: plain.pack(weight, 1, packed.PANEL),
             )
 
         def int8(seed: int, out: int = out, size: int = size) -> Call:

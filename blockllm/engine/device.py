@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from blockllm.core import Chain
+from blockllm.engine.kernels.matmul import Matmul, make_matmul, packs
 from blockllm.errors import ConfigError
 
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, chains: Iterable[Chain], device: torch.device) -> torch.dtype:
-    """`auto` keeps fp32 unless all weights are 16-bit and the device is at least as fast in
+    """`auto` computes in fp32 unless all weights are 16-bit and the device is at least as fast in
     bf16, so that an fp32 checkpoint is never rounded behind its owner's back."""
     if name != "auto":
         return _NAMES[name]
@@ -50,22 +50,24 @@ def choose_dtype(name: str, chains: Iterable[Chain], device: torch.device) -> to
 
 
 def bfloat16_pays(device: torch.device, size: int = 1024) -> bool:
-    """Measure (about 50 ms): is a bf16 linear at 1 and at 16 rows no slower than in fp32?"""
-    weight = torch.zeros(size, size, device=device)
+    """Measure (about 50 ms): is a linear of bf16 weights, at 1 and at 16 rows, no slower in bf16
+    than in fp32?"""
+    narrow, wide = torch.bfloat16, torch.float32
+    weight = torch.zeros(size, size, device=device, dtype=narrow)
+    exact = make_matmul([weight if packs(device, wide) else weight.float()], None, None, wide)
+    rounding = make_matmul([weight], None, None, narrow)
     for rows in (1, 16):
         x = torch.zeros(rows, size, device=device)
-        wide = _seconds(x, weight)
-        narrow = _seconds(x.bfloat16(), weight.bfloat16())
-        if narrow > wide:
+        if _seconds(rounding, x.to(narrow)) > _seconds(exact, x):
             return False
     return True
 
 
-def _seconds(x: torch.Tensor, weight: torch.Tensor, tries: int = 7) -> float:
+def _seconds(matmul: Matmul, x: torch.Tensor, tries: int = 7) -> float:
     best = float("inf")
     for _ in range(tries):
         start = time.perf_counter()
-        F.linear(x, weight)
+        matmul(x)
         best = min(best, time.perf_counter() - start)
     return best
 

@@ -28,7 +28,7 @@ from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.bridge import BridgeLayer
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.decoder import DecoderLayer
-from blockllm.engine.models.embedding import Embedding
+from blockllm.engine.models.embedding import Embedding, TableLoader
 from blockllm.engine.models.halves import Attend
 from blockllm.engine.models.linear import Linear, Loader
 from blockllm.engine.models.norm import Norm
@@ -40,8 +40,8 @@ from blockllm.engine.transfer import upload
 class EmbedLayer:
     """Token ids → hidden states."""
 
-    def __init__(self, layer: Layer, load: Loader) -> None:
-        self.embedding = Embedding(load.load(layer.tensors["weight"]))
+    def __init__(self, layer: Layer, load: TableLoader) -> None:
+        self.embedding = Embedding(load.table(layer.tensors["weight"]), load.dtype)
 
     def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
         """Take every model's changes."""
@@ -72,7 +72,7 @@ class HeadLayer:
 AnyLayer = EmbedLayer | DecoderLayer | BridgeLayer | HeadLayer
 
 
-def bind_layer(layer: Layer, load: Loader) -> AnyLayer:
+def bind_layer(layer: Layer, load: TableLoader) -> AnyLayer:
     """Give a layer's function its weights."""
     if isinstance(layer.function, EmbedFunction):
         return EmbedLayer(layer, load)
@@ -86,7 +86,7 @@ def bind_layer(layer: Layer, load: Loader) -> AnyLayer:
 class BlockExecutor:
     """One block with its weights."""
 
-    def __init__(self, block: Block, load: Loader) -> None:
+    def __init__(self, block: Block, load: TableLoader) -> None:
         self.layers = [bind_layer(layer, load) for layer in block.layers]
         self.adapters: dict[str, int] = {}  # delta id → its index in the block
         # whether some delta is applied segment by segment from the host
@@ -120,7 +120,7 @@ class Executor:
     def __init__(
         self,
         plan: SpanPlan,
-        load: Loader,
+        load: TableLoader,
         caches: list[KVCache],
         attention: Attention,
         dtype: torch.dtype,

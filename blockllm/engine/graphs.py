@@ -24,7 +24,7 @@ from blockllm.engine.attention.rows import AttentionRows, RowArrays, RowTensors,
 from blockllm.engine.batch import Hop, fill_tokens
 from blockllm.engine.executor import BlockExecutor, Executor, HeadLayer
 from blockllm.engine.kv.cache import KVCache
-from blockllm.engine.models.linear import Loader
+from blockllm.engine.models.embedding import TableLoader
 from blockllm.engine.models.rope import RopeTable
 from blockllm.engine.models.segments import Segments
 from blockllm.engine.transfer import pack, unpack
@@ -237,7 +237,7 @@ class GraphExecutor(Executor):
     def __init__(
         self,
         plan: SpanPlan,
-        load: Loader,
+        load: TableLoader,
         caches: list[KVCache],
         attention: Attention,
         dtype: torch.dtype,

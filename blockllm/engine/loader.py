@@ -35,7 +35,7 @@ class TensorLoader:
     def __init__(self, store: PackStore, device: torch.device, dtype: torch.dtype) -> None:
         self._store = store
         self._device = device
-        self._dtype = dtype
+        self.dtype = dtype  # what is computed in
         self._maps: dict[str, mmap.mmap] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         self._matmuls: dict[tuple[str, ...], Matmul] = {}
@@ -59,30 +59,28 @@ class TensorLoader:
         biases: Sequence[Tensor | None],
         scales: Sequence[Tensor | None],
     ) -> Matmul:
-        copied = packs(self._device, self._dtype)
+        copied = packs(self._device, self.dtype)
         # a lone weight is not copied elsewhere: it is shared with whoever else needs it
-        views = [
-            self._float_or_int8(self._view(w)) if copied or len(weights) > 1 else self.load(w)
-            for w in weights
-        ]
+        load = self._view if copied else self.read if len(weights) > 1 else self.load
+        views = [load(w) for w in weights]
         given = [self.load(scale).float() for scale in scales if scale]
         assert len(given) in (0, len(weights)), "int8 and float weights stacked"
         scale = torch.cat(given) if given else None
-        matmul = make_matmul(views, self._stack_biases(weights, biases), scale, self._dtype)
+        matmul = make_matmul(views, self._stack_biases(weights, biases), scale, self.dtype)
         if copied or len(views) > 1:
             for weight in weights:
                 self._forget_pages(weight)
         return matmul
 
     def _float_or_int8(self, view: torch.Tensor) -> torch.Tensor:
-        return view.to(self._device, self._dtype if view.is_floating_point() else view.dtype)
+        return view.to(self._device, self.dtype if view.is_floating_point() else view.dtype)
 
     def _stack_biases(
         self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
     ) -> torch.Tensor | None:
         if not any(biases):
             return None
-        zeros = (torch.zeros(w.shape[0], device=self._device, dtype=self._dtype) for w in weights)
+        zeros = (torch.zeros(w.shape[0], device=self._device, dtype=self.dtype) for w in weights)
         loaded = [self.load(b) if b else zero for b, zero in zip(biases, zeros, strict=True)]
         return torch.cat(loaded)
 
@@ -102,6 +100,11 @@ class TensorLoader:
             loaded = self._float_or_int8(self._view(tensor))
             self._tensors[tensor.hash] = loaded
         return loaded
+
+    def table(self, tensor: Tensor) -> torch.Tensor:
+        """The same for a matrix whose rows are looked up: as it is stored where packed weights
+        are too. Raises CorruptStore."""
+        return self._view(tensor) if packs(self._device, self.dtype) else self.load(tensor)
 
     def read(self, tensor: Tensor) -> torch.Tensor:
         """The same, but not kept here: for what is looked at once. Raises CorruptStore."""

@@ -30,28 +30,38 @@ class KVClass(NamedTuple):
         return self.layers_per_page * 2 * page_size * math.prod(self.shape) * itemsize
 
 
-def tensors_of(chains: Iterable[Chain]) -> dict[str, Tensor]:
-    """All distinct tensors of the chains, by hash."""
-    found: dict[str, Tensor] = {}
+class Precision(NamedTuple):
+    """What models compute in, and what their matrices are kept in."""
+
+    itemsize: int  # of the compute dtype
+    keeps_halves: bool = False  # a base's matrices of 16 bits stay so in memory
+
+    def matrix_bytes(self, tensor: Tensor) -> int:
+        """Bytes of a tensor of a layer."""
+        stays = self.keeps_halves and len(tensor.shape) == 2
+        return min(tensor.nbytes, self.nbytes(tensor)) if stays else self.nbytes(tensor)
+
+    def nbytes(self, tensor: Tensor) -> int:
+        """Bytes of a tensor that is kept in the compute dtype; integers stay what they are."""
+        if tensor.dtype in ("I8", "U8", "I32"):
+            return tensor.nbytes
+        return math.prod(tensor.shape) * self.itemsize
+
+
+def weight_bytes(chains: Iterable[Chain], precision: Precision) -> int:
+    """Bytes of the chains' distinct tensors in memory."""
+    found: dict[str, int] = {}  # by hash
     for chain in chains:
         for entry in chain.entries:
             for layer in entry.block.layers:
-                found.update((t.hash, t) for t in layer.tensors.values())
+                found.update((t.hash, precision.matrix_bytes(t)) for t in layer.tensors.values())
             if entry.delta:
-                found.update((t.hash, t) for t in entry.delta.tensors())
-    return found
-
-
-def weight_bytes(chains: Iterable[Chain], itemsize: int) -> int:
-    """Bytes of the chains' distinct tensors in the compute dtype."""
-    return sum(
-        t.nbytes if t.dtype in ("I8", "U8", "I32") else math.prod(t.shape) * itemsize
-        for t in tensors_of(chains).values()
-    )
+                found.update((t.hash, precision.nbytes(t)) for t in entry.delta.tensors())
+    return sum(found.values())
 
 
 def plan_kv(
-    plan: SpanPlan, settings: EngineSettings, itemsize: int, available: int
+    plan: SpanPlan, settings: EngineSettings, precision: Precision, available: int
 ) -> list[KVClass]:
     """Divide what the budget leaves after the weights into one page pool per KV shape. The
     budget is the setting, or `available` bytes if that is `auto`.
@@ -61,13 +71,13 @@ def plan_kv(
     chains = [route.chain for route in plan.routes.values()]
     auto = settings.memory == "auto"
     budget = available if auto else parse_bytes(settings.memory)
-    weights = weight_bytes(chains, itemsize)
+    weights, itemsize = weight_bytes(chains, precision), precision.itemsize
     classes = _classes(chains, settings)
     least = sum(
         c.page_bytes(settings.page_size, itemsize) * _pages(c, settings, 1) for c in classes
     )
     if weights + least > budget:
-        raise OutOfMemory(_what_fits(chains, settings, itemsize, budget, weights, least))
+        raise OutOfMemory(_what_fits(chains, precision, budget, weights, least))
     share = (budget - weights) // len(classes)
     return [
         c._replace(num_pages=_fill(c, settings, itemsize, share, limited=auto)) for c in classes
@@ -127,15 +137,14 @@ def _fill(kv: KVClass, settings: EngineSettings, itemsize: int, share: int, limi
 
 def _what_fits(
     chains: Sequence[Chain],
-    settings: EngineSettings,
-    itemsize: int,
+    precision: Precision,
     budget: int,
     weights: int,
     least: int,
 ) -> str:
     fitting: list[Chain] = []
     for chain in chains:
-        if weight_bytes([*fitting, chain], itemsize) + least <= budget:
+        if weight_bytes([*fitting, chain], precision) + least <= budget:
             fitting.append(chain)
     names = ", ".join(chain.model for chain in fitting) or "none of them"
     return (

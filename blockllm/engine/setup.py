@@ -16,9 +16,10 @@ from blockllm.engine.device import choose_device, choose_dtype, usable_bytes
 from blockllm.engine.executor import Executor
 from blockllm.engine.graphs import CudaCapture, GraphExecutor
 from blockllm.engine.kernels import gpu, native
+from blockllm.engine.kernels.matmul import packs
 from blockllm.engine.kv.cache import KVCache, route_kv
 from blockllm.engine.loader import PackStore, TensorLoader
-from blockllm.engine.memory import KVClass, context_of, plan_kv, weight_bytes
+from blockllm.engine.memory import KVClass, Precision, context_of, plan_kv, weight_bytes
 from blockllm.engine.pace import Pace
 from blockllm.engine.place import Place
 from blockllm.engine.profiles import FindingStore, describe_device, find_costs
@@ -40,7 +41,7 @@ class Parts(NamedTuple):
     caches: list[KVCache]  # one per KV shape
     executor: Executor
     has_head: tuple[bool, ...]  # per span
-    weight_bytes: int  # of distinct tensors, in the compute dtype
+    weight_bytes: int  # of distinct tensors in memory
     weight_bytes_unshared: int  # if every model had its own copy
     pace: Pace | None  # how long a turn may take; None: no limit
 
@@ -60,7 +61,8 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
     lazy = settings.cut == "lazy"
     served = [chain if lazy else one_block_per_layer(chain) for chain in chains.values()]
     plan = plan_spans(served, merge=lazy)
-    classes = plan_kv(plan, settings, dtype.itemsize, usable_bytes(device))
+    precision = Precision(dtype.itemsize, keeps_halves=packs(device, dtype))
+    classes = plan_kv(plan, settings, precision, usable_bytes(device))
     caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
     loader = TensorLoader(zoo, device, dtype)
     attention = make_attention("triton" if device.type == "cuda" else "native")
@@ -77,8 +79,8 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
         has_head=tuple(
             isinstance(span.blocks[-1].layers[-1].function, HeadFunction) for span in plan.spans
         ),
-        weight_bytes=weight_bytes(chains.values(), dtype.itemsize),
-        weight_bytes_unshared=sum(weight_bytes([c], dtype.itemsize) for c in chains.values()),
+        weight_bytes=weight_bytes(chains.values(), precision),
+        weight_bytes_unshared=sum(weight_bytes([c], precision) for c in chains.values()),
         pace=_pace(zoo, plan, device, dtype, settings),
     )
 

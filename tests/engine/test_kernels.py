@@ -46,6 +46,33 @@ def test_packed_matmul_equals_plain(rows: int, shape: tuple[int, int], bias: boo
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(64, 2), (97, 30), (200, 1300)])
+def test_weights_of_16_bits_give_the_bits_of_fp32(
+    dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    weight = (random(5, *shape) / 50).to(dtype)
+    # zeros of both signs, numbers below the least normal one, the largest
+    weight[0, :2] = torch.tensor([0.0, -0.0])
+    weight[1, :2] = torch.tensor([torch.finfo(dtype).smallest_normal / 8, -3e-7], dtype=dtype)
+    weight[2, :2] = torch.tensor([torch.finfo(dtype).max / 64, torch.finfo(dtype).min / 64])
+    narrow = make_matmul([weight[:50], weight[50:]], random(6, shape[0]), None, F32)
+    wide = make_matmul([weight.float()], random(6, shape[0]), None, F32)
+    for rows in (0, 1, 2, 11, 12, 13, 40, 47, 48, 130):
+        x = random(rows, rows, shape[1])
+        assert torch.equal(narrow(x), wide(x))
+    units = torch.eye(shape[1])
+    assert torch.equal(make_matmul([weight], None, None, F32)(units), weight.float().t())
+
+
+@needs_compiler
+def test_halves_that_are_not_finite_stay_so() -> None:
+    weight = torch.tensor([[torch.inf, 1.0], [torch.nan, 1.0], [-torch.inf, 2.0]]).half()
+    y = make_matmul([weight], None, None, F32)(torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(y, weight.float()[:, :1].t(), equal_nan=True)
+
+
+@needs_compiler
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_row_does_not_depend_on_its_neighbours(int8: bool) -> None:
     x = random(1, 130, 700)

@@ -27,10 +27,14 @@ any_shape = given(
 )
 
 
-def check_floats(outs: list[int], size: int, seed: int) -> None:
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def check_floats(outs: list[int], size: int, seed: int, dtype: torch.dtype = FLOATS[0]) -> None:
     generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(out, size, generator=generator) for out in outs]
-    expected = plain.pack(torch.cat(weights), 1, packed.PANEL)[..., 0]
+    weights = [torch.randn(out, size, generator=generator).to(dtype) for out in outs]
+    kept = torch.float32 if size % 2 else dtype
+    expected = plain.pack(torch.cat(weights).to(kept), 4 // kept.itemsize, packed.PANEL)
     assert torch.equal(packed.pack_floats(weights), expected)
 
 
@@ -47,7 +51,8 @@ def check_int8(outs: list[int], size: int, seed: int) -> None:
 
 @pytest.mark.parametrize(("outs", "size"), SHAPES)
 def test_shapes_at_the_edges(outs: list[int], size: int) -> None:
-    check_floats(outs, size, 1)
+    for dtype in FLOATS:
+        check_floats(outs, size, 1, dtype)
     check_int8(outs, size, 2)
 
 
@@ -55,6 +60,13 @@ def test_shapes_at_the_edges(outs: list[int], size: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_any_stack_of_floats(outs: list[int], size: int, seed: int) -> None:
     check_floats(outs, size, seed)
+    check_floats(outs, size, seed, FLOATS[1 + seed % 2])
+
+
+def test_mixed_floats_become_fp32() -> None:
+    weights = [torch.randn(40, 6).bfloat16(), torch.randn(9, 6)]
+    expected = plain.pack(torch.cat([weight.float() for weight in weights]), 1, packed.PANEL)
+    assert torch.equal(packed.pack_floats(weights), expected)
 
 
 @any_shape
@@ -67,7 +79,7 @@ def test_bits_that_are_no_numbers_stay() -> None:
     bits = torch.tensor([0x7FC00001, -0x400000 + 5, -(2**31), 1], dtype=torch.int32)
     weight = bits.repeat(40, 8).view(torch.float32)
     got = packed.pack_floats([weight]).view(torch.int32)
-    assert torch.equal(got, plain.pack(weight.view(torch.int32), 1, packed.PANEL)[..., 0])
+    assert torch.equal(got, plain.pack(weight.view(torch.int32), 1, packed.PANEL))
 
 
 def test_weights_need_not_lie_together() -> None:
@@ -82,4 +94,4 @@ def test_packed_weights_outlive_their_source() -> None:
     kept = weight.clone()
     found = packed.pack_floats([weight])
     weight.zero_()
-    assert torch.equal(found, plain.pack(kept, 1, packed.PANEL)[..., 0])
+    assert torch.equal(found, plain.pack(kept, 1, packed.PANEL))

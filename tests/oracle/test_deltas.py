@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from blockllm.chain import plan_spans
 from blockllm.engine import Engine
-from blockllm.engine.memory import plan_kv, weight_bytes
+from blockllm.engine.kernels.matmul import packs
+from blockllm.engine.memory import Precision, plan_kv, weight_bytes
 from tests.driver import Answer, greedy, request, run, settings
 from tests.oracle.conftest import Report
 from tests.oracle.delta_cases import BASES, CASES, PROMPT, TOKENS, DeltaLab, prompt_of
@@ -84,10 +86,11 @@ def test_preempted(deltas: DeltaLab, report: Report, model: str) -> None:
     """Pages for less than two sequences: two cannot finish without preemption."""
     chain = deltas.zoo.chain(model)
     base = settings(prefix_cache=False)
-    (kv,) = plan_kv(plan_spans([chain]), base, 4, 1 << 30)
+    precision = Precision(4, keeps_halves=packs(torch.device("cpu"), torch.float32))
+    (kv,) = plan_kv(plan_spans([chain]), base, precision, 1 << 30)
     tokens = 2 * (PROMPT + TOKENS + chain.num_virtual) - 16
     pages = kv.max_bundles * -(-tokens // base.page_size) + 1
-    budget = weight_bytes([chain], 4) + pages * kv.page_bytes(base.page_size, 4)
+    budget = weight_bytes([chain], precision) + pages * kv.page_bytes(base.page_size, 4)
     engine = Engine(deltas.zoo, [model], settings(prefix_cache=False, memory=str(budget)))
     requests = [request(f"{i}", model, prompt_of(i), greedy(TOKENS, logprobs=5)) for i in range(2)]
     answers = run(engine, requests)

@@ -6,12 +6,14 @@ Each scenario runs a model in another way through the engine; the reference runs
 from __future__ import annotations
 
 import pytest
+import torch
 
 from blockllm.chain import plan_spans
 from blockllm.config import EngineSettings
 from blockllm.core import Sampling
 from blockllm.engine import Engine
-from blockllm.engine.memory import plan_kv, weight_bytes
+from blockllm.engine.kernels.matmul import packs
+from blockllm.engine.memory import Precision, plan_kv, weight_bytes
 from tests.driver import Answer, greedy, request, run, settings, step
 from tests.oracle.conftest import (
     ALL_MODELS,
@@ -117,7 +119,8 @@ def small(lab: Lab, model: str, tokens: int) -> EngineSettings:
     """Settings whose memory budget holds the weights and pages for about `tokens` tokens."""
     base = settings(prefix_cache=False)
     chains = lab.zoo.chains([model])
-    (kv,) = plan_kv(plan_spans(chains.values()), base, 4, 1 << 30)
+    precision = Precision(4, keeps_halves=packs(torch.device("cpu"), torch.float32))
+    (kv,) = plan_kv(plan_spans(chains.values()), base, precision, 1 << 30)
     pages = kv.max_bundles * -(-tokens // base.page_size) + 1
-    budget = weight_bytes(chains.values(), 4) + pages * kv.page_bytes(base.page_size, 4)
+    budget = weight_bytes(chains.values(), precision) + pages * kv.page_bytes(base.page_size, 4)
     return settings(prefix_cache=False, memory=str(budget))

@@ -32,7 +32,7 @@ _TIMEOUT = 300  # seconds; a build takes about ten
 # Arguments of each kernel: p(ointer), i(nt64), f(loat); the number of threads follows them all.
 _SIGNATURES = {
     "linear_pack": "ppiii",
-    "linear_run": "pipipppiii",
+    "linear_run": "pipipippiii",
     "int8_pack": "pppiii",
     "int8_run": "pipipppppiii",
     "delta_run": "pipiipipiip",

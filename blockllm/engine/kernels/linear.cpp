@@ -1,10 +1,12 @@
-// y = x W^T + b in fp32 with W packed once: panels of 32 outputs, [panels, in, 32].
+// y = x W^T + b in fp32 with W packed once: panels of 32 outputs, [panels, in, 32] in fp32 or
+// [panels, in / 2, 32, 2] in 16 bits, which become fp32 on their way into the sums.
 //
 // All rows of a hop stream through a panel while it is in cache; the sum over `in` runs in one fixed
 // order, so a row's bits do not depend on the rows beside it. Plain twin: torch's linear.
 
-#include "vectors.h"
+#include "codes.h"
 
+#include <algorithm>
 #include <vector>
 
 namespace blockllm {
@@ -20,10 +22,24 @@ struct Job {
     float* y;
     int64_t y_stride;
     const float* x;  // packed tiles
-    const float* weights;
+    const uint32_t* weights;
     const float* bias;
     int64_t in, out;
     Tiles tiles;
+};
+
+// Some inputs of some panels as they are packed, and the words that are read after them.
+struct Block {
+    int64_t from, to;
+    const uint32_t* weights;
+    const uint32_t* next;
+    int64_t words, stride;  // of one panel's block, between panels
+};
+
+// What one thread needs between tiles. It is kept from call to call: new memory costs more.
+struct Room {
+    std::vector<float> sums;  // [tiles, height, panels, 32]: rows of y lie pages apart
+    alignas(64) float expanded[PAIR * DEPTH * PANEL];  // a block in fp32, [DEPTH, panels, 32]
 };
 
 template <int HEIGHT, int PANELS>
@@ -45,44 +61,78 @@ void finish_tile(const Job& job, int64_t tile, int64_t panel, const Sums<HEIGHT,
     }
 }
 
-// Inputs from..to of some panels for one tile. Between blocks the sums wait in `kept`, which lies
-// together: rows of y lie pages apart.
-template <int HEIGHT, int PANELS>
-void run_tile(const Job& job, int64_t tile, int64_t panel, int64_t from, int64_t to, float* kept) {
+// All inputs of a panel for the only tile: asks for memory at a fixed distance.
+template <typename Code, int HEIGHT>
+void run_lone(const Job& job, int64_t panel) {
+    const uint32_t* weights = job.weights + panel * job.in / Code::INPUTS * PANEL;
+    Sums<HEIGHT, 1> sums = {};
+    multiply<HEIGHT, PANEL, PANEL * 4 / 64, Code>(
+        sums, job.x, weights, PANEL, job.in, reinterpret_cast<const char*>(weights) + AHEAD,
+        PANEL * 4);
+    finish_tile<HEIGHT, 1>(job, 0, panel, sums);
+}
+
+// A block for one of several tiles, which share the asking for the next block, panel after panel.
+// The first tile brings it to fp32 for all.
+template <typename Code, int HEIGHT, int PANELS>
+void run_tile(const Job& job, int64_t tile, int64_t panel, const Block& block, Room& room) {
     constexpr int COUNT = PANELS * VECTORS;
-    kept += job.tiles.start(tile) * PANELS * PANEL;
+    constexpr bool EXPANDS = Code::INPUTS > 1;
+    float* kept = room.sums.data() + job.tiles.start(tile) * PANELS * PANEL;
     Sums<HEIGHT, PANELS> sums;
     for (int r = 0; r < HEIGHT; ++r)
         for (int v = 0; v < COUNT; ++v)
-            sums[r][v] = from ? load(kept + (r * COUNT + v) * LANES) : floats{};
-    const int64_t passes = job.tiles.count, block = (to - from) * PANEL, size = job.in * PANEL;
-    const float* weights = job.weights + panel * size + from * PANEL;
-    const float* x = job.x + job.tiles.start(tile) * job.in + from * HEIGHT;
-    const auto* bytes = reinterpret_cast<const char*>(weights);
-    if (passes == 1) {  // asks for memory at a fixed distance
-        multiply<HEIGHT, PANELS * PANEL>(sums, x, weights, PANEL, to - from, bytes + AHEAD,
-                                         PANEL * 4, size);
-    } else {  // several share the asking for the next block, panel after panel
-        const int64_t share = tile * PANELS * block / passes;
-        const int64_t skipped = to == job.in ? (PANELS - 1) * size : 0;
-        const int64_t next = block + skipped + share / block * size + share % block;
-        multiply<HEIGHT, PANELS * PANEL, 1>(sums, x, weights, PANEL, to - from, bytes + next * 4,
-                                            PANELS * PANEL * 4 / passes, size);
-    }
-    if (to == job.in) return finish_tile<HEIGHT, PANELS>(job, tile, panel, sums);
+            sums[r][v] = block.from ? load(kept + (r * COUNT + v) * LANES) : floats{};
+    const int64_t depth = block.to - block.from, passes = job.tiles.count;
+    const float* x = job.x + job.tiles.start(tile) * job.in + block.from * HEIGHT;
+    const int64_t share = tile * PANELS * block.words / passes;
+    const auto* ahead = reinterpret_cast<const char*>(
+        block.next + share / block.words * block.stride + share % block.words);
+    const int64_t step = PANELS * PANEL * 4 / passes;
+    if (EXPANDS && tile > 0)
+        multiply<HEIGHT, PANELS * PANEL, 1>(sums, x, room.expanded, PANELS * PANEL, depth, ahead,
+                                            step / Code::INPUTS);
+    else
+        multiply<HEIGHT, PANELS * PANEL, 1, Code>(sums, x, block.weights, PANEL, depth, ahead,
+                                                  step, block.stride,
+                                                  EXPANDS ? room.expanded : nullptr);
+    if (block.to == job.in) return finish_tile<HEIGHT, PANELS>(job, tile, panel, sums);
     for (int r = 0; r < HEIGHT; ++r)
         for (int v = 0; v < COUNT; ++v) store(kept + (r * COUNT + v) * LANES, sums[r][v]);
 }
 
-template <int PANELS>
-void run_panels(const Job& job, int64_t panel, float* kept) {
-    const int64_t depth = job.tiles.count > 1 ? DEPTH : job.in;
-    for (int64_t from = 0; from < job.in; from += depth) {
-        const int64_t to = from + depth < job.in ? from + depth : job.in;
+template <typename Code, int PANELS>
+void run_panels(const Job& job, int64_t panel, Room& room) {
+    const int64_t size = job.in / Code::INPUTS * PANEL;  // words of a panel
+    const uint32_t* weights = job.weights + panel * size;
+    for (int64_t from = 0; from < job.in; from += DEPTH) {
+        const int64_t to = std::min(from + DEPTH, job.in);
+        const int64_t words = (to - from) / Code::INPUTS * PANEL;
+        const uint32_t* next = weights + words + (to == job.in ? (PANELS - 1) * size : 0);
+        const Block block{from, to, weights, next, words, size};
         for (int64_t tile = 0; tile < job.tiles.count; ++tile)
             with_height<TILE / PANELS>(job.tiles.size(tile), [&]<int HEIGHT>() {
-                run_tile<HEIGHT, PANELS>(job, tile, panel, from, to, kept);
+                run_tile<Code, HEIGHT, PANELS>(job, tile, panel, block, room);
             });
+        weights = next;
+    }
+}
+
+// One thread's part of the panels, `together` at a time.
+template <typename Code>
+void share_panels(const Job& job, int64_t together) {
+    const int64_t panels = divide_up(job.out, PANEL), tiles = job.tiles.count;
+    thread_local Room room;
+    if (tiles > 1) room.sums.resize(job.tiles.rows * PANEL * together);
+#pragma omp for schedule(guided)
+    for (int64_t group = 0; group < divide_up(panels, together); ++group) {
+        const int64_t panel = group * together;
+        if (tiles == 1)
+            with_height(job.tiles.size(0), [&]<int HEIGHT>() { run_lone<Code, HEIGHT>(job, panel); });
+        else if (together == PAIR && panel + PAIR <= panels)
+            run_panels<Code, PAIR>(job, panel, room);
+        else
+            run_panels<Code, 1>(job, panel, room);
     }
 }
 
@@ -93,14 +143,16 @@ using namespace blockllm;
 
 extern "C" {
 
-// y [rows, out] = x [rows, in] W^T + bias; scratch holds rows * in floats
-void linear_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, const float* packed,
-                const float* bias, float* scratch, int64_t rows, int64_t in, int64_t out,
-                int threads) {
+// y [rows, out] = x [rows, in] W^T + bias; scratch holds rows * in floats; code says what the
+// weights are: 0 fp32, 1 bf16, 2 fp16, these with even `in`
+void linear_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, const void* packed,
+                int64_t code, const float* bias, float* scratch, int64_t rows, int64_t in,
+                int64_t out, int threads) {
+    if (!rows) return;
     const int64_t together = rows < PAIRED_ROWS ? 1 : PAIR;
     const Tiles tiles(rows, TILE / together);
-    const Job job{y, y_stride, rows == 1 ? x : scratch, packed, bias, in, out, tiles};
-    const int64_t panels = divide_up(out, PANEL), groups = divide_up(panels, together);
+    const auto* weights = static_cast<const uint32_t*>(packed);
+    const Job job{y, y_stride, rows == 1 ? x : scratch, weights, bias, in, out, tiles};
 #pragma omp parallel num_threads(threads)
     {
         if (rows > 1) {
@@ -109,15 +161,9 @@ void linear_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, co
                 pack_rows(scratch + tiles.start(tile) * in, x + tiles.start(tile) * x_stride,
                           x_stride, tiles.size(tile), in);
         }
-        std::vector<float> kept(tiles.count > 1 ? rows * PANEL * together : 0);
-#pragma omp for schedule(guided)
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t panel = group * together;
-            if (together == PAIR && panel + PAIR <= panels)
-                run_panels<PAIR>(job, panel, kept.data());
-            else
-                run_panels<1>(job, panel, kept.data());
-        }
+        if (code == 0) share_panels<Floats>(job, together);
+        if (code == 1) share_panels<Bfloats>(job, together);
+        if (code == 2) share_panels<Halves>(job, together);
     }
 }
 

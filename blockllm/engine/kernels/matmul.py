@@ -1,6 +1,7 @@
 """y = x Wᵀ + b with W in the layout the device multiplies fastest.
 
-On the CPU in fp32 our own kernels hold a packed copy; elsewhere torch multiplies by W as it is.
+On the CPU in fp32 our own kernels hold a packed copy, of 16-bit weights in 16 bits; elsewhere torch
+multiplies by W as it is.
 The plain twins are `torch.nn.functional.linear` and `plain.int8_linear`.
 """
 
@@ -18,13 +19,13 @@ Matmul = Callable[[torch.Tensor], torch.Tensor]  # [rows, in] → [rows, out]
 
 
 def make_matmul(
-    weights: Sequence[torch.Tensor],  # [out, in] each; outputs in this order
+    weights: Sequence[torch.Tensor],  # [out, in] each; outputs in this order; in `dtype` or int8
     bias: torch.Tensor | None,
     scale: torch.Tensor | None,  # [out] of all, if the weights are int8
     dtype: torch.dtype,
 ) -> Matmul:
-    """A function that multiplies rows in `dtype` by the stacked weights. When `packs(...)`, it
-    keeps its own copy and the caller may let go of them."""
+    """A function that multiplies rows in `dtype` by the stacked weights. When `packs(...)`, they
+    may be of any float type, it keeps its own copy and the caller may let go of them."""
     if packs(weights[0].device, dtype):
         return PackedLinear(weights, bias) if scale is None else PackedInt8(weights, scale, bias)
     weight = weights[0] if len(weights) == 1 else torch.cat(list(weights))

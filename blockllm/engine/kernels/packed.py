@@ -17,15 +17,18 @@ from blockllm.engine.kernels.native import library
 
 PANEL = 32  # outputs whose weights lie together, as in vectors.h
 _HUGE = 1 << 21  # bytes of a huge page of x86
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in linear.cpp
 
 
 class PackedLinear:
-    """y = x Wᵀ + b in fp32 (`linear.cpp`). W: several weights [out, in] fp32, stacked."""
+    """y = x Wᵀ + b in fp32 (`linear.cpp`). W: several weights [out, in], stacked; those of 16 bits
+    stay so in memory, which changes no bit of y."""
 
     def __init__(self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None) -> None:
         self._out, self._in = sum(map(len, weights)), weights[0].shape[1]
         self._bias = bias
         self._weight = pack_floats(weights)
+        self._code = _CODES[self._weight.dtype]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [rows, in], unit inner stride → [rows, out]"""
@@ -34,8 +37,9 @@ class PackedLinear:
         scratch = torch.empty(rows * self._in if rows > 1 else 0)
         bias = 0 if self._bias is None else self._bias.data_ptr()
         library().linear_run(
-            *(y.data_ptr(), self._out, x.data_ptr(), x.stride(0), self._weight.data_ptr()),
-            *(bias, scratch.data_ptr(), rows, self._in, self._out, torch.get_num_threads()),
+            *(y.data_ptr(), self._out, x.data_ptr(), x.stride(0)),
+            *(self._weight.data_ptr(), self._code, bias, scratch.data_ptr()),
+            *(rows, self._in, self._out, torch.get_num_threads()),
         )
         return y
 
@@ -65,11 +69,13 @@ class PackedInt8:
 
 
 def pack_floats(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Weights [out, in] fp32, stacked → [panels, in, 32]. Plain twin: `plain.pack`."""
-    size = weights[0].shape[1]
-    packed = new_memory(-(-sum(map(len, weights)) // PANEL), size, PANEL, dtype=torch.float32)
+    """Weights [out, in], stacked → [panels, in / group, 32, group]: groups of 4 bytes. Bf16 and
+    fp16 stay what they are; fp32 where they are mixed or `in` is odd. Plain twin: `plain.pack`."""
+    size, dtypes = weights[0].shape[1], {weight.dtype for weight in weights}
+    dtype = torch.float32 if len(dtypes) > 1 or size % 2 else dtypes.pop()
+    packed = _new_panels(weights, dtype)
     for row, weight in _stack(packed, weights):
-        where = (row, len(weight), size, torch.get_num_threads())
+        where = (row, len(weight), size * dtype.itemsize // 4, torch.get_num_threads())
         library().linear_pack(packed.data_ptr(), weight.data_ptr(), *where)
     return packed
 
@@ -78,13 +84,20 @@ def pack_int8(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
     """Weights [out, in] int8, stacked → [panels, in / 4, 32, 4], and the offsets [out] of the sums.
     Plain twin: `plain.pack`."""
     size, out = weights[0].shape[1], sum(map(len, weights))
-    packed = new_memory(-(-out // PANEL), -(-size // 4), PANEL, 4, dtype=torch.int8)
+    packed = _new_panels(weights, torch.int8)
     offsets = torch.empty(out, dtype=torch.int32)
     for row, weight in _stack(packed, weights):
         where = (row, len(weight), size, torch.get_num_threads())
         to = (packed.data_ptr(), offsets.data_ptr())
         library().int8_pack(*to, weight.data_ptr(), *where)
     return packed, offsets
+
+
+def _new_panels(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """[panels, in / group, 32, group] of which nothing is written"""
+    group = 4 // dtype.itemsize
+    panels = -(-sum(map(len, weights)) // PANEL)
+    return new_memory(panels, -(-weights[0].shape[1] // group), PANEL, group, dtype=dtype)
 
 
 def new_memory(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -100,14 +113,14 @@ def new_memory(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _stack(
-    packed: torch.Tensor,  # [panels, in, 32], or four inputs together: [panels, in / 4, 32, 4]
+    packed: torch.Tensor,  # [panels, in / group, 32, group]
     weights: Sequence[torch.Tensor],
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """The weights, each with its first output among all. Then what lies behind the last output
-    becomes zero; all else is overwritten."""
+    """The weights in the panels' dtype, each with its first output among all. Then what lies behind
+    the last output becomes zero; all else is overwritten."""
     row = 0
     for weight in weights:
-        yield row, weight.contiguous()
+        yield row, weight.to(packed.dtype).contiguous()
         row += len(weight)
     if row % PANEL:
         packed[-1, :, row % PANEL :] = 0

@@ -40,6 +40,12 @@ inline floats load(const float* from) {
 
 inline void store(float* to, floats value) { std::memcpy(to, &value, sizeof value); }
 
+inline words load_words(const void* from) {
+    words value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
+}
+
 inline int64_t divide_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // How rows are cut into tiles of nearly equal height.
@@ -73,23 +79,37 @@ inline void pack_rows(float* to, const float* x, int64_t stride, int64_t height,
     }
 }
 
+// Weights of one output as 4-byte words: INPUTS neighbours in each. See codes.h for the others.
+struct Floats {
+    static constexpr int INPUTS = 1;
+    static floats expand(words word, int) { return (floats)word; }
+};
+
 // The one inner loop: sums[r] += x[k][r] * weights[k] over k, for WIDTH outputs: neighbours, or of
-// panels that lie panel_stride apart. `ahead` is memory that will be read soon: at every k, ASKED
-// lines of it are asked for, and it advances by `ahead_step` bytes.
-template <int HEIGHT, int WIDTH, int ASKED = WIDTH * 4 / 64>
-inline void multiply(floats (&sums)[HEIGHT][WIDTH / LANES], const float* x, const float* weights,
+// panels that lie panel_stride apart; strides are in words. `ahead` is memory that will be read
+// soon: at every word, ASKED lines of it are asked for, and it advances by `ahead_step` bytes.
+// Weights of another code than Floats are left in `expanded`, if given: [depth, WIDTH].
+template <int HEIGHT, int WIDTH, int ASKED = WIDTH * 4 / 64, typename Code = Floats, typename Word>
+inline void multiply(floats (&sums)[HEIGHT][WIDTH / LANES], const float* x, const Word* weights,
                      int64_t weights_stride, int64_t depth, const char* ahead = nullptr,
-                     int64_t ahead_step = 0, int64_t panel_stride = PANEL) {
+                     int64_t ahead_step = 0, int64_t panel_stride = PANEL,
+                     float* expanded = nullptr) {
+    static_assert(sizeof(Word) == 4);
     constexpr int COUNT = WIDTH / LANES;
-    for (int64_t k = 0; k < depth; ++k) {
-        floats w[COUNT];
+    for (int64_t k = 0; k < depth; k += Code::INPUTS, weights += weights_stride) {
+        words w[COUNT];
         for (int v = 0; v < COUNT; ++v)
-            w[v] = load(weights + k * weights_stride + v / VECTORS * panel_stride +
-                        v % VECTORS * LANES);
+            w[v] = load_words(weights + v / VECTORS * panel_stride + v % VECTORS * LANES);
         for (int line = 0; line < ASKED; ++line) __builtin_prefetch(ahead + line * 64);
         if (ASKED) ahead += ahead_step;
-        for (int r = 0; r < HEIGHT; ++r)
-            for (int v = 0; v < COUNT; ++v) sums[r][v] += x[k * HEIGHT + r] * w[v];
+        for (int i = 0; i < Code::INPUTS; ++i) {
+            floats own[COUNT];
+            for (int v = 0; v < COUNT; ++v) own[v] = Code::expand(w[v], i);
+            if (Code::INPUTS > 1 && expanded)
+                for (int v = 0; v < COUNT; ++v, expanded += LANES) store(expanded, own[v]);
+            for (int r = 0; r < HEIGHT; ++r)
+                for (int v = 0; v < COUNT; ++v) sums[r][v] += x[(k + i) * HEIGHT + r] * own[v];
+        }
     }
 }
 

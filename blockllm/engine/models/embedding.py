@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
-from blockllm.core import CodedTarget, LoraTarget, PromptTarget, SparseTarget
+from blockllm.core import CodedTarget, LoraTarget, PromptTarget, SparseTarget, Tensor
 from blockllm.engine.kernels.coded import Difference, look_up
 from blockllm.engine.kernels.triton.pool import Update
 from blockllm.engine.models.changes import Targets, TensorSource, low_rank, stack
 from blockllm.engine.models.differences import load_difference
+from blockllm.engine.models.linear import Loader
 from blockllm.engine.models.segments import Segments
 from blockllm.errors import UnsupportedModel
 
 _TAKEN = LoraTarget | PromptTarget | CodedTarget | SparseTarget
 
 
+class TableLoader(Loader, Protocol):
+    """Where layers get their tensors from, matrices whose rows are looked up among them."""
+
+    dtype: torch.dtype  # what is computed in
+
+    def table(self, tensor: Tensor) -> torch.Tensor: ...
+
+
 class Embedding:
     """Token ids → rows, plus each segment's update; virtual tokens' rows are given."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight  # [vocab, hidden]
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype) -> None:
+        self.weight = weight  # [vocab, hidden], of any float type
+        self._dtype = dtype  # of the rows
         # by the block's adapters
         self._updates: list[Update | None] = []  # A: [rank, vocab]
         self._differences: list[tuple[Difference, ...] | None] = []
@@ -47,7 +58,7 @@ class Embedding:
 
     def __call__(self, tokens: torch.Tensor, segments: Segments) -> torch.Tensor:
         """tokens: [rows] → [rows, hidden]"""
-        y = F.embedding(tokens, self.weight)
+        y = F.embedding(tokens, self.weight).to(self._dtype)
         for start, stop, update in segments.own(self._updates):
             shrunk = update.a.t()[tokens[start:stop]]  # [rows, rank]
             y[start:stop].addmm_(shrunk, update.b, alpha=update.scale)
