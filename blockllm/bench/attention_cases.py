@@ -81,6 +81,5 @@ def _paged(
         positions=np.tile(np.arange(before, before + rows), sequences),
     )
     starts, every = np.arange(sequences + 1) * rows, np.arange(sequences * rows)
-    plan = SimpleNamespace(is_whole_turn=False)
-    hop = SimpleNamespace(turn=turn, plan=plan, members=each, starts=starts, rows=every)
-    return cache, AttentionRows(cast(Hop, hop), cache, 0, 1)
+    hop = SimpleNamespace(turn=turn, members=each, starts=starts, rows=every)
+    return cache, AttentionRows(cast(Hop, hop), cache)

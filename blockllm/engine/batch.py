@@ -1,25 +1,30 @@
 """Sequences → flat arrays of rows, and the hops that carry parts of them.
 
 Turn     all rows of one turn; sequences ordered by path, then model; computed once
+RowSet   which of them go through a hop together
 HopPlan  what of a hop follows from the models and their row counts alone
+Common   what the hops of a turn that carry the same rows have in common; computed once
 Hop      what the executor runs: a plan, the turn it is applied to, and hidden states
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from blockllm.chain import Stop
-from blockllm.engine.models.rope import RopeTable
+from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.transfer import upload
 from blockllm.engine.virtual import VirtualRows
 from blockllm.observability.timeline import OFF, Timeline
+
+if TYPE_CHECKING:
+    from blockllm.engine.attention.rows import AttentionRows, RowArrays
 
 Ints = NDArray[np.int64]
 
@@ -71,9 +76,7 @@ class Turn:
             self.sources[ends - 1] = [s.sampled_at for s in self.sequences]
         self.wants_logits = self.firsts + self.counts == totals  # [n]
         self.wants_every_row = False  # scoring: logits of all rows, whoever wants the last one's
-        # filled by the executor
-        self.rope_tables: dict[object, RopeTable] = {}  # [rows]
-        self.places: dict[int, Any] = {}  # by page size, see attention/rows.py
+        self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows], filled by the executor
 
     def unrotated(self) -> Ints:
         """Rows whose keys are given as if rotated: virtual tokens of models with a prefix."""
@@ -99,17 +102,25 @@ class Source(NamedTuple):
     stop: int
 
 
+class RowSet(NamedTuple):
+    """Rows of a turn that go through a hop together; hops of a plan with equal ones share one."""
+
+    number: int  # among those of the plan
+    members: Ints  # [k] indices into the turn, ascending within each arrival
+    rows: Ints  # [rows] indices into the turn
+    starts: Ints  # [k + 1] first row of each member within the hop
+    run: slice | None  # the rows, where they are neighbours in the turn
+
+
 class HopPlan(NamedTuple):
     """One span and who goes through it; the same for every turn of equal models and counts."""
 
     stop: Stop  # of the first member; all agree in the span and in where its KV lies
     models: tuple[str, ...]
-    members: Ints  # [k] indices into the turn, ascending within each arrival
-    rows: Ints  # [rows] indices into the turn
-    starts: Ints  # [k + 1] first row of each member within the hop
+    carried: RowSet
     sources: tuple[Source, ...]  # of the hidden states; none before the embedding
     segments: tuple[tuple[Segment, ...], ...]  # per block of the span
-    is_whole_turn: bool  # it carries every row of the turn, in the turn's order
+    spent: tuple[int, ...]  # hops whose hidden states nobody takes after this one
 
     @property
     def span(self) -> int:
@@ -119,10 +130,19 @@ class HopPlan(NamedTuple):
         """What a timeline says about the hop."""
         return {
             "span": self.span,
-            "rows": len(self.rows),
-            "sequences": len(self.members),
+            "rows": len(self.carried.rows),
+            "sequences": len(self.carried.members),
             "models": list(self.models),
         }
+
+
+class Common:
+    """What the hops of a turn that carry the same rows have in common, made by the first one."""
+
+    def __init__(self) -> None:
+        self.arrays: RowArrays | None = None
+        self.attention: AttentionRows | None = None
+        self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows of the hop]
 
 
 class Hop(NamedTuple):
@@ -131,7 +151,7 @@ class Hop(NamedTuple):
     turn: Turn
     plan: HopPlan
     hidden: torch.Tensor | None  # [rows, hidden_size]; None before the embedding
-    rope_tables: dict[object, RopeTable]  # [rows of the hop], filled by the executor
+    common: Common
 
     @property
     def span(self) -> int:
@@ -139,15 +159,15 @@ class Hop(NamedTuple):
 
     @property
     def members(self) -> Ints:
-        return self.plan.members
+        return self.plan.carried.members
 
     @property
     def rows(self) -> Ints:
-        return self.plan.rows
+        return self.plan.carried.rows
 
     @property
     def starts(self) -> Ints:
-        return self.plan.starts
+        return self.plan.carried.starts
 
     @property
     def virtual(self) -> VirtualRows | None:
@@ -177,10 +197,13 @@ def fill_tokens(tokens: torch.Tensor, hop: Hop) -> None:
 
 def join(outputs: SequenceOf[torch.Tensor | None], sources: tuple[Source, ...]) -> torch.Tensor:
     """Hidden states that a hop starts from. [rows, hidden_size]"""
-    parts = []
-    for source in sources:
-        output = outputs[source.hop]
-        assert output is not None
-        whole = source.stop - source.start == len(output)
-        parts.append(output if whole else output[source.start : source.stop])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(sources) == 1:
+        return _take(outputs, sources[0])
+    return torch.cat([_take(outputs, source) for source in sources])
+
+
+def _take(outputs: SequenceOf[torch.Tensor | None], source: Source) -> torch.Tensor:
+    output = outputs[source.hop]
+    assert output is not None
+    whole = source.stop - source.start == output.shape[0]
+    return output if whole else output[source.start : source.stop]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from blockllm.chain import Span, SpanPlan
-from blockllm.chain.spans import num_kv_layers
 from blockllm.core import (
     Block,
     BridgeFunction,
@@ -128,8 +128,9 @@ class Executor:
     ) -> None:
         self._caches, self._attention = caches, attention
         self._dtype, self._device = dtype, device
-        self._ropes: dict[object, RotaryEmbedding] = {}
         self._blocks = {b.id: BlockExecutor(b, load) for span in plan.spans for b in span.blocks}
+        self._rotaries = self._make_rotaries()
+        self._no_segments = Segments((), {}, 0, device)
         deltas: dict[str, dict[str, Delta]] = {}  # by block, by id
         for route in plan.routes.values():
             for entry in route.chain.entries:
@@ -138,30 +139,38 @@ class Executor:
         for block, own in deltas.items():
             self._blocks[block].attach(list(own.values()), load)
 
-    @torch.inference_mode()
+    def _make_rotaries(self) -> dict[DecoderLayer, RotaryEmbedding]:
+        """Of every layer that has attention; those which rotate alike share one."""
+        known: dict[tuple[Rope, int], RotaryEmbedding] = {}
+        of_layer = {}
+        for layer in (layer for block in self._blocks.values() for layer in block.layers):
+            if isinstance(layer, DecoderLayer) and layer.keeps_kv:
+                key = (layer.function.rope, layer.function.head_dim)
+                if key not in known:
+                    known[key] = RotaryEmbedding(*key, self._device, self._dtype)
+                of_layer[layer] = known[key]
+        return of_layer
+
     def run(self, hop: Hop, span: Span) -> torch.Tensor:
         """Hidden states of the hop's rows [rows, hidden]; behind a head, logits of the members
-        that want them [members, vocab]."""
+        that want them [members, vocab]. To be called in torch's inference mode."""
         x = hop.hidden
-        state = hop.turn.sequences[hop.members[0]].state
-        kv_layer, cache = hop.plan.stop.first_kv_layer, self._caches[state.kv_class]
+        kv_layer = hop.plan.stop.first_kv_layer
         for i, block in enumerate(span.blocks):
             executor = self._blocks[block.id]
             segments = self._segments(hop, i, executor)
-            attend = self._bind_pages(hop, block, kv_layer, cache)
             for layer in executor.layers:
                 if isinstance(layer, EmbedLayer):
                     x = layer.embedding(self._tokens(hop), segments)
-                elif isinstance(layer, HeadLayer):
-                    assert x is not None
-                    x = self._head(layer, x, hop, segments)
-                elif isinstance(layer, BridgeLayer):
-                    assert x is not None
-                    x = layer(x)
-                else:
-                    assert x is not None
-                    x = layer(x, self._rope_table(hop, layer), segments, attend)
+                    continue
+                assert x is not None
+                if isinstance(layer, DecoderLayer):
+                    x = layer(x, segments, self._bind(hop, layer, kv_layer))
                     kv_layer += layer.keeps_kv
+                elif isinstance(layer, HeadLayer):
+                    x = self._head(layer, x, hop, segments)
+                else:
+                    x = layer(x)
         assert x is not None
         return x
 
@@ -171,66 +180,60 @@ class Executor:
         return tokens
 
     def _segments(self, hop: Hop, index: int, block: BlockExecutor) -> Segments:
-        facts = (hop.segments[index], block.adapters, len(hop.rows), self._device)
-        return Segments(*facts, virtual=hop.virtual)
+        host = hop.segments[index]
+        if not host:
+            return self._no_segments
+        return Segments(host, block.adapters, len(hop.rows), self._device, virtual=hop.virtual)
 
-    def _rows(self, hop: Hop, cache: KVCache, first: int, bundles: int) -> AttentionRows:
-        return AttentionRows(hop, cache, first, bundles)
-
-    def _bind_pages(self, hop: Hop, block: Block, kv_layer: int, cache: KVCache) -> Attend:
-        """An attention function that knows this block's pages and counts its layers."""
-        num_layers = num_kv_layers(block)
-        if not num_layers:
-            return _no_attention
-        per_page = cache.layers_per_page
-        first = kv_layer // per_page
-        with hop.turn.timeline.part("gather"):
-            rows = self._rows(hop, cache, first, num_layers // per_page)
-        done = 0
-
-        def attend(fused: torch.Tensor, table: RopeTable, window: int | None) -> torch.Tensor:
-            nonlocal done
-            bundle, within = divmod(done, per_page)
-            done += 1
-            kv = cache.tensor[:, within]  # [pages, 2, page_size, kv_heads, head_dim]
-            rows.place(fused, table, kv, bundle)
-            kv_heads = kv.shape[3]
-            q, kv_new = fused[:, : -2 * kv_heads], fused[:, -2 * kv_heads :]
-            k, v = kv_new.chunk(2, dim=1)
-            return self._attention.attend(q, k, v, kv, bundle, rows, window)
-
-        return attend
-
-    def _rope_table(self, hop: Hop, layer: DecoderLayer) -> RopeTable | None:
-        """Of the hop's rows; None for a layer that turns nothing."""
+    def _bind(self, hop: Hop, layer: DecoderLayer, kv_layer: int) -> Attend:
+        """The layer's attention, bound to the rows' rotations and pages."""
         if not layer.keeps_kv:
-            return None
-        key = (layer.function.rope, layer.function.head_dim)
-        known = hop.rope_tables.get(key)
-        if known is None:
+            return _no_attention
+        rotary = self._rotaries[layer]
+        rows, table = hop.common.attention, hop.common.rope_tables.get(rotary)
+        if rows is None or table is None:
             with hop.turn.timeline.part("gather"):
-                known = hop.rope_tables[key] = self._make_table(hop, key)
-        return known
+                if rows is None:
+                    rows = hop.common.attention = self._rows(hop, self._cache_of(hop))
+                table = hop.common.rope_tables[rotary] = self._make_table(hop, rotary)
+        return functools.partial(self._attend, rows, table, *rows.locate(kv_layer))
 
-    def _make_table(self, hop: Hop, key: tuple[Rope, int]) -> RopeTable:
-        table = hop.turn.rope_tables.get(key)
+    def _attend(
+        self,
+        rows: AttentionRows,
+        table: RopeTable,
+        kv: torch.Tensor,
+        bundle: int,
+        fused: torch.Tensor,
+        window: int | None,
+    ) -> torch.Tensor:
+        rows.place(fused, table, kv, bundle)
+        kv_heads = kv.shape[3]
+        q, kv_new = fused[:, : -2 * kv_heads], fused[:, -2 * kv_heads :]
+        k, v = kv_new.chunk(2, dim=1)
+        return self._attention.attend(q, k, v, kv, bundle, rows, window)
+
+    def _cache_of(self, hop: Hop) -> KVCache:
+        # whoever meets where keys and values are kept keeps them alike
+        return self._caches[hop.turn.sequences[int(hop.members[0])].state.kv_class]
+
+    def _rows(self, hop: Hop, cache: KVCache) -> AttentionRows:
+        return AttentionRows(hop, cache)
+
+    def _make_table(self, hop: Hop, rotary: RotaryEmbedding) -> RopeTable:
+        turn, run = hop.turn, hop.plan.carried.run
+        table = turn.rope_tables.get(rotary)
         if table is None:
-            where = upload([hop.turn.positions, hop.turn.rope_lengths], self._device)
-            table = self._rotary(key).table(*where)
-            if hop.turn.virtual is not None:
-                (unrotated,) = upload([hop.turn.unrotated()], self._device)
+            where = upload([turn.positions, turn.rope_lengths], self._device)
+            table = rotary.table(*where)
+            if turn.virtual is not None:
+                (unrotated,) = upload([turn.unrotated()], self._device)
                 table.cos[unrotated], table.sin[unrotated] = 1.0, 0.0
-            hop.turn.rope_tables[key] = table
-        if hop.plan.is_whole_turn:
-            return table
+            turn.rope_tables[rotary] = table
+        if run is not None:
+            return RopeTable(table.cos[run], table.sin[run])
         (rows,) = upload([hop.rows], self._device)
         return RopeTable(table.cos[rows], table.sin[rows])
-
-    def _rotary(self, key: tuple[Rope, int]) -> RotaryEmbedding:
-        rope = self._ropes.get(key)
-        if rope is None:
-            rope = self._ropes[key] = RotaryEmbedding(*key, self._device, self._dtype)
-        return rope
 
     def _head(
         self, layer: HeadLayer, x: torch.Tensor, hop: Hop, segments: Segments
@@ -252,5 +255,5 @@ class Executor:
         return layer(x, segments)
 
 
-def _no_attention(fused: torch.Tensor, table: RopeTable, window: int | None) -> torch.Tensor:
-    raise AssertionError("a block without decoder layers has no attention")
+def _no_attention(fused: torch.Tensor, window: int | None) -> torch.Tensor:
+    raise AssertionError("a layer that keeps no keys and values has no attention")

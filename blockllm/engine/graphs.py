@@ -10,7 +10,7 @@ compute. Everything else runs eagerly.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,14 +18,14 @@ import torch
 
 from blockllm.chain import Span, SpanPlan
 from blockllm.chain.spans import num_kv_layers
-from blockllm.core import LayerFunction, Rope
+from blockllm.core import LayerFunction
 from blockllm.engine.attention import Attention
 from blockllm.engine.attention.rows import AttentionRows, RowArrays, RowTensors, row_arrays
-from blockllm.engine.batch import Hop, fill_tokens
+from blockllm.engine.batch import Common, Hop, fill_tokens
 from blockllm.engine.executor import BlockExecutor, Executor, HeadLayer
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.embedding import TableLoader
-from blockllm.engine.models.rope import RopeTable
+from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.models.segments import Segments
 from blockllm.engine.transfer import pack, unpack
 
@@ -77,13 +77,12 @@ def pad_rows(arrays: RowArrays, rows: int, width: int) -> RowArrays:
     )
 
 
-def bundles_of(span: Span, first_kv_layer: int, per_page: int) -> Iterator[tuple[int, int]]:
-    """First bundle and number of bundles of each block of the span that keeps KV."""
-    for block in span.blocks:
-        layers = num_kv_layers(block)
-        if layers:
-            yield first_kv_layer // per_page, layers // per_page
-            first_kv_layer += layers
+def cut_bundles(arrays: RowArrays, first: int, count: int) -> RowArrays:
+    """The part of index arrays that layers in `count` bundles from `first` on read."""
+    bundles = slice(first, first + count)
+    return arrays._replace(
+        tables=arrays.tables[:, bundles], write_pages=arrays.write_pages[bundles]
+    )
 
 
 class StaticHop:
@@ -94,42 +93,41 @@ class StaticHop:
         self.hidden = None if hidden is None else hidden.new_zeros(rows, hidden.shape[1])
         self._packed: torch.Tensor | None = None
         self.tokens = self.positions = self.rope_lengths = torch.empty(0)
-        self.tensors: dict[int, RowTensors] = {}  # by first bundle
+        self.tensors: RowTensors | None = None
         self.tiles: list[torch.Tensor] = []  # by block of the span, [rows, 3]
 
-    def fill(self, hop: Hop, blocks: dict[int, RowArrays], tiles: Sequence[np.ndarray]) -> None:
-        """Take over a hop's hidden states and index arrays (`blocks` by first bundle, padded;
-        `tiles` of each block)."""
+    def fill(self, hop: Hop, rows: RowArrays | None, tiles: Sequence[np.ndarray]) -> None:
+        """Take over a hop's hidden states and index arrays (`rows` padded, None where no layer
+        keeps keys and values; `tiles` of each block)."""
         if self.hidden is not None:
             assert hop.hidden is not None
             self.hidden[: len(hop.hidden)].copy_(hop.hidden)
         turn, more = hop.turn, (0, self._rows - len(hop.rows))
         of_rows = (turn.tokens, turn.positions, turn.rope_lengths)
         arrays: list[np.ndarray] = [np.pad(array[hop.rows], more) for array in of_rows]
-        for block in blocks.values():
-            arrays += block
+        arrays += rows or ()
         # a tile has at least one row, so there are never more tiles than rows
         arrays += [np.pad(t, ((0, self._rows - len(t)), (0, 0))) for t in tiles]
         host = pack(arrays)
         if self._packed is None:
             self._packed = torch.zeros(len(host), dtype=torch.uint8, device=self._device)
-            self._bind(unpack(self._packed, arrays), list(blocks))
+            self._bind(unpack(self._packed, arrays), len(tiles))
         if self._device.type == "cuda":
             host = host.pin_memory()  # from torch's cache, reused only after the copy is done
         self._packed.copy_(host, non_blocking=True)
         if hop.hidden is None:  # the hop begins with an embedding
             fill_tokens(self.tokens, hop)
 
-    def _bind(self, views: Sequence[torch.Tensor], bundles: list[int]) -> None:
+    def _bind(self, views: Sequence[torch.Tensor], num_blocks: int) -> None:
         self.tokens, self.positions, self.rope_lengths = views[:3]
-        size = len(RowTensors._fields)
-        for i, first in enumerate(bundles):
-            self.tensors[first] = RowTensors(*views[3 + i * size : 3 + (i + 1) * size])
-        self.tiles = list(views[3 + len(bundles) * size :])
+        end = len(views) - num_blocks
+        self.tensors = RowTensors(*views[3:end]) if end > 3 else None
+        self.tiles = list(views[end:])
 
-    def attention_rows(self, hop: Hop, cache: KVCache, first: int, bundles: int) -> AttentionRows:
-        """The hop's rows at one block, on the static tensors."""
-        return AttentionRows(hop, cache, first, bundles, self.tensors[first])
+    def attention_rows(self, hop: Hop, cache: KVCache) -> AttentionRows:
+        """The hop's rows, on the static tensors."""
+        first_bundle = hop.plan.stop.first_kv_layer // cache.layers_per_page
+        return AttentionRows(hop, cache, self.tensors, first_bundle)
 
 
 class Graphs:
@@ -151,20 +149,17 @@ class Graphs:
             return None
         shape = self._shape(hop)
         cache = self._caches[shape.kv_class]
-        blocks = {
-            first: pad_rows(row_arrays(hop, cache, first, count), shape.rows, shape.width)
-            for first, count in bundles_of(span, shape.first_kv_layer, cache.layers_per_page)
-        }
+        rows = _row_arrays(hop, span, shape, cache)
         tiles = [each.host_tiles() for each in segments]
         if shape not in self._known:
             static = StaticHop(hop.hidden, shape.rows, cache.tensor.device)
-            static.fill(hop, blocks, tiles)  # warming up computes on it
+            static.fill(hop, rows, tiles)  # warming up computes on it
             self._known[shape] = self._make(shape, static, compute)
         known = self._known[shape]
         if known is None:
             return None
         static, replay = known
-        static.fill(hop, blocks, tiles)
+        static.fill(hop, rows, tiles)
         # a copy: other graphs share the memory that this one computes in
         return replay()[: len(hop.rows)].clone()
 
@@ -191,6 +186,18 @@ class Graphs:
         except RuntimeError as error:
             LOG.warning("no CUDA graph for %s, it runs eagerly: %s", shape, error)
             return None
+
+
+def _row_arrays(hop: Hop, span: Span, shape: Shape, cache: KVCache) -> RowArrays | None:
+    """Of the bundles that the span's layers are in, padded; None if it keeps no KV."""
+    layers = sum(map(num_kv_layers, span.blocks))
+    if not layers:
+        return None
+    if hop.common.arrays is None:
+        hop.common.arrays = row_arrays(hop, cache)
+    per_page = cache.layers_per_page
+    own = cut_bundles(hop.common.arrays, shape.first_kv_layer // per_page, layers // per_page)
+    return pad_rows(own, shape.rows, shape.width)
 
 
 def _is_capturable(hop: Hop, span: Span) -> bool:
@@ -250,7 +257,6 @@ class GraphExecutor(Executor):
         self._graphs = Graphs(capture, caches, max_sequences)
         self._static: StaticHop | None = None  # set while a hop is computed from static memory
 
-    @torch.inference_mode()
     def run(self, hop: Hop, span: Span) -> torch.Tensor:
         """See `Executor.run`."""
         blocks = [self._blocks[block.id] for block in span.blocks]
@@ -263,7 +269,7 @@ class GraphExecutor(Executor):
     def _compute(self, static: StaticHop, hop: Hop, span: Span) -> torch.Tensor:
         self._static = static
         try:
-            return super().run(hop._replace(hidden=static.hidden, rope_tables={}), span)
+            return super().run(hop._replace(hidden=static.hidden, common=Common()), span)
         finally:
             self._static = None
 
@@ -276,15 +282,15 @@ class GraphExecutor(Executor):
     def _tokens(self, hop: Hop) -> torch.Tensor:
         return super()._tokens(hop) if self._static is None else self._static.tokens
 
-    def _rows(self, hop: Hop, cache: KVCache, first: int, bundles: int) -> AttentionRows:
+    def _rows(self, hop: Hop, cache: KVCache) -> AttentionRows:
         if self._static is None:
-            return super()._rows(hop, cache, first, bundles)
-        return self._static.attention_rows(hop, cache, first, bundles)
+            return super()._rows(hop, cache)
+        return self._static.attention_rows(hop, cache)
 
-    def _make_table(self, hop: Hop, key: tuple[Rope, int]) -> RopeTable:
+    def _make_table(self, hop: Hop, rotary: RotaryEmbedding) -> RopeTable:
         if self._static is None:
-            return super()._make_table(hop, key)
-        return self._rotary(key).table(self._static.positions, self._static.rope_lengths)
+            return super()._make_table(hop, rotary)
+        return rotary.table(self._static.positions, self._static.rope_lengths)
 
     def _head(
         self, layer: HeadLayer, x: torch.Tensor, hop: Hop, segments: Segments

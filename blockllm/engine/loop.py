@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 
+import torch
+
 from blockllm.config import EngineSettings
 from blockllm.core import Finish, Request, TokenEvent
 from blockllm.engine.batch import Turn
@@ -72,6 +74,7 @@ class Engine:
                     self._flight = take_off(*launched, self._roster.awaits_token)
             return events if self._overlaps else self._collect()
 
+    @torch.inference_mode()
     def _launch(self, grants: Grants) -> tuple[Turn, Logits]:
         """Drive the rows of a turn through their routes."""
         part, logits = self._timeline.part, Logits()

@@ -13,7 +13,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from blockllm.engine.batch import Hop, HopPlan, Ints, Segment, Source, Turn, join
+from blockllm.engine.batch import (
+    Common,
+    Hop,
+    HopPlan,
+    Ints,
+    RowSet,
+    Segment,
+    Source,
+    Turn,
+    join,
+)
 from blockllm.engine.place import Place
 from blockllm.engine.sequence import RouteState
 from blockllm.observability.timeline import OFF, Timeline
@@ -59,6 +69,7 @@ class SpanQueues:
         self._turn = turn
         self._next = 0
         self._outputs: list[torch.Tensor | None] = [None] * len(self._plans)
+        self._common = [Common() for _ in {plan.carried.number for plan in self._plans}]
         self._entered = self._timeline.now()
         self._done: list[int] = []  # when each hop was handed over
 
@@ -67,10 +78,14 @@ class SpanQueues:
         if self._next == len(self._plans):
             return None
         plan = self._plans[self._next]
-        hidden = join(self._outputs, plan.sources) if plan.sources else None
-        since = min((self._done[source.hop] for source in plan.sources), default=self._entered)
+        hidden, since = None, self._entered
+        if plan.sources:
+            hidden = join(self._outputs, plan.sources)
+            since = self._done[min(plan.sources).hop]
+        for spent in plan.spent:  # its memory is used again while it is in the caches
+            self._outputs[spent] = None
         self._timeline.waited(plan, since)
-        return Hop(self._turn, plan, hidden, {})
+        return Hop(self._turn, plan, hidden, self._common[plan.carried.number])
 
     def hand_over(self, hidden: torch.Tensor | None) -> None:
         """The hop last picked is done; its rows wait where they go next. None: behind a head."""
@@ -92,13 +107,14 @@ def plan_hops(runs: list[_Run], counts: Ints) -> list[HopPlan]:
     after shared blocks meet again at the next shared one, since nobody runs ahead of them."""
     waiting: dict[Place, list[_Arrival]] = {}
     plans: list[HopPlan] = []
+    carried: dict[bytes, RowSet] = {}  # by members
     arrivals = [_Arrival(run, 0, None) for run in runs]
     while True:
         for arrival in arrivals:
             place = arrival.run.state.stops[arrival.at].place
             waiting.setdefault(place, []).append(arrival)
         if not waiting:
-            return plans
+            return _forget_spent(plans)
         place = min(waiting, key=lambda p: min(arrival.depth for arrival in waiting[p]))
         group = waiting.pop(place)
         arrivals, start = [], 0
@@ -108,25 +124,45 @@ def plan_hops(runs: list[_Run], counts: Ints) -> list[HopPlan]:
                 source = Source(len(plans), start, stop)
                 arrivals.append(_Arrival(run, index + 1, source))
             start = stop
-        plans.append(_plan(group, counts))
+        plans.append(_plan(group, counts, carried))
 
 
-def _plan(group: list[_Arrival], counts: Ints) -> HopPlan:
+def _plan(group: list[_Arrival], counts: Ints, carried: dict[bytes, RowSet]) -> HopPlan:
     runs = [arrival.run for arrival in group]
     members = np.concatenate([np.arange(run.first, run.last) for run in runs])
-    starts = np.zeros(len(members) + 1, np.int64)
-    np.cumsum(counts[members], out=starts[1:])
-    in_order = all(left.last == right.first for left, right in itertools.pairwise(runs))
+    known = carried.get(members.tobytes())
+    if known is None:
+        known = _row_set(len(carried), runs, members, counts)
+        carried[members.tobytes()] = known
     return HopPlan(
         stop=group[0].run.state.stops[group[0].at].stop,
         models=tuple(dict.fromkeys(run.state.route.chain.model for run in runs)),
-        members=members,
-        rows=np.concatenate([np.arange(run.start, run.stop) for run in runs]),
-        starts=starts,
+        carried=known,
         sources=_merge([a.source for a in group if a.source is not None]),
         segments=_segments(group),
-        is_whole_turn=in_order and len(members) == len(counts),
+        spent=(),
     )
+
+
+def _row_set(number: int, runs: list[_Run], members: Ints, counts: Ints) -> RowSet:
+    starts = np.zeros(len(members) + 1, np.int64)
+    np.cumsum(counts[members], out=starts[1:])
+    rows = np.concatenate([np.arange(run.start, run.stop) for run in runs])
+    in_order = all(left.last == right.first for left, right in itertools.pairwise(runs))
+    return RowSet(
+        number, members, rows, starts, slice(runs[0].start, runs[-1].stop) if in_order else None
+    )
+
+
+def _forget_spent(plans: list[HopPlan]) -> list[HopPlan]:
+    """Let go of every hop's hidden states where the last of them are taken."""
+    last: dict[int, int] = {}  # by hop, who takes of it last
+    for index, plan in enumerate(plans):
+        last.update((source.hop, index) for source in plan.sources)
+    spent: dict[int, list[int]] = {}
+    for hop, taker in last.items():
+        spent.setdefault(taker, []).append(hop)
+    return [plan._replace(spent=tuple(spent.get(i, ()))) for i, plan in enumerate(plans)]
 
 
 def _merge(sources: list[Source]) -> tuple[Source, ...]:

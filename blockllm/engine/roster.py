@@ -134,9 +134,12 @@ class Roster:
 
     def _pages_for(self, sequence: Sequence, rows: int) -> int:
         assert sequence.kv is not None
+        num_tokens = sequence.num_computed + rows
+        if num_tokens <= sequence.kv.room:
+            return 0
         held = [len(groups) for groups in sequence.kv.groups]
         cache = self._caches[sequence.state.kv_class]
-        return cache.missing(sequence.state.kv, held, sequence.num_computed + rows)
+        return cache.missing(sequence.state.kv, held, num_tokens)
 
     def _pages_of(self, sequence: Sequence) -> int:
         assert sequence.kv is not None

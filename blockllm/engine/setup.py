@@ -11,6 +11,7 @@ from blockllm.chain import Route, SpanPlan, one_block_per_layer, plan_spans
 from blockllm.chain.spans import num_kv_layers
 from blockllm.config import EngineSettings
 from blockllm.core import Chain, HeadFunction
+from blockllm.engine.allocator import keep_freed_memory
 from blockllm.engine.attention import make_attention
 from blockllm.engine.device import choose_device, choose_dtype, usable_bytes
 from blockllm.engine.executor import Executor
@@ -57,6 +58,8 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
     native.enable(settings.kernels == "auto")
     gpu.enable(settings.kernels == "auto")
     device = choose_device(settings.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     dtype = choose_dtype(settings.dtype, chains.values(), device)
     lazy = settings.cut == "lazy"
     served = [chain if lazy else one_block_per_layer(chain) for chain in chains.values()]

@@ -29,12 +29,11 @@ def make_rows(spans: list[tuple[int, int]], cache: KVCache) -> AttentionRows:
     )
     hop = SimpleNamespace(
         turn=turn,
-        plan=SimpleNamespace(is_whole_turn=False),
         members=np.arange(len(spans)),
         starts=starts,
         rows=np.arange(starts[-1]),
     )
-    return AttentionRows(hop, cache, 0, BUNDLES)  # type: ignore[arg-type]
+    return AttentionRows(hop, cache)  # type: ignore[arg-type]
 
 
 @settings(max_examples=60, deadline=None)

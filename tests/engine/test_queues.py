@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,7 +60,9 @@ def test_every_row_walks_its_way(asked: list[tuple[int, int]]) -> None:
             assert hop.hidden[:, 0].tolist() == rows
         assert hop.starts[-1] == len(rows)
         assert np.array_equal(np.diff(hop.starts), turn.counts[hop.members])
-        assert hop.plan.is_whole_turn == (rows == list(walked))
+        run = hop.plan.carried.run
+        assert (run is None) == (np.diff(rows) != 1).any()
+        assert run is None or rows == list(walked)[run]
         for row in rows:
             walked[row].append(hop.span)
         done = hop.span == HEAD
@@ -95,3 +98,32 @@ def test_neighbouring_rows_are_joined_without_copying() -> None:
     assert part.data_ptr() == first[2:].data_ptr() and len(part) == 3
     both = join([first, second], (Source(1, 0, 3), Source(0, 4, 6)))
     assert both[:, 0].tolist() == [6, 7, 8, 4, 5]
+
+
+def test_hidden_states_are_let_go_where_they_are_taken_last() -> None:
+    queues = SpanQueues(make_states())
+    queues.enter(make_turn([(0, 1), (1, 1), (2, 2)]))
+    kept: dict[int, weakref.ref[torch.Tensor]] = {}
+    index = 0
+    while hop := queues.pick():
+        later = {source.hop for plan in queues._plans[index + 1 :] for source in plan.sources}
+        hop = hop._replace(hidden=None)
+        assert {at for at, output in kept.items() if output() is not None} == later & set(kept)
+        out = None if hop.span == HEAD else torch.zeros(len(hop.rows), 1)
+        if out is not None:
+            kept[index] = weakref.ref(out)
+        queues.hand_over(out)
+        del out
+        index += 1
+    assert len(kept) > 3
+
+
+def test_hops_with_equal_rows_share_what_is_made_of_them() -> None:
+    queues = SpanQueues(make_states())
+    queues.enter(make_turn([(0, 1), (1, 1), (1, 2)]))
+    common: dict[tuple[int, ...], set[int]] = {}
+    while hop := queues.pick():
+        common.setdefault(tuple(hop.rows.tolist()), set()).add(id(hop.common))
+        queues.hand_over(None if hop.span == HEAD else torch.zeros(len(hop.rows), 1))
+    assert all(len(ids) == 1 for ids in common.values())
+    assert len(set.union(*common.values())) == len(common)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from blockllm.engine.attention.batched import BatchedAttention
@@ -30,14 +29,12 @@ class NativeAttention:
     ) -> torch.Tensor:
         if not native.usable(q):
             return self._fallback.attend(q, k, v, kv, bundle, rows, window)
-        tables = rows.tables[:, bundle]
+        tables = rows.bundle_tables[bundle]
         if not rows.has_runs:
-            return native.paged_decode(q, kv, tables, torch.from_numpy(rows.contexts), window)
+            return native.paged_decode(q, kv, tables, rows.decoding.contexts, window)
         out = torch.empty(q.shape)
         native.paged_prefill(out, q, kv, tables, rows.tiles(_TILE), window)
-        single = np.flatnonzero(rows.counts == 1)
-        if len(single):
-            members, where = torch.from_numpy(single), torch.from_numpy(rows.starts[single])
-            contexts = torch.from_numpy(rows.contexts[single])
+        members, where, contexts = rows.decoding
+        if len(members):
             out[where] = native.paged_decode(q[where], kv, tables[members], contexts, window)
         return out

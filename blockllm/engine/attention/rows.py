@@ -1,7 +1,8 @@
-"""Where the rows of one hop read and write KV: index arrays for one block."""
+"""Where the rows of one hop read and write KV: index arrays for all layers."""
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,14 @@ class DecodeIndex(NamedTuple):
     tables: torch.Tensor  # [n, bundles, width] pages
     mask: torch.Tensor  # [n, 1, 1, tokens] added to the scores
     padding: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # sequence, page index, offset
+
+
+class Decoding(NamedTuple):
+    """Sequences with one row in a hop that carries longer runs as well."""
+
+    members: torch.Tensor  # [n]
+    rows: torch.Tensor  # [n]
+    contexts: torch.Tensor  # [n] tokens visible to each
 
 
 class RowArrays(NamedTuple):
@@ -43,34 +52,9 @@ class RowTensors(NamedTuple):
     singles: torch.Tensor
 
 
-class _Places(NamedTuple):
-    """Where the rows of a hop stand in their sequences: the same in every block."""
-
-    counts: Ints  # [k] rows of each sequence
-    firsts: Ints  # [k] position of its first row
-    contexts: Ints  # [k] tokens visible to its last row
-    slots: Ints  # [k]
-    positions: Ints  # [rows]
-    row_slots: Ints  # [rows]
-    page: Ints  # [rows] index of the page in the sequence
-    offsets: Ints  # [rows] within the page
-    visible: NDArray[np.int32]  # as in RowArrays
-    singles: NDArray[np.int32]  # as in RowArrays
-    width: int  # pages of the longest context
-
-
-def _places(hop: Hop, page_size: int) -> _Places:
-    # a hop that carries the whole turn finds what the one before it found
-    if not hop.plan.is_whole_turn:
-        return _find_places(hop, page_size)
-    known: _Places | None = hop.turn.places.get(page_size)
-    if known is None:
-        known = hop.turn.places[page_size] = _find_places(hop, page_size)
-    return known
-
-
-def _find_places(hop: Hop, page_size: int) -> _Places:
-    turn = hop.turn
+def row_arrays(hop: Hop, cache: KVCache) -> RowArrays:
+    """Index arrays of a hop's rows for all layers of their chains."""
+    turn, page_size = hop.turn, cache.page_size
     counts, firsts, slots = (a[hop.members] for a in (turn.counts, turn.firsts, turn.slots))
     contexts = firsts + counts
     if len(hop.rows) == len(counts):  # one row each
@@ -78,52 +62,59 @@ def _find_places(hop: Hop, page_size: int) -> _Places:
     else:
         single, positions = np.flatnonzero(counts == 1), turn.positions[hop.rows]
         row_slots = np.repeat(slots, counts)
-    page, offsets = np.divmod(positions, page_size)
     singles = np.empty((len(single), 2), np.int32)
     singles[:, 0], singles[:, 1] = single, hop.starts[single]
     width = -(-int(contexts.max()) // page_size)
-    where = (positions, row_slots, page, offsets)
-    return _Places(
-        counts, firsts, contexts, slots, *where, contexts.astype(np.int32), singles, width
+    page, offsets = np.divmod(positions, page_size)
+    pages = cache.tables[row_slots, :, page].astype(np.int64)  # [rows, bundles]
+    pages[positions[:, None] < cache.adopted[row_slots]] = 0  # never written again
+    # kernels walk a table's row page by page
+    tables = np.ascontiguousarray(cache.tables[slots, :, :width])
+    return RowArrays(
+        tables, np.ascontiguousarray(pages.T), offsets, contexts.astype(np.int32), singles
     )
 
 
-def row_arrays(hop: Hop, cache: KVCache, first_bundle: int, bundles: int) -> RowArrays:
-    """Index arrays of a hop for the block whose layers lie in the given bundles."""
-    at, bundle_range = _places(hop, cache.page_size), slice(first_bundle, first_bundle + bundles)
-    # kernels walk a table's row page by page
-    tables = np.ascontiguousarray(cache.tables[at.slots, bundle_range, : at.width])
-    pages = cache.tables[at.row_slots, bundle_range, at.page].T.astype(np.int64, order="C")
-    shared = at.positions < cache.adopted[at.row_slots, first_bundle]
-    pages[:, shared] = 0  # never written again
-    return RowArrays(tables, pages, at.offsets, at.visible, at.singles)
-
-
 class AttentionRows:
-    """Index tensors for one hop at one block, made once and used by all its layers."""
+    """Index tensors for the rows of one hop, used by all layers that they go through together."""
 
     def __init__(
         self,
         hop: Hop,
         cache: KVCache,
-        first_bundle: int,
-        bundles: int,
         tensors: RowTensors | None = None,
+        first_bundle: int = 0,
     ) -> None:
-        """`tensors` are given where they lie on the device already."""
+        """`tensors` are given where they lie on the device already; then `first_bundle` says which
+        is the first that they hold."""
         self.device, self.page_size = cache.tensor.device, cache.page_size
+        self._layers, self._first_bundle = cache.layers, first_bundle
         self.starts = hop.starts  # [k + 1] first row of each sequence
-        at = _places(hop, cache.page_size)
-        self.counts, self.firsts, self.contexts = at.counts, at.firsts, at.contexts  # [k] each
+        self.counts, self.firsts = (a[hop.members] for a in (hop.turn.counts, hop.turn.firsts))
+        self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
         if tensors is None:
-            arrays = row_arrays(hop, cache, first_bundle, bundles)
-            tensors = RowTensors(*upload(arrays, self.device))
+            tensors = RowTensors(*upload(row_arrays(hop, cache), self.device))
         self.tables, self.write_pages, self.write_offsets, self.visible, self.singles = tensors
+        self.bundle_tables = self.tables.unbind(1)  # [k, width] each
+        self._write_pages = self.write_pages.unbind(0)  # [rows] each
         self.has_runs = len(hop.rows) > len(self.counts)
-        # filled by the backends, shared by the block's layers
+        # filled by the backends, shared by the layers
         self.decode: dict[int | None, DecodeIndex] = {}  # by window
         self.prompts: dict[tuple[int, int | None], torch.Tensor] = {}  # by (member, window)
         self._tiles: dict[int, torch.Tensor] = {}  # by rows of a tile
+
+    def locate(self, kv_layer: int) -> tuple[torch.Tensor, int]:
+        """Keys and values of the rows' chains' layer of this number among those that keep any
+        [pages, 2, page_size, kv_heads, d], and the bundle it is in."""
+        bundle, within = divmod(kv_layer, len(self._layers))
+        return self._layers[within], bundle - self._first_bundle
+
+    @functools.cached_property
+    def decoding(self) -> Decoding:
+        """What the sequences with one row read."""
+        members = np.flatnonzero(self.counts == 1)
+        arrays = (members, self.starts[members], self.contexts[members])
+        return Decoding(*upload(arrays, self.device))
 
     def tiles(self, size: int) -> torch.Tensor:
         """Runs of rows cut into tiles of at most `size` rows: sequence, first row, end, position
@@ -143,7 +134,7 @@ class AttentionRows:
     def place(self, fused: torch.Tensor, table: RopeTable, kv: torch.Tensor, bundle: int) -> None:
         """Rotate the queries and keys of `fused` [rows, heads + 2 kv_heads, d] in place and put
         keys and values on their pages. kv: [pages, 2, page_size, kv_heads, d] of one layer"""
-        where = (self.write_pages[bundle], self.write_offsets)
+        where = (self._write_pages[bundle], self.write_offsets)
         kernels.rotate_and_write(fused, *table, kv, *where)
 
     def write(self, kv: torch.Tensor, bundle: int, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -151,6 +142,6 @@ class AttentionRows:
 
         kv: [pages, 2, page_size, kv_heads, head_dim] of one layer; k, v: [rows, kv_heads, head_dim]
         """
-        where = (self.write_pages[bundle], self.write_offsets)
+        where = (self._write_pages[bundle], self.write_offsets)
         kv[:, 0].index_put_(where, k)
         kv[:, 1].index_put_(where, v)

@@ -31,7 +31,7 @@ class TritonAttention:
         from blockllm.engine.kernels.triton.prefill import paged_prefill, tile_rows
 
         out = q.new_empty(q.shape)  # contiguous, whatever q is a part of
-        tables = rows.tables[:, bundle]
+        tables = rows.bundle_tables[bundle]
         if len(rows.singles):
             paged_decode(q, kv, tables, rows.visible, rows.singles, window, out)
         if rows.has_runs:

@@ -61,6 +61,7 @@ class SequenceKV:
         self.slot = slot
         self.groups: list[list[PageGroup]] = [[] for _ in route.num_bundles]
         self.num_published = 0
+        self.room = 0  # tokens that the pages of every block hold
 
 
 class KVCache:
@@ -82,9 +83,10 @@ class KVCache:
         self.pool = PagePool(num_pages, reuse)
         size = (num_pages + 1, layers_per_page, 2, page_size, *shape)
         self.tensor = torch.empty(size, device=device, dtype=dtype)  # resident once written
+        self.layers = self.tensor.unbind(1)  # views, by layer within a page
         self.tables = np.zeros(table_size, np.int32)
         # tokens of each block that lie on pages this sequence shares and must not write
-        self.adopted = np.zeros(table_size[:2], np.int32)  # [slots, first bundle of block]
+        self.adopted = np.zeros(table_size[:2], np.int32)  # [slots, bundles]
         self._slots = list(range(table_size[0]))[::-1]
 
     def match(
@@ -103,7 +105,9 @@ class KVCache:
         kv = SequenceKV(route, hashes, self._slots.pop())
         for block, groups in enumerate(found):
             self.pool.hold(groups)
-            self.adopted[kv.slot, route.first_bundle[block]] = len(groups) * self.page_size
+            first = route.first_bundle[block]
+            bundles = slice(first, first + route.num_bundles[block])
+            self.adopted[kv.slot, bundles] = len(groups) * self.page_size
             for group in groups:
                 self._append(kv, block, group)
         kv.num_published = min((len(groups) for groups in found), default=0)
@@ -119,10 +123,13 @@ class KVCache:
 
     def grow(self, kv: SequenceKV, num_tokens: int) -> None:
         """Take pages so that the sequence can hold `num_tokens`."""
+        if num_tokens <= kv.room:
+            return
         want = -(-num_tokens // self.page_size)
         for block, groups in enumerate(kv.groups):
             while len(groups) < want:
                 self._append(kv, block, self.pool.take(kv.route.num_bundles[block]))
+        kv.room = want * self.page_size
 
     def publish(self, kv: SequenceKV, tokens: NDArray[np.int64], num_computed: int) -> None:
         """Offer the pages that `num_computed` tokens have filled to later sequences."""

@@ -10,7 +10,6 @@ from blockllm.core import Layer, LayerFunction, keeps_kv
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.halves import Attend, AttentionHalf, MlpHalf
 from blockllm.engine.models.linear import Loader
-from blockllm.engine.models.rope import RopeTable
 from blockllm.engine.models.segments import Segments
 
 
@@ -34,7 +33,6 @@ class DecoderLayer:
     def __call__(
         self,
         x: torch.Tensor,  # [rows, hidden]
-        table: RopeTable | None,  # needed where there is attention
         segments: Segments,
         attend: Attend,
     ) -> torch.Tensor:
@@ -42,6 +40,5 @@ class DecoderLayer:
         if self._attention is None:
             assert self._mlp is not None
             return self._mlp(x, segments)
-        assert table is not None
-        attended = self._attention(x, table, segments, attend)
+        attended = self._attention(x, segments, attend)
         return x + attended if self._mlp is None else self._mlp.after(x, attended, segments)

@@ -14,12 +14,11 @@ from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.linear import Linear, Loader
 from blockllm.engine.models.norm import HeadNorm, Norm
 from blockllm.engine.models.prefix import Prefixes
-from blockllm.engine.models.rope import RopeTable
 from blockllm.engine.models.segments import Segments
 
 # q, k, v of all rows [rows, heads + 2 kv_heads, head_dim], not yet rotated → attention output
-# [rows, heads, head_dim]; bound to pages and page tables by the executor
-Attend = Callable[[torch.Tensor, RopeTable, int | None], torch.Tensor]
+# [rows, heads, head_dim]; bound to rotations, pages and page tables by the executor
+Attend = Callable[[torch.Tensor, int | None], torch.Tensor]
 
 
 class AttentionHalf:
@@ -52,7 +51,6 @@ class AttentionHalf:
     def __call__(
         self,
         x: torch.Tensor,  # [rows, hidden]
-        table: RopeTable,
         segments: Segments,
         attend: Attend,
     ) -> torch.Tensor:
@@ -65,7 +63,7 @@ class AttentionHalf:
             norm(fused, segments)
         if self._prefixes is not None:
             self._prefixes.put(fused, segments)
-        out = attend(fused, table, function.window)  # [rows, heads, head_dim]
+        out = attend(fused, function.window)  # [rows, heads, head_dim]
         attended = self._o(out.reshape(rows, heads * size), segments)
         if self._bottlenecks is not None:
             self._bottlenecks.add_to(attended, x, segments)
