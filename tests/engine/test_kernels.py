@@ -161,6 +161,30 @@ def test_native_adapters_equal_plain(rows: int) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("inputs", [64, 75])
+def test_an_adapted_row_does_not_depend_on_its_neighbours(inputs: int) -> None:
+    """However segments are cut, and whoever lies beside it."""
+    update = Update(random(3, 18, inputs), random(4, 18, 150), 0.7, random(5, 150))
+    other = Update(random(6, 5, inputs), random(7, 5, 150), 1.3, None)
+    adapters = PackedAdapters([{"q": update}, {"q": other}], {"q": slice(0, 150)})
+    x, y = random(1, 40, inputs), random(2, 40, 150)
+    x[1::2] *= 50  # loud neighbours
+
+    def run(*tiles: tuple[int, int, int]) -> torch.Tensor:
+        changed = y.clone()
+        adapters.add_to(changed, x, torch.tensor(tiles, dtype=torch.int32), 16)
+        return changed
+
+    together = run((0, 40, 0))
+    for size in (1, 4, 7, 16):
+        tiles = make_tiles([(0, 40, 0)], size).tolist()
+        assert torch.equal(run(*tiles), together)
+        for first, end, _ in tiles:
+            alone = run((0, first, 1), (first, end, 0), (end, 40, 1))
+            assert torch.equal(alone[first:end], together[first:end])
+
+
+@needs_compiler
 @pytest.mark.parametrize("rows", [1, 3, 40])
 @pytest.mark.parametrize("dim", [1, 31, 64, 1000])
 def test_native_norm_and_activation_equal_plain(rows: int, dim: int) -> None:

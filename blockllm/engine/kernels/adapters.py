@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 
 from blockllm.engine.kernels import gpu, native
-from blockllm.engine.kernels.packed import PANEL
 from blockllm.engine.kernels.triton.pool import Update, make_pool, segmented_lora_plain
 
 # (y [rows, out], changed in place; x [rows, in]; tiles [n, 3] int32 of first row, end, adapter;
 # most rows of a tile)
 AddUpdates = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], None]
 
-_NARROW = 16  # ranks whose weights lie together in A, as in lora.cpp
+# as in lora.cpp
+_GROUP, _CHUNK = 4, 16  # ranks that take turns in A, inputs of each turn
+_WIDE = 64  # outputs whose B lies together
 
 
 def make_adapters(
@@ -53,6 +54,13 @@ def panels(matrix: torch.Tensor, width: int) -> torch.Tensor:
     return padded.transpose(1, 2).contiguous()
 
 
+def in_turns(a: torch.Tensor) -> torch.Tensor:
+    """[ranks, in] → [ranks / 4, in / 16, 4, 16], zeros behind the last rank and input."""
+    ranks, inputs = a.shape
+    padded = F.pad(a, (0, -inputs % _CHUNK, 0, -ranks % _GROUP))
+    return padded.view(-1, _GROUP, padded.shape[1] // _CHUNK, _CHUNK).transpose(1, 2).contiguous()
+
+
 class PackedAdapters:
     """Packed copies of every adapter's A and B, and the tables of pointers the kernel walks."""
 
@@ -61,37 +69,47 @@ class PackedAdapters:
     ) -> None:
         """See `make_adapters`."""
         self._kept: list[torch.Tensor] = []  # what the tables point into
-        self._adapters = np.zeros((len(adapters), 2), np.int64)  # a, rank
+        models = np.zeros((len(adapters), 2), np.int64)  # a, rank
         # by part: b, bias, first column, columns, first rank, rank
-        self._parts = np.zeros((len(adapters), len(columns), 6), np.int64)
+        parts = np.zeros((len(adapters), len(columns), 6), np.int64)
+        parts[..., 2] = [part.start for part in columns.values()]
+        parts[..., 3] = [part.stop - part.start for part in columns.values()]
         for i, updates in enumerate(adapters):
-            if not updates:
+            own = [updates.get(name) for name in columns]
+            present = [update for update in own if update is not None]
+            if not present:
                 continue
-            named = [(j, n, updates[n]) for j, n in enumerate(columns) if n in updates]
-            a = torch.cat([update.a for _, _, update in named])  # [sum of ranks, in]
-            self._adapters[i] = self._keep(panels(a, _NARROW)), len(a)
-            first = 0
-            for j, name, update in named:
-                self._parts[i, j] = self._part(update, columns[name], first)
-                first += len(update.a)
+            a = torch.cat([update.a for update in present])  # [sum of ranks, in]
+            models[i] = self._keep(in_turns(a)), len(a)
+            ranks = [0 if update is None else len(update.a) for update in own]
+            parts[i, :, 5] = ranks
+            parts[i, :, 4] = np.cumsum(ranks) - ranks
+            for j, update in enumerate(own):
+                if update is not None:
+                    parts[i, j, :2] = self._outputs(update)
+            inputs = a.shape[1]
+        # inputs, adapters, parts, number of parts, most ranks of an adapter
+        facts = (inputs, models.ctypes.data, parts.ctypes.data, len(columns), models[:, 1].max())
+        self._tables = models, parts, np.array(facts, np.int64)
+        self._linear = int(self._tables[-1].ctypes.data)
 
     def _keep(self, tensor: torch.Tensor) -> int:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def _part(self, update: Update, columns: slice, first_rank: int) -> tuple[int, ...]:
-        b = self._keep(panels(update.b.t() * update.scale, PANEL))
-        bias = 0 if update.bias is None else self._keep(update.bias * update.scale)
-        size = columns.stop - columns.start
-        return b, bias, columns.start, size, first_rank, len(update.a)
+    def _outputs(self, update: Update) -> tuple[int, int]:
+        """Where B and bias lie."""
+        b = self._keep(panels(update.b.t() * update.scale, _WIDE))
+        if update.bias is None:
+            return b, 0
+        spare = -len(update.bias) % _WIDE
+        return b, self._keep(F.pad(update.bias * update.scale, (0, spare)))
 
     def add_to(
         self, y: torch.Tensor, x: torch.Tensor, tiles: torch.Tensor, block_rows: int
     ) -> None:
-        """Add each tile's update in place; see `AddUpdates`. The kernel cuts tiles finer."""
+        """Add each tile's update in place; see `AddUpdates`. The kernel cuts tiles as it likes."""
         native.library().lora_run(
-            *(y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), x.shape[1]),
-            *(tiles.data_ptr(), len(tiles)),
-            *(self._adapters.ctypes.data, self._parts.ctypes.data, self._parts.shape[1]),
-            torch.get_num_threads(),
+            *(y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0)),
+            *(tiles.data_ptr(), tiles.shape[0], self._linear, torch.get_num_threads()),
         )

@@ -36,7 +36,7 @@ _SIGNATURES = {
     "int8_pack": "pppiii",
     "int8_run": "pipipppppiii",
     "delta_run": "pipiipipiip",
-    "lora_run": "pipiipippi",
+    "lora_run": "pipipip",
     "paged_decode": "ppipiipipiiiiiif",
     "paged_prefill": "pipipiipipiiiiiif",
     "rotate_and_write": "ppppiippiiii",
