@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,13 +22,13 @@ from blockllm.core import (
     Target,
 )
 from blockllm.engine.attention import Attention, AttentionRows
+from blockllm.engine.attention.bound import BoundAttention
 from blockllm.engine.batch import Hop, Segment, fill_tokens
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.bridge import BridgeLayer
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.decoder import DecoderLayer
 from blockllm.engine.models.embedding import Embedding, TableLoader
-from blockllm.engine.models.halves import Attend
 from blockllm.engine.models.linear import Linear, Loader
 from blockllm.engine.models.norm import Norm
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
@@ -185,10 +184,10 @@ class Executor:
             return self._no_segments
         return Segments(host, block.adapters, len(hop.rows), self._device, virtual=hop.virtual)
 
-    def _bind(self, hop: Hop, layer: DecoderLayer, kv_layer: int) -> Attend:
-        """The layer's attention, bound to the rows' rotations and pages."""
+    def _bind(self, hop: Hop, layer: DecoderLayer, kv_layer: int) -> BoundAttention | None:
+        """The layer's attention, bound to the rows' rotations and pages; None if it has none."""
         if not layer.keeps_kv:
-            return _no_attention
+            return None
         rotary = self._rotaries[layer]
         rows, table = hop.common.attention, hop.common.rope_tables.get(rotary)
         if rows is None or table is None:
@@ -196,22 +195,7 @@ class Executor:
                 if rows is None:
                     rows = hop.common.attention = self._rows(hop, self._cache_of(hop))
                 table = hop.common.rope_tables[rotary] = self._make_table(hop, rotary)
-        return functools.partial(self._attend, rows, table, *rows.locate(kv_layer))
-
-    def _attend(
-        self,
-        rows: AttentionRows,
-        table: RopeTable,
-        kv: torch.Tensor,
-        bundle: int,
-        fused: torch.Tensor,
-        window: int | None,
-    ) -> torch.Tensor:
-        rows.place(fused, table, kv, bundle)
-        kv_heads = kv.shape[3]
-        q, kv_new = fused[:, : -2 * kv_heads], fused[:, -2 * kv_heads :]
-        k, v = kv_new.chunk(2, dim=1)
-        return self._attention.attend(q, k, v, kv, bundle, rows, window)
+        return BoundAttention(self._attention, rows, table, *rows.locate(kv_layer))
 
     def _cache_of(self, hop: Hop) -> KVCache:
         # whoever meets where keys and values are kept keeps them alike
@@ -253,7 +237,3 @@ class Executor:
             ]
             segments = Segments(moved, segments.adapters, len(x), self._device)
         return layer(x, segments)
-
-
-def _no_attention(fused: torch.Tensor, window: int | None) -> torch.Tensor:
-    raise AssertionError("a layer that keeps no keys and values has no attention")

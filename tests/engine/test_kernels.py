@@ -156,7 +156,7 @@ def test_native_adapters_equal_plain(rows: int) -> None:
     pool = make_pool(adapters, columns)
     assert pool is not None
     segmented_lora_plain(expected, x, tiles, pool)
-    PackedAdapters(adapters, columns).add_to(y, x, tiles, 16)
+    PackedAdapters(adapters, columns)(y, x, tiles, 16)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -172,7 +172,7 @@ def test_an_adapted_row_does_not_depend_on_its_neighbours(inputs: int) -> None:
 
     def run(*tiles: tuple[int, int, int]) -> torch.Tensor:
         changed = y.clone()
-        adapters.add_to(changed, x, torch.tensor(tiles, dtype=torch.int32), 16)
+        adapters(changed, x, torch.tensor(tiles, dtype=torch.int32), 16)
         return changed
 
     together = run((0, 40, 0))

@@ -7,6 +7,8 @@ import torch
 from blockllm.engine.attention.batched import BatchedAttention
 from blockllm.engine.attention.rows import AttentionRows
 from blockllm.engine.kernels import native
+from blockllm.engine.kernels.layer import Rows
+from blockllm.engine.models.rope import RopeTable
 
 _TILE = 64  # rows of a prompt that one task of the kernel attends
 
@@ -38,3 +40,24 @@ class NativeAttention:
         if len(members):
             out[where] = native.paged_decode(q[where], kv, tables[members], contexts, window)
         return out
+
+
+def describe(rows: AttentionRows, table: RopeTable, kv: torch.Tensor) -> Rows:
+    """A hop's rows as fused layers take them, made once for all layers that rotate alike.
+    kv: [pages, 2, page_size, kv_heads, head_dim] of any layer"""
+    known = rows.described.get(id(table))
+    if known is None:
+        tiles = rows.tiles(_TILE) if rows.has_runs else None
+        kept = (table, tiles, rows.decoding)
+        known = rows.described[id(table)] = (
+            Rows(
+                rows.page_size, kv.stride(0), kv.stride(1),
+                table.cos.data_ptr(), table.sin.data_ptr(),
+                rows.write_pages.data_ptr(), rows.write_offsets.data_ptr(),
+                rows.tables.data_ptr(), rows.tables.shape[1], rows.tables.shape[2],
+                0 if tiles is None else tiles.data_ptr(), 0 if tiles is None else len(tiles),
+                *(each.data_ptr() for each in rows.decoding), len(rows.decoding.members),
+            ),
+            kept,
+        )  # fmt: skip
+    return known[0]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from blockllm.engine.batch import Hop, Ints
 from blockllm.engine.kernels import fused as kernels
+from blockllm.engine.kernels.layer import Rows
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.rope import RopeTable
 from blockllm.engine.transfer import upload
@@ -101,6 +102,7 @@ class AttentionRows:
         # filled by the backends, shared by the layers
         self.decode: dict[int | None, DecodeIndex] = {}  # by window
         self.prompts: dict[tuple[int, int | None], torch.Tensor] = {}  # by (member, window)
+        self.described: dict[int, tuple[Rows, object]] = {}  # by rope table
         self._tiles: dict[int, torch.Tensor] = {}  # by rows of a tile
 
     def locate(self, kv_layer: int) -> tuple[torch.Tensor, int]:

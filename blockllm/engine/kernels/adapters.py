@@ -32,7 +32,7 @@ def make_adapters(
     if sample is None:
         return None
     if native.usable(sample):
-        return PackedAdapters(adapters, columns).add_to
+        return PackedAdapters(adapters, columns)
     pool = make_pool(adapters, columns)
     assert pool is not None
 
@@ -91,7 +91,7 @@ class PackedAdapters:
         # inputs, adapters, parts, number of parts, most ranks of an adapter
         facts = (inputs, models.ctypes.data, parts.ctypes.data, len(columns), models[:, 1].max())
         self._tables = models, parts, np.array(facts, np.int64)
-        self._linear = int(self._tables[-1].ctypes.data)
+        self.address = int(self._tables[-1].ctypes.data)  # what native layers take
 
     def _keep(self, tensor: torch.Tensor) -> int:
         self._kept.append(tensor)
@@ -105,11 +105,11 @@ class PackedAdapters:
         spare = -len(update.bias) % _WIDE
         return b, self._keep(F.pad(update.bias * update.scale, (0, spare)))
 
-    def add_to(
+    def __call__(
         self, y: torch.Tensor, x: torch.Tensor, tiles: torch.Tensor, block_rows: int
     ) -> None:
         """Add each tile's update in place; see `AddUpdates`. The kernel cuts tiles as it likes."""
         native.library().lora_run(
             *(y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0)),
-            *(tiles.data_ptr(), tiles.shape[0], self._linear, torch.get_num_threads()),
+            *(tiles.data_ptr(), tiles.shape[0], self.address, torch.get_num_threads()),
         )

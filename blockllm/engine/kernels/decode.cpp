@@ -2,6 +2,7 @@
 // and values. Plain twin: attention/plain.py.
 
 #include "exponential.h"
+#include "kernels.h"
 #include "vectors.h"
 
 #include <vector>

@@ -3,6 +3,7 @@
 // checked by the Python side. Threads come from torch's OpenMP pool.
 
 #include "exponential.h"
+#include "kernels.h"
 
 using blockllm::exp_negative;
 

@@ -5,6 +5,7 @@
 // order, so a row's bits do not depend on the rows beside it. Plain twin: torch's linear.
 
 #include "codes.h"
+#include "kernels.h"
 
 #include <algorithm>
 #include <vector>

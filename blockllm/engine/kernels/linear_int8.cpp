@@ -5,6 +5,7 @@
 // rows beside it, and pairs of products fit the 16-bit sums of machines without VNNI. Sums are exact
 // integers: the plain twin (kernels/plain.py) agrees up to the last rounding.
 
+#include "kernels.h"
 #include "vectors.h"
 
 #include <cmath>

@@ -5,6 +5,7 @@
 // would cost as much as the products with a small rank. Every sum runs in one fixed order, so a
 // row's bits do not depend on the rows beside it. Plain twin: kernels/triton/pool.py.
 
+#include "kernels.h"
 #include "vectors.h"
 
 #include <memory>
@@ -179,7 +180,8 @@ extern "C" {
 
 // segments [num_segments, 3]: first row, end, model
 void lora_run(float* y, int64_t y_stride, const float* x, int64_t x_stride,
-              const int32_t* segments, int64_t num_segments, const Linear* linear, int threads) {
+              const int32_t* segments, int64_t num_segments, const void* of, int threads) {
+    const auto* linear = static_cast<const Linear*>(of);
     const std::vector<Tile> tiles = cut(segments, num_segments, linear->adapters);
     const int64_t num_tiles = static_cast<int64_t>(tiles.size());
     const int64_t groups = divide_up(linear->most_ranks, GROUP), size = groups * GROUP * ROWS;

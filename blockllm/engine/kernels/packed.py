@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from blockllm.engine.kernels.layer import Matrix
 from blockllm.engine.kernels.native import library
 
 PANEL = 32  # outputs whose weights lie together, as in vectors.h
 _HUGE = 1 << 21  # bytes of a huge page of x86
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as in linear.cpp
+_INT8 = 3  # a matrix's code in layer.cpp, beside those of linear.cpp:
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 class PackedLinear:
@@ -29,6 +31,11 @@ class PackedLinear:
         self._bias = bias
         self._weight = pack_floats(weights)
         self._code = _CODES[self._weight.dtype]
+
+    def describe(self) -> Matrix:
+        """What a native layer needs to know; it points into this object."""
+        where = (self._weight.data_ptr(), self._code, 0, 0, _address(self._bias))
+        return Matrix(*where, self._in, self._out, 0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [rows, in], unit inner stride → [rows, out]"""
@@ -54,6 +61,11 @@ class PackedInt8:
         self._scale, self._bias = scale, bias
         self._weight, self._offsets = pack_int8(weights)
 
+    def describe(self) -> Matrix:
+        """What a native layer needs to know; it points into this object."""
+        where = (self._weight.data_ptr(), _INT8, self._scale.data_ptr(), self._offsets.data_ptr())
+        return Matrix(*where, _address(self._bias), self._in, self._out, 0)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [rows, in], unit inner stride → [rows, out]"""
         rows = len(x)
@@ -66,6 +78,10 @@ class PackedInt8:
             *(rows, self._in, self._out, torch.get_num_threads()),
         )
         return y
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def pack_floats(weights: Sequence[torch.Tensor]) -> torch.Tensor:

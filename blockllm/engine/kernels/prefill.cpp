@@ -3,6 +3,7 @@
 // attention/plain.py.
 
 #include "exponential.h"
+#include "kernels.h"
 #include "vectors.h"
 
 #include <vector>

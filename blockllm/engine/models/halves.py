@@ -8,6 +8,7 @@ import torch
 
 from blockllm.core import BottleneckTarget, Layer, LayerFunction, PrefixTarget
 from blockllm.engine.kernels.fused import silu_multiply
+from blockllm.engine.kernels.layer import Matrix
 from blockllm.engine.models.activations import ACTIVATIONS
 from blockllm.engine.models.bottleneck import Bottlenecks
 from blockllm.engine.models.changes import Targets
@@ -16,8 +17,8 @@ from blockllm.engine.models.norm import HeadNorm, Norm
 from blockllm.engine.models.prefix import Prefixes
 from blockllm.engine.models.segments import Segments
 
-# q, k, v of all rows [rows, heads + 2 kv_heads, head_dim], not yet rotated → attention output
-# [rows, heads, head_dim]; bound to rotations, pages and page tables by the executor
+# q, k, v of all rows [rows, heads + 2 kv_heads, head_dim], not yet rotated, and the window →
+# attention output [rows, heads, head_dim]
 Attend = Callable[[torch.Tensor, int | None], torch.Tensor]
 
 
@@ -47,6 +48,24 @@ class AttentionHalf:
         ]
         if any(prefixes):
             self._prefixes = Prefixes(prefixes, load)
+
+    def describe(self) -> tuple[list[Matrix | None], list[torch.Tensor | None]]:
+        """Matrices and norms as a fused layer takes them."""
+        heads = [norm.weight for norm in self._head_norms.values()]
+        norms = [self._norm.weight, *(heads or (None, None))]
+        return [self._qkv.describe(), self._o.describe()], norms
+
+    @property
+    def fuses_deltas(self) -> bool:
+        """Whether `describe` tells all that deltas change."""
+        norms: list[Norm | HeadNorm] = [self._norm, *self._head_norms.values()]
+        plain = self._bottlenecks is None and self._prefixes is None
+        return (
+            plain
+            and self._qkv.fuses_deltas
+            and self._o.fuses_deltas
+            and not any(norm.is_replaced for norm in norms)
+        )
 
     def __call__(
         self,
@@ -86,6 +105,18 @@ class MlpHalf:
         norms = [targets.get("post_attention_layernorm", ()) for targets in adapters]
         self._norm.attach(norms, load)
         self._bottlenecks = _bottlenecks("mlp", adapters, load)
+
+    def describe(self) -> tuple[list[Matrix | None], list[torch.Tensor | None]]:
+        """Matrices and norm as a fused layer takes them; it knows no activation but one."""
+        if self._function.activation != "silu":
+            return [None], [self._norm.weight]
+        return [self._gate_up.describe(), self._down.describe()], [self._norm.weight]
+
+    @property
+    def fuses_deltas(self) -> bool:
+        """Whether `describe` tells all that deltas change."""
+        linears = self._gate_up.fuses_deltas and self._down.fuses_deltas
+        return linears and self._bottlenecks is None and not self._norm.is_replaced
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]"""

@@ -14,9 +14,11 @@ from typing import Protocol
 import torch
 
 from blockllm.core import Tensor
-from blockllm.engine.kernels.adapters import AddUpdates, make_adapters
+from blockllm.engine.kernels.adapters import AddUpdates, PackedAdapters, make_adapters
 from blockllm.engine.kernels.coded import make_differences
+from blockllm.engine.kernels.layer import Matrix
 from blockllm.engine.kernels.matmul import Matmul
+from blockllm.engine.kernels.packed import PackedInt8, PackedLinear
 from blockllm.engine.models.changes import Affine, BaseLinear, Targets, combine
 from blockllm.engine.models.segments import Segments
 
@@ -70,6 +72,22 @@ class Linear:
         differences = [{n: c.differences for n, c in own.items()} for own in changes]
         adders = make_adapters(updates, self.columns), make_differences(differences, self.columns)
         self._adders = [add for add in adders if add is not None]
+
+    def describe(self) -> Matrix | None:
+        """As a fused layer takes it; None if the weights are not packed."""
+        if not isinstance(self._matmul, PackedLinear | PackedInt8):
+            return None
+        matrix = self._matmul.describe()
+        for add in self._adders:
+            if isinstance(add, PackedAdapters):
+                matrix.adapters = add.address
+        return matrix
+
+    @property
+    def fuses_deltas(self) -> bool:
+        """Whether `describe` tells all that deltas change."""
+        known = all(isinstance(add, PackedAdapters) for add in self._adders)
+        return known and self._affine is None
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """x: [rows, in] → [rows, out]"""

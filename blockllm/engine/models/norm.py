@@ -33,22 +33,27 @@ class Norm:
     """Root-mean-square norm of rows."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        self._weight, self._eps = weight, eps
+        self.weight, self._eps = weight, eps
         self._own: list[torch.Tensor | None] = []
 
     def attach(self, targets: Sequence[tuple[Target, ...]], load: TensorSource) -> None:
         """Take every model's weight, in the order of the block's adapters."""
         self._own = own_weights(targets, load)
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether some model brings its own weight."""
+        return any(weight is not None for weight in self._own)
+
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]"""
-        return self._replace(rms_norm(x, self._weight, self._eps), x, segments)
+        return self._replace(rms_norm(x, self.weight, self._eps), x, segments)
 
     def add(
         self, x: torch.Tensor, added: torch.Tensor, segments: Segments
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x + added, and its norm. [rows, hidden] → 2 of [rows, hidden]"""
-        x, normed = add_rms_norm(x, added, self._weight, self._eps)
+        x, normed = add_rms_norm(x, added, self.weight, self._eps)
         return x, self._replace(normed, x, segments)
 
     def _replace(self, normed: torch.Tensor, x: torch.Tensor, segments: Segments) -> torch.Tensor:
@@ -62,13 +67,18 @@ class HeadNorm:
 
     def __init__(self, weight: torch.Tensor, eps: float, first: int, count: int) -> None:
         """Of `count` heads from `first` on."""
-        self._weight, self._eps = weight, eps
+        self.weight, self._eps = weight, eps
         self._first, self._count = first, count
         self._own: list[torch.Tensor | None] = []
 
     def attach(self, targets: Sequence[tuple[Target, ...]], load: TensorSource) -> None:
         """Take every model's weight, in the order of the block's adapters."""
         self._own = own_weights(targets, load)
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether some model brings its own weight."""
+        return any(weight is not None for weight in self._own)
 
     def __call__(self, fused: torch.Tensor, segments: Segments) -> None:
         """fused: [rows, all heads, head_dim], contiguous"""
@@ -77,7 +87,7 @@ class HeadNorm:
             (fused[start:stop], fused[start:stop, heads].clone(), weight)
             for start, stop, weight in segments.own(self._own)
         ]
-        rms_norm_heads(fused, self._first, self._count, self._weight, self._eps)
+        rms_norm_heads(fused, self._first, self._count, self.weight, self._eps)
         for rows, before, weight in kept:
             rows[:, heads] = before
             rms_norm_heads(rows, self._first, self._count, weight, self._eps)

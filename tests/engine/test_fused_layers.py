@@ -1,0 +1,100 @@
+"""Layers in one native call give the bits of the same kernels called one by one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from blockllm.core import LayerFunction
+from blockllm.engine import Engine
+from blockllm.engine.kernels.build import native_library
+from blockllm.engine.kernels.layer import FusedLayer
+from blockllm.engine.models.decoder import DecoderLayer
+from blockllm.zoo import Zoo
+from tests.driver import Answer, greedy, request, run, settings
+from tests.makers import make_checkpoint, make_lora
+
+pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """Every family, 16 bits, int8, an adapter that fused layers know and one that they do not, and
+    `half`, which differs from `base` in one MLP: that layer is served in halves."""
+    root: Path = tmp_path_factory.mktemp("mixed")
+    zoo = Zoo(root / "zoo")
+    base = make_checkpoint(root / "base", seed=1)
+    make_checkpoint(root / "windowed", "mistral", seed=2, sliding_window=20)
+    make_checkpoint(root / "biased", "qwen2", seed=3)
+    make_checkpoint(root / "normed", "qwen3", seed=4, dtype=torch.bfloat16)
+    shutil.copytree(base, root / "half")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] *= -0.5
+    save_file(tensors, root / "half" / "model.safetensors", {"format": "pt"})
+    for name in ("base", "half", "windowed", "biased", "normed"):
+        zoo.add(name, root / name)
+    zoo.add("rounded", root / "base", format="int8")
+    make_lora(base, root / "lora", r=3, target_modules="all-linear")
+    make_lora(base, root / "dora", r=2, use_dora=True)
+    for name in ("lora", "dora"):
+        zoo.add(name, root / name, base="base")
+    zoo.add("rounded-lora", root / "lora", base="rounded")
+    return zoo
+
+
+def serve(zoo: Zoo) -> dict[str, Answer]:
+    """All models at once, twice each; prompts are cut, so single rows lie between longer runs."""
+    engine = Engine(zoo, None, settings(max_rows=48, max_sequences=12))
+    names = sorted(zoo.chains())
+    return run(
+        engine,
+        [
+            request(f"{name}-{i}", name, range(5, 30 + 17 * i + 3 * n), greedy(9, logprobs=4))
+            for i in range(2)
+            for n, name in enumerate(names)
+        ],
+    )
+
+
+def decoder_layers(zoo: Zoo) -> list[LayerFunction]:
+    """The functions of all decoder layers."""
+    entries = [entry for chain in zoo.chains().values() for entry in chain.entries]
+    functions = [layer.function for entry in entries for layer in entry.block.layers]
+    return [function for function in functions if isinstance(function, LayerFunction)]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts rows of fused calls."""
+    seen: list[int] = []
+    real = FusedLayer.__call__
+
+    def counted(self: FusedLayer, x: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(len(x))
+        return real(self, x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FusedLayer, "__call__", counted)
+    return seen
+
+
+@pytest.mark.parametrize("which", ["zoo", "mixed"])
+def test_fused_layers_give_the_bits_of_their_parts(
+    which: str,
+    calls: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    models: Zoo = request.getfixturevalue(which)
+    fused = serve(models)
+    assert len(set(calls)) > 3
+    if which == "mixed":
+        parts = {function.part for function in decoder_layers(models)}
+        assert parts == {"whole", "attention", "mlp"}
+    calls.clear()
+    monkeypatch.setattr(DecoderLayer, "_fuse", lambda self: None)
+    assert serve(models) == fused
+    assert not calls
