@@ -34,6 +34,7 @@ class Shape(NamedTuple):
     layers: int
     hidden: int
     vocab: int
+    dtype: str = "float32"  # of base and full fine-tunes
 
     @property
     def heads(self) -> int:
@@ -66,7 +67,7 @@ class Shape(NamedTuple):
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "dtype": "float32",
+            "dtype": self.dtype,
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
@@ -170,7 +171,8 @@ def train_tokenizer(vocab: int) -> Tokenizer:
 def save_checkpoint(folder: Path, shape: Shape, tensors: Tensors, tokenizer: Tokenizer) -> None:
     """One checkpoint folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    stored = {name: tensor.to(getattr(torch, shape.dtype)) for name, tensor in tensors.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", shape.config())
     tokenizer.save(str(folder / "tokenizer.json"))
     names = dict(zip(("bos_token", "eos_token", "pad_token"), SPECIAL, strict=True))
@@ -209,8 +211,9 @@ def main() -> None:
     parser.add_argument("--full-finetunes", type=int, default=8)
     parser.add_argument("--loras", type=int, default=8)
     parser.add_argument("--changed-from-layer", type=int, default=12)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     given = parser.parse_args()
-    shape = Shape(given.layers, given.hidden, given.vocab)
+    shape = Shape(given.layers, given.hidden, given.vocab, given.dtype)
     make_family(given.out, shape, given.full_finetunes, given.loras, given.changed_from_layer)
 
 
