@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from blockllm.engine.models.decoder import DecoderLayer
+from blockllm.engine.models.decoder import DecoderStack
 from blockllm.observability.timeline import Timeline
 
 # (module, class or "", function, what the part is called)
@@ -34,8 +34,8 @@ def layer_parts(timeline: Timeline, on: bool) -> Iterator[None]:
     """While active, and if `on`, every target is a part of the timeline."""
     undo: list[tuple[Any, str, Any]] = []
     if on:
-        undo.append((DecoderLayer, "__call__", DecoderLayer.__call__))
-        setattr(DecoderLayer, "__call__", DecoderLayer.run_parts)  # noqa: B010 (mypy)
+        undo.append((DecoderStack, "__call__", DecoderStack.__call__))
+        setattr(DecoderStack, "__call__", DecoderStack.run_layers)  # noqa: B010 (mypy)
     for module, owner, name, part in TARGETS if on else ():
         holder: Any = importlib.import_module(module)
         holder = getattr(holder, owner) if owner else holder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ from blockllm.engine.batch import Hop, Segment, fill_tokens
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.bridge import BridgeLayer
 from blockllm.engine.models.changes import Targets
-from blockllm.engine.models.decoder import DecoderLayer
+from blockllm.engine.models.decoder import DecoderLayer, DecoderStack
 from blockllm.engine.models.embedding import Embedding, TableLoader
 from blockllm.engine.models.linear import Linear, Loader
 from blockllm.engine.models.norm import Norm
@@ -87,6 +88,7 @@ class BlockExecutor:
 
     def __init__(self, block: Block, load: TableLoader) -> None:
         self.layers = [bind_layer(layer, load) for layer in block.layers]
+        self.parts = _stack(self.layers)
         self.adapters: dict[str, int] = {}  # delta id → its index in the block
         # whether some delta is applied segment by segment from the host
         self.loops_segments = False
@@ -104,6 +106,24 @@ class BlockExecutor:
                     self.loops_segments = True
         for index, adapters in by_layer.items():
             self.layers[index].attach(adapters, load)
+        for part in self.parts:
+            if isinstance(part, DecoderStack):
+                part.refresh()
+
+
+def _stack(layers: Sequence[AnyLayer]) -> list[EmbedLayer | DecoderStack | BridgeLayer | HeadLayer]:
+    """The layers in order; decoder layers that follow one another are one part."""
+    parts: list[EmbedLayer | DecoderStack | BridgeLayer | HeadLayer] = []
+    stack: list[DecoderLayer] = []
+    for layer in layers:
+        if isinstance(layer, DecoderLayer):
+            stack.append(layer)
+            continue
+        if stack:
+            parts.append(DecoderStack(stack))
+            stack = []
+        parts.append(layer)
+    return [*parts, DecoderStack(stack)] if stack else parts
 
 
 def _is_looped(module: str, target: Target) -> bool:
@@ -158,18 +178,18 @@ class Executor:
         for i, block in enumerate(span.blocks):
             executor = self._blocks[block.id]
             segments = self._segments(hop, i, executor)
-            for layer in executor.layers:
-                if isinstance(layer, EmbedLayer):
-                    x = layer.embedding(self._tokens(hop), segments)
+            for part in executor.parts:
+                if isinstance(part, EmbedLayer):
+                    x = part.embedding(self._tokens(hop), segments)
                     continue
                 assert x is not None
-                if isinstance(layer, DecoderLayer):
-                    x = layer(x, segments, self._bind(hop, layer, kv_layer))
-                    kv_layer += layer.keeps_kv
-                elif isinstance(layer, HeadLayer):
-                    x = self._head(layer, x, hop, segments)
+                if isinstance(part, DecoderStack):
+                    x = part(x, segments, functools.partial(self._bind, hop), kv_layer)
+                    kv_layer += part.num_kv_layers
+                elif isinstance(part, HeadLayer):
+                    x = self._head(part, x, hop, segments)
                 else:
-                    x = layer(x)
+                    x = part(x)
         assert x is not None
         return x
 

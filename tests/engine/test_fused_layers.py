@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from blockllm.core import LayerFunction
 from blockllm.engine import Engine
 from blockllm.engine.kernels.build import native_library
-from blockllm.engine.kernels.layer import FusedLayer
-from blockllm.engine.models.decoder import DecoderLayer
+from blockllm.engine.kernels.layer import FusedLayers
+from blockllm.engine.models.decoder import DecoderStack
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora
@@ -71,13 +71,13 @@ def decoder_layers(zoo: Zoo) -> list[LayerFunction]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts rows of fused calls."""
     seen: list[int] = []
-    real = FusedLayer.__call__
+    real = FusedLayers.__call__
 
-    def counted(self: FusedLayer, x: torch.Tensor, *rest: object) -> torch.Tensor:
+    def counted(self: FusedLayers, x: torch.Tensor, *rest: object) -> torch.Tensor:
         seen.append(len(x))
         return real(self, x, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FusedLayer, "__call__", counted)
+    monkeypatch.setattr(FusedLayers, "__call__", counted)
     return seen
 
 
@@ -95,6 +95,6 @@ def test_fused_layers_give_the_bits_of_their_parts(
         parts = {function.part for function in decoder_layers(models)}
         assert parts == {"whole", "attention", "mlp"}
     calls.clear()
-    monkeypatch.setattr(DecoderLayer, "_fuse", lambda self: None)
+    monkeypatch.setattr(DecoderStack, "_fuse", lambda self: None)
     assert serve(models) == fused
     assert not calls

@@ -10,7 +10,7 @@ import torch
 from blockllm.engine.attention import Attention
 from blockllm.engine.attention.native import NativeAttention, describe
 from blockllm.engine.attention.rows import AttentionRows
-from blockllm.engine.kernels.layer import Place
+from blockllm.engine.kernels.layer import Rows
 from blockllm.engine.models.rope import RopeTable
 
 
@@ -33,8 +33,8 @@ class BoundAttention:
         k, v = kv_new.chunk(2, dim=1)
         return self.backend.attend(q, k, v, kv, self.bundle, self.rows, window)
 
-    def place(self) -> Place | None:
-        """The same for a fused layer; None if the backend's kernels cannot be part of one."""
+    def describe(self) -> Rows | None:
+        """The rows for fused layers; None if the backend's kernels cannot be part of them."""
         if not isinstance(self.backend, NativeAttention):
             return None
-        return Place(describe(self.rows, self.table, self.kv), self.kv.data_ptr(), self.bundle)
+        return describe(self.rows, self.table)

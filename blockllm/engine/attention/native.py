@@ -42,22 +42,20 @@ class NativeAttention:
         return out
 
 
-def describe(rows: AttentionRows, table: RopeTable, kv: torch.Tensor) -> Rows:
-    """A hop's rows as fused layers take them, made once for all layers that rotate alike.
-    kv: [pages, 2, page_size, kv_heads, head_dim] of any layer"""
+def describe(rows: AttentionRows, table: RopeTable) -> Rows:
+    """A hop's rows as fused layers take them, made once for all layers that rotate alike."""
     known = rows.described.get(id(table))
     if known is None:
         tiles = rows.tiles(_TILE) if rows.has_runs else None
-        kept = (table, tiles, rows.decoding)
-        known = rows.described[id(table)] = (
-            Rows(
-                rows.page_size, kv.stride(0), kv.stride(1),
-                table.cos.data_ptr(), table.sin.data_ptr(),
-                rows.write_pages.data_ptr(), rows.write_offsets.data_ptr(),
-                rows.tables.data_ptr(), rows.tables.shape[1], rows.tables.shape[2],
-                0 if tiles is None else tiles.data_ptr(), 0 if tiles is None else len(tiles),
-                *(each.data_ptr() for each in rows.decoding), len(rows.decoding.members),
-            ),
-            kept,
+        kv = rows.kv
+        described = Rows(
+            kv.data_ptr(), rows.page_size, kv.stride(0), kv.stride(1), kv.stride(2),
+            kv.shape[1], rows.first_bundle,
+            table.cos.data_ptr(), table.sin.data_ptr(),
+            rows.write_pages.data_ptr(), rows.write_offsets.data_ptr(),
+            rows.tables.data_ptr(), rows.tables.shape[1], rows.tables.shape[2],
+            0 if tiles is None else tiles.data_ptr(), 0 if tiles is None else len(tiles),
+            *(each.data_ptr() for each in rows.decoding), len(rows.decoding.members),
         )  # fmt: skip
+        known = rows.described[id(table)] = described, (table, tiles, rows.decoding)
     return known[0]

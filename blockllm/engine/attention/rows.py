@@ -89,7 +89,8 @@ class AttentionRows:
         """`tensors` are given where they lie on the device already; then `first_bundle` says which
         is the first that they hold."""
         self.device, self.page_size = cache.tensor.device, cache.page_size
-        self._layers, self._first_bundle = cache.layers, first_bundle
+        self.kv, self.first_bundle = cache.tensor, first_bundle
+        self._layers = cache.layers
         self.starts = hop.starts  # [k + 1] first row of each sequence
         self.counts, self.firsts = (a[hop.members] for a in (hop.turn.counts, hop.turn.firsts))
         self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
@@ -109,7 +110,7 @@ class AttentionRows:
         """Keys and values of the rows' chains' layer of this number among those that keep any
         [pages, 2, page_size, kv_heads, d], and the bundle it is in."""
         bundle, within = divmod(kv_layer, len(self._layers))
-        return self._layers[within], bundle - self._first_bundle
+        return self._layers[within], bundle - self.first_bundle
 
     @functools.cached_property
     def decoding(self) -> Decoding:

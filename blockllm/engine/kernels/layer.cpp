@@ -1,4 +1,4 @@
-// A decoder layer in one call: the kernels of linears, attention and what is between them, one after
+// Decoder layers in one call: the kernels of linears, attention and what is between them, one after
 // the other. Called one by one from Python, a dozen times per layer, they left memory idle for 15 %
 // of a decoding step: between two big linears the interpreter runs from cold caches. Plain twin: the
 // same kernels called one by one (models/halves.py); the bits are equal.
@@ -33,7 +33,8 @@ struct Layer {
     double eps, scale;  // of the norms, of attention
 };
 struct Rows {
-    int64_t page_size, page_stride, value_stride;
+    float* keys;  // of the first layer within the pages
+    int64_t page_size, page_stride, layer_stride, value_stride, layers_per_page, first_bundle;
     const float *cos, *sin;       // [rows, dim]
     const int64_t* write_pages;   // [bundles, rows]
     const int64_t* write_offsets;  // [rows]
@@ -46,16 +47,20 @@ struct Rows {
     int64_t singles;
 };
 
+// One layer's turn in a call.
 struct Call {
-    const Layer& layer;
     const Rows& at;
     int64_t rows;
-    float* keys;
-    int64_t bundle;
     const int32_t* segments;
     int64_t num_segments;
     int threads;
-    float* scratch;  // [rows, most inputs of a matrix]
+    // [rows, most inputs of a matrix], [rows, hidden] three times, [rows, most outputs] twice
+    float *scratch, *normed, *sum, *y, *fused, *active;
+    const Layer* layer;
+    int64_t kv_layer;  // its number among those that keep any KV
+
+    float* keys() const { return at.keys + kv_layer % at.layers_per_page * at.layer_stride; }
+    int64_t bundle() const { return kv_layer / at.layers_per_page - at.first_bundle; }
 };
 
 void apply(const Call& call, const Matrix& matrix, float* y, const float* x) {
@@ -72,38 +77,38 @@ void apply(const Call& call, const Matrix& matrix, float* y, const float* x) {
 }
 
 void norm_rows(const Call& call, float* out, const float* x, const float* weight) {
-    const int64_t size = call.layer.hidden;
-    rms_norm(out, x, weight, call.rows, 1, size, size, size, static_cast<float>(call.layer.eps),
+    const int64_t size = call.layer->hidden;
+    rms_norm(out, x, weight, call.rows, 1, size, size, size, static_cast<float>(call.layer->eps),
              call.threads);
 }
 
 void norm_heads(const Call& call, float* heads, int64_t count, const float* weight) {
-    const Layer& layer = call.layer;
+    const Layer& layer = *call.layer;
     if (weight)
         rms_norm(heads, heads, weight, call.rows, count, layer.dim, layer.qkv.out, layer.qkv.out,
                  static_cast<float>(layer.eps), call.threads);
 }
 
 void add(const Call& call, float* sum, const float* x, const float* y) {
-    const int64_t count = call.rows * call.layer.hidden;
+    const int64_t count = call.rows * call.layer->hidden;
 #pragma omp parallel for simd num_threads(call.threads) if (count > 16384)
     for (int64_t i = 0; i < count; ++i) sum[i] = x[i] + y[i];
 }
 
 void decode(const Call& call, float* out, const float* q, int64_t q_stride, const int32_t* tables,
             int64_t table_stride) {
-    const Layer& layer = call.layer;
+    const Layer& layer = *call.layer;
     const Rows& at = call.at;
-    paged_decode(out, q, q_stride, call.keys, at.page_stride, at.value_stride, tables, table_stride,
-                 at.contexts, at.singles, layer.heads, layer.kv_heads, layer.dim, at.page_size,
-                 layer.window, static_cast<float>(layer.scale), call.threads);
+    paged_decode(out, q, q_stride, call.keys(), at.page_stride, at.value_stride, tables,
+                 table_stride, at.contexts, at.singles, layer.heads, layer.kv_heads, layer.dim,
+                 at.page_size, layer.window, static_cast<float>(layer.scale), call.threads);
 }
 
 // The rows of sequences with one row lie between runs of others.
 void decode_scattered(const Call& call, float* out, const float* fused, const int32_t* tables,
                       int64_t table_stride) {
     const Rows& at = call.at;
-    const int64_t size = call.layer.o.in, stride = call.layer.qkv.out;
+    const int64_t size = call.layer->o.in, stride = call.layer->qkv.out;
     std::vector<float> q(at.singles * size), attended(at.singles * size);
     std::vector<int32_t> own(at.singles * at.width);
     for (int64_t i = 0; i < at.singles; ++i) {
@@ -117,24 +122,51 @@ void decode_scattered(const Call& call, float* out, const float* fused, const in
 
 // fused [rows, heads + 2 kv_heads, dim], not yet rotated -> out [rows, heads, dim]
 void attend(const Call& call, float* out, float* fused) {
-    const Layer& layer = call.layer;
+    const Layer& layer = *call.layer;
     const Rows& at = call.at;
     norm_heads(call, fused, layer.heads, layer.q_norm);
     norm_heads(call, fused + layer.heads * layer.dim, layer.kv_heads, layer.k_norm);
-    rotate_and_write(fused, at.cos, at.sin, call.keys, at.page_stride, at.value_stride,
-                     at.write_pages + call.bundle * call.rows, at.write_offsets, call.rows,
+    rotate_and_write(fused, at.cos, at.sin, call.keys(), at.page_stride, at.value_stride,
+                     at.write_pages + call.bundle() * call.rows, at.write_offsets, call.rows,
                      layer.heads, layer.kv_heads, layer.dim, call.threads);
-    const int32_t* tables = at.tables + call.bundle * at.width;
+    const int32_t* tables = at.tables + call.bundle() * at.width;
     const int64_t table_stride = at.bundles * at.width;
     if (!at.num_tiles) return decode(call, out, fused, layer.qkv.out, tables, table_stride);
-    paged_prefill(out, layer.o.in, fused, layer.qkv.out, call.keys, at.page_stride, at.value_stride,
-                  tables, table_stride, at.tiles, at.num_tiles, layer.heads, layer.kv_heads,
-                  layer.dim, at.page_size, layer.window, static_cast<float>(layer.scale),
-                  call.threads);
+    paged_prefill(out, layer.o.in, fused, layer.qkv.out, call.keys(), at.page_stride,
+                  at.value_stride, tables, table_stride, at.tiles, at.num_tiles, layer.heads,
+                  layer.kv_heads, layer.dim, at.page_size, layer.window,
+                  static_cast<float>(layer.scale), call.threads);
     if (at.singles) decode_scattered(call, out, fused, tables, table_stride);
 }
 
-int64_t padded(int64_t floats) { return (floats + 15) / 16 * 16; }
+void run(const Call& call, float* out, const float* x) {
+    const Layer& layer = *call.layer;
+    if (layer.qkv.weights) {
+        norm_rows(call, call.normed, x, layer.norm);
+        apply(call, layer.qkv, call.fused, call.normed);
+        attend(call, call.active, call.fused);
+        apply(call, layer.o, call.y, call.active);
+        add(call, layer.gate_up.weights ? call.sum : out, x, call.y);
+        x = call.sum;
+    }
+    if (layer.gate_up.weights) {
+        norm_rows(call, call.normed, x, layer.mlp_norm);
+        apply(call, layer.gate_up, call.fused, call.normed);
+        silu_multiply(call.active, call.fused, call.rows, layer.down.in, call.threads);
+        apply(call, layer.down, call.y, call.active);
+        add(call, out, x, call.y);
+    }
+}
+
+// What a layer's intermediate results need: floats per row.
+struct Sizes {
+    int64_t hidden = 0, wide = 0, inner = 0;
+    void include(const Layer& layer) {
+        hidden = std::max(hidden, layer.hidden);
+        wide = std::max({wide, layer.qkv.out, layer.gate_up.out});
+        inner = std::max({inner, layer.o.in, layer.down.in});
+    }
+};
 
 }  // namespace
 }  // namespace blockllm
@@ -143,36 +175,26 @@ using namespace blockllm;
 
 extern "C" {
 
-// x and out: [rows, hidden]. keys: the layer's first page; segments [num_segments, 3] as lora_run
+// x and out: [rows, hidden]; kv_layer is the first layer's; segments [num_segments, 3] as lora_run
 // takes them. Keys and values of the rows land on their pages.
-void layer_run(float* out, const float* x, int64_t rows, const Layer* layer, const Rows* at,
-               float* keys, int64_t bundle, const int32_t* segments, int64_t num_segments,
-               int threads) {
-    const Matrix &qkv = layer->qkv, &o = layer->o, &gate_up = layer->gate_up, &down = layer->down;
-    const int64_t hidden = padded(rows * layer->hidden);
-    const int64_t wide = padded(rows * std::max(qkv.out, gate_up.out));
-    const int64_t inner = padded(rows * std::max(o.in, down.in));
-    const int64_t most = std::max(layer->hidden, std::max(o.in, down.in)) + 1;
-    const int64_t room = 3 * hidden + wide + inner + padded(rows * most);
-    std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(64, room * 4), &std::free);
-    float* normed = static_cast<float*>(memory.get());
-    float *sum = normed + hidden, *y = sum + hidden, *fused = y + hidden, *active = fused + wide;
-    const Call call{*layer, *at,      rows,         keys,    bundle,
-                    segments, num_segments, threads, active + inner};
-    if (qkv.weights) {
-        norm_rows(call, normed, x, layer->norm);
-        apply(call, qkv, fused, normed);
-        attend(call, active, fused);
-        apply(call, o, y, active);
-        add(call, gate_up.weights ? sum : out, x, y);
-        x = sum;
-    }
-    if (gate_up.weights) {
-        norm_rows(call, normed, x, layer->mlp_norm);
-        apply(call, gate_up, fused, normed);
-        silu_multiply(active, fused, rows, down.in, threads);
-        apply(call, down, y, active);
-        add(call, out, x, y);
+void layers_run(float* out, const float* x, int64_t rows, const Layer* const* layers, int64_t count,
+                const Rows* at, int64_t kv_layer, const int32_t* segments, int64_t num_segments,
+                int threads) {
+    Sizes sizes;
+    for (int64_t i = 0; i < count; ++i) sizes.include(*layers[i]);
+    const auto room = [&](int64_t floats) { return (rows * floats + 15) / 16 * 16; };
+    const int64_t hidden = room(sizes.hidden), wide = room(sizes.wide), inner = room(sizes.inner);
+    const int64_t scratch = room(std::max(sizes.hidden, sizes.inner) + 1);
+    const std::unique_ptr<void, decltype(&std::free)> memory(
+        std::aligned_alloc(64, (scratch + 3 * hidden + wide + inner) * 4), &std::free);
+    float* begin = static_cast<float*>(memory.get());
+    float *normed = begin + scratch, *fused = normed + 3 * hidden;
+    Call call{*at,    rows,   segments,        num_segments,        threads, begin,
+              normed, normed + hidden, normed + 2 * hidden, fused, fused + wide, nullptr, kv_layer};
+    for (int64_t i = 0; i < count; ++i, x = out) {
+        call.layer = layers[i];
+        run(call, out, x);
+        call.kv_layer += call.layer->qkv.weights != nullptr;
     }
 }
 

@@ -1,11 +1,10 @@
-"""A decoder layer in one native call (`layer.cpp`). Plain twin: `models/halves.py`, which calls the
+"""Decoder layers in one native call (`layer.cpp`). Plain twin: `models/halves.py`, which calls the
 same kernels one by one; the bits are equal."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -53,12 +52,16 @@ class Layer(ctypes.Structure):
 
 
 class Rows(ctypes.Structure):
-    """Where the rows of a hop read and write KV, for all its layers."""
+    """Where the rows of a hop read and write KV, for all its layers. Strides are in floats."""
 
     _fields_ = (
+        ("keys", _Pointer),  # of the first layer within the pages
         ("page_size", _Int),
-        ("page_stride", _Int),  # in floats, as the next
+        ("page_stride", _Int),
+        ("layer_stride", _Int),
         ("value_stride", _Int),
+        ("layers_per_page", _Int),
+        ("first_bundle", _Int),  # of the tables
         ("cos", _Pointer),
         ("sin", _Pointer),
         ("write_pages", _Pointer),  # [bundles, rows]
@@ -75,52 +78,47 @@ class Rows(ctypes.Structure):
     )
 
 
-class Place(NamedTuple):
-    """Where one layer of a hop reads and writes KV."""
-
-    rows: Rows
-    keys: int  # address of the layer's first page
-    bundle: int
+NO_ROWS = Rows()  # for layers without attention
+_NO_MATRIX = Matrix()
 
 
-_NO_MATRIX, _NO_PLACE = Matrix(), Place(Rows(), 0, 0)
+def describe_layer(
+    function: LayerFunction,
+    matrices: Sequence[Matrix],  # qkv, o and gate_up, down: of the halves that there are
+    norms: Sequence[torch.Tensor | None],  # before attention, of q heads, k heads, before mlp
+) -> Layer:
+    """A layer's weights and sizes. It points into matrices and norms and does not keep them."""
+    missing = (_NO_MATRIX, _NO_MATRIX)
+    before = missing if function.part == "mlp" else ()
+    behind = missing if function.part == "attention" else ()
+    return Layer(
+        *before, *matrices, *behind,
+        *(0 if norm is None else norm.data_ptr() for norm in norms),
+        function.hidden_size, function.num_heads, function.num_kv_heads, function.head_dim,
+        function.window or 0, function.norm_eps, max(function.head_dim, 1) ** -0.5,
+    )  # fmt: skip
 
 
-class FusedLayer:
-    """All of a decoder layer, or one of its halves, for rows in fp32 on the CPU."""
+class FusedLayers:
+    """Neighbouring decoder layers, whole or halves, for rows in fp32 on the CPU."""
 
-    def __init__(
-        self,
-        function: LayerFunction,
-        matrices: Sequence[Matrix],  # qkv, o and gate_up, down: of the halves that there are
-        norms: Sequence[torch.Tensor | None],  # before attention, of q heads, k heads, before mlp
-        kept: object,  # what the matrices point into
-    ) -> None:
-        missing = (_NO_MATRIX, _NO_MATRIX)
-        before = missing if function.part == "mlp" else ()
-        behind = missing if function.part == "attention" else ()
-        self._kept = (norms, kept)
-        self._layer = Layer(
-            *before, *matrices, *behind,
-            *(0 if norm is None else norm.data_ptr() for norm in norms),
-            function.hidden_size, function.num_heads, function.num_kv_heads, function.head_dim,
-            function.window or 0, function.norm_eps, max(function.head_dim, 1) ** -0.5,
-        )  # fmt: skip
-        self._address = ctypes.addressof(self._layer)
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._addresses = (_Pointer * len(layers))(*map(ctypes.addressof, layers))
+        self._where = (ctypes.addressof(self._addresses), len(layers))
 
     def __call__(
         self,
         x: torch.Tensor,  # [rows, hidden], contiguous
-        place: Place | None,  # None without attention
+        rows: Rows,
+        kv_layer: int,  # number of the first layer among those that keep KV
         tiles: torch.Tensor | None,  # [n, 3] int32: first row, end, adapter
     ) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]; keys and values of the rows land on their pages."""
         out = torch.empty_like(x)
-        rows, keys, bundle = place or _NO_PLACE
         segments = (0, 0) if tiles is None else (tiles.data_ptr(), tiles.shape[0])
-        library().layer_run(
-            *(out.data_ptr(), x.data_ptr(), x.shape[0], self._address),
-            *(ctypes.addressof(rows), keys, bundle, *segments),
-            torch.get_num_threads(),
+        library().layers_run(
+            *(out.data_ptr(), x.data_ptr(), x.shape[0], *self._where),
+            *(ctypes.addressof(rows), kv_layer, *segments, torch.get_num_threads()),
         )
         return out

@@ -129,7 +129,8 @@ void share_panels(const Job& job, int64_t together) {
     for (int64_t group = 0; group < divide_up(panels, together); ++group) {
         const int64_t panel = group * together;
         if (tiles == 1)
-            with_height(job.tiles.size(0), [&]<int HEIGHT>() { run_lone<Code, HEIGHT>(job, panel); });
+            with_height(job.tiles.size(0),
+                        [&]<int HEIGHT>() { run_lone<Code, HEIGHT>(job, panel); });
         else if (together == PAIR && panel + PAIR <= panels)
             run_panels<Code, PAIR>(job, panel, room);
         else

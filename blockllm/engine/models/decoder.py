@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from blockllm.core import Layer, LayerFunction, keeps_kv
 from blockllm.engine.attention.bound import BoundAttention
-from blockllm.engine.kernels.layer import FusedLayer, Matrix
+from blockllm.engine.kernels.layer import NO_ROWS, FusedLayers, Matrix, describe_layer
+from blockllm.engine.kernels.layer import Layer as NativeLayer
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.halves import AttentionHalf, MlpHalf
 from blockllm.engine.models.linear import Loader
@@ -27,11 +28,13 @@ class DecoderLayer:
         self._mlp = MlpHalf(*facts) if part != "attention" else None
         self._halves = [half for half in (self._attention, self._mlp) if half is not None]
 
-        self._fused = self._fuse()
-        self._fuses_deltas = True
+    def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
+        """Take every model's changes; keys are module names such as `self_attn.q_proj`."""
+        for half in self._halves:
+            half.attach(adapters, load)
 
-    def _fuse(self) -> FusedLayer | None:
-        """The layer as one native call; None where that is not possible."""
+    def describe(self) -> NativeLayer | None:
+        """As fused layers take it; None where that is not possible. It points into this object."""
         matrices: list[Matrix | None] = []
         norms: list[torch.Tensor | None] = [None] * 3 if self._attention is None else []
         for half in self._halves:
@@ -42,14 +45,12 @@ class DecoderLayer:
         if len(present) < len(matrices):
             return None
         missing = [None] if self._mlp is None else []
-        return FusedLayer(self.function, present, [*norms, *missing], kept=self._halves)
+        return describe_layer(self.function, present, [*norms, *missing])
 
-    def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
-        """Take every model's changes; keys are module names such as `self_attn.q_proj`."""
-        for half in self._halves:
-            half.attach(adapters, load)
-        self._fused = self._fuse()
-        self._fuses_deltas = all(half.fuses_deltas for half in self._halves)
+    @property
+    def fuses_deltas(self) -> bool:
+        """Whether `describe` tells all that deltas change."""
+        return all(half.fuses_deltas for half in self._halves)
 
     def __call__(
         self,
@@ -58,20 +59,56 @@ class DecoderLayer:
         attend: BoundAttention | None,  # None without attention
     ) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]; keys and values of the rows land on their pages."""
-        if self._fused is not None and (self._fuses_deltas or not segments):
-            place = None if attend is None else attend.place()
-            if attend is None or place is not None:
-                return self._fused(x, place, segments.tiles if segments else None)
-        return self.run_parts(x, segments, attend)
-
-    def run_parts(
-        self, x: torch.Tensor, segments: Segments, attend: BoundAttention | None
-    ) -> torch.Tensor:
-        """The same, kernel by kernel: for deltas that a fused layer does not know, other devices
-        and dtypes, and whoever wants to see the parts."""
         if self._attention is None:
             assert self._mlp is not None
             return self._mlp(x, segments)
         assert attend is not None, "a layer with attention needs pages"
         attended = self._attention(x, segments, attend)
         return x + attended if self._mlp is None else self._mlp.after(x, attended, segments)
+
+
+# A layer's attention, bound to a hop: of the layer and its number among those that keep KV
+Bind = Callable[[DecoderLayer, int], BoundAttention | None]
+
+
+class DecoderStack:
+    """Neighbouring decoder layers of a block: one native call where all can be part of it, else
+    kernel by kernel (deltas that fused layers do not know, other devices and dtypes)."""
+
+    def __init__(self, layers: Sequence[DecoderLayer]) -> None:
+        self.layers = layers
+        self.num_kv_layers = sum(layer.keeps_kv for layer in layers)
+        self._first = next((layer for layer in layers if layer.keeps_kv), None)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """To be called when deltas were attached to the layers."""
+        self._fused = self._fuse()
+        self._fuses_deltas = all(layer.fuses_deltas for layer in self.layers)
+
+    def _fuse(self) -> FusedLayers | None:
+        described = [layer.describe() for layer in self.layers]
+        present = [each for each in described if each is not None]
+        functions = [layer.function for layer in self.layers if layer.keeps_kv]
+        alike = len({(f.rope, f.head_dim) for f in functions}) < 2
+        return FusedLayers(present) if alike and len(present) == len(described) else None
+
+    def __call__(
+        self, x: torch.Tensor, segments: Segments, bind: Bind, kv_layer: int
+    ) -> torch.Tensor:
+        """[rows, hidden] → [rows, hidden]; `kv_layer` is the first layer's number."""
+        if self._fused is not None and (self._fuses_deltas or not segments):
+            attend = None if self._first is None else bind(self._first, kv_layer)
+            rows = NO_ROWS if attend is None else attend.describe()
+            if rows is not None:
+                return self._fused(x, rows, kv_layer, segments.tiles if segments else None)
+        return self.run_layers(x, segments, bind, kv_layer)
+
+    def run_layers(
+        self, x: torch.Tensor, segments: Segments, bind: Bind, kv_layer: int
+    ) -> torch.Tensor:
+        """The same, kernel by kernel."""
+        for layer in self.layers:
+            x = layer(x, segments, bind(layer, kv_layer))
+            kv_layer += layer.keeps_kv
+        return x
