@@ -20,7 +20,7 @@ def linear(s: Setup) -> Iterator[Case]:
         run = make_matmul([weight], None, None, weight.dtype)
         return Call(lambda: run(x), lambda: F.linear(x, weight))
 
-    return _each(s, "linear", s.width, True, s.random, make)
+    return _each(s, "linear", lambda size: size * s.width, True, s.random, make)
 
 
 def narrow_linear(s: Setup) -> Iterator[Case]:
@@ -34,7 +34,7 @@ def narrow_linear(s: Setup) -> Iterator[Case]:
         return Call(lambda: run(x), lambda: F.linear(x, wide))
 
     if packs(s.device, s.dtype):
-        yield from _each(s, "narrow_linear", 2, True, weights, make)
+        yield from _each(s, "narrow_linear", lambda size: size * 2, True, weights, make)
 
 
 def int8_linear(s: Setup) -> Iterator[Case]:
@@ -48,13 +48,13 @@ def int8_linear(s: Setup) -> Iterator[Case]:
         run = make_matmul([weight], None, scale, s.dtype)
         return Call(lambda: run(x), lambda: plain.int8_linear(x, weight, scale, None))
 
-    return _each(s, "int8_linear", 1, False, weights, make)
+    return _each(s, "int8_linear", lambda size: size + 4, False, weights, make)
 
 
 def _each(
     s: Setup,
     case: str,
-    width: int,  # bytes of a weight
+    output_bytes: Callable[[int], int],  # what is read of an output with so many inputs
     floats: bool,
     weights: Callable[[int, int, int], torch.Tensor],  # seed, out, in → [out, in]
     make: Callable[[torch.Tensor, torch.Tensor], Call],  # of weights and x [rows, in]
@@ -66,7 +66,7 @@ def _each(
             def call(seed: int, out: int = out, size: int = size, rows: int = rows) -> Call:
                 return make(weights(seed, out, size), s.random(seed + 1, rows, size))
 
-            moved = out * size * width + rows * (out + size) * s.width
+            moved = out * output_bytes(size) + rows * (out + size) * s.width
             yield Case(case, f"{name} {out}x{size}, {rows} rows", call, moved,
                        2 * rows * out * size * floats, tolerance=tolerance(s, size))  # fmt: skip
 

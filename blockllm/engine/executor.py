@@ -70,6 +70,7 @@ class HeadLayer:
 
 
 AnyLayer = EmbedLayer | DecoderLayer | BridgeLayer | HeadLayer
+Part = EmbedLayer | DecoderStack | BridgeLayer | HeadLayer  # of a block, as hops go through it
 
 
 def bind_layer(layer: Layer, load: TableLoader) -> AnyLayer:
@@ -111,9 +112,9 @@ class BlockExecutor:
                 part.refresh()
 
 
-def _stack(layers: Sequence[AnyLayer]) -> list[EmbedLayer | DecoderStack | BridgeLayer | HeadLayer]:
+def _stack(layers: Sequence[AnyLayer]) -> list[Part]:
     """The layers in order; decoder layers that follow one another are one part."""
-    parts: list[EmbedLayer | DecoderStack | BridgeLayer | HeadLayer] = []
+    parts: list[Part] = []
     stack: list[DecoderLayer] = []
     for layer in layers:
         if isinstance(layer, DecoderLayer):

@@ -34,11 +34,11 @@ class Precision(NamedTuple):
     """What models compute in, and what their matrices are kept in."""
 
     itemsize: int  # of the compute dtype
-    keeps_halves: bool = False  # a base's matrices of 16 bits stay so in memory
+    keeps_narrow: bool = False  # a base's matrices of 16 bits stay so in memory
 
     def matrix_bytes(self, tensor: Tensor) -> int:
         """Bytes of a tensor of a layer."""
-        stays = self.keeps_halves and len(tensor.shape) == 2
+        stays = self.keeps_narrow and len(tensor.shape) == 2
         return min(tensor.nbytes, self.nbytes(tensor)) if stays else self.nbytes(tensor)
 
     def nbytes(self, tensor: Tensor) -> int:

@@ -64,7 +64,7 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
     lazy = settings.cut == "lazy"
     served = [chain if lazy else one_block_per_layer(chain) for chain in chains.values()]
     plan = plan_spans(served, merge=lazy)
-    precision = Precision(dtype.itemsize, keeps_halves=packs(device, dtype))
+    precision = Precision(dtype.itemsize, keeps_narrow=packs(device, dtype))
     classes = plan_kv(plan, settings, precision, usable_bytes(device))
     caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
     loader = TensorLoader(zoo, device, dtype)

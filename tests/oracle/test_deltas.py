@@ -86,7 +86,7 @@ def test_preempted(deltas: DeltaLab, report: Report, model: str) -> None:
     """Pages for less than two sequences: two cannot finish without preemption."""
     chain = deltas.zoo.chain(model)
     base = settings(prefix_cache=False)
-    precision = Precision(4, keeps_halves=packs(torch.device("cpu"), torch.float32))
+    precision = Precision(4, keeps_narrow=packs(torch.device("cpu"), torch.float32))
     (kv,) = plan_kv(plan_spans([chain]), base, precision, 1 << 30)
     tokens = 2 * (PROMPT + TOKENS + chain.num_virtual) - 16
     pages = kv.max_bundles * -(-tokens // base.page_size) + 1

@@ -119,7 +119,7 @@ def small(lab: Lab, model: str, tokens: int) -> EngineSettings:
     """Settings whose memory budget holds the weights and pages for about `tokens` tokens."""
     base = settings(prefix_cache=False)
     chains = lab.zoo.chains([model])
-    precision = Precision(4, keeps_halves=packs(torch.device("cpu"), torch.float32))
+    precision = Precision(4, keeps_narrow=packs(torch.device("cpu"), torch.float32))
     (kv,) = plan_kv(plan_spans(chains.values()), base, precision, 1 << 30)
     pages = kv.max_bundles * -(-tokens // base.page_size) + 1
     budget = weight_bytes(chains.values(), precision) + pages * kv.page_bytes(base.page_size, 4)

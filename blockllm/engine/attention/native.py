@@ -54,7 +54,7 @@ def describe(rows: AttentionRows, table: RopeTable) -> Rows:
             table.cos.data_ptr(), table.sin.data_ptr(),
             rows.write_pages.data_ptr(), rows.write_offsets.data_ptr(),
             rows.tables.data_ptr(), rows.tables.shape[1], rows.tables.shape[2],
-            0 if tiles is None else tiles.data_ptr(), 0 if tiles is None else len(tiles),
+            native.address(tiles), 0 if tiles is None else len(tiles),
             *(each.data_ptr() for each in rows.decoding), len(rows.decoding.members),
         )  # fmt: skip
         known = rows.described[id(table)] = described, (table, tiles, rows.decoding)

@@ -26,7 +26,7 @@ class DecodeIndex(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """Sequences with one row in a hop that carries longer runs as well."""
+    """The sequences of a hop that have one row in it."""
 
     members: torch.Tensor  # [n]
     rows: torch.Tensor  # [n]

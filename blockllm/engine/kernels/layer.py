@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from blockllm.core import LayerFunction
-from blockllm.engine.kernels.native import library
+from blockllm.engine.kernels.native import address, library
 
 _Pointer, _Int, _Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
@@ -93,7 +93,7 @@ def describe_layer(
     behind = missing if function.part == "attention" else ()
     return Layer(
         *before, *matrices, *behind,
-        *(0 if norm is None else norm.data_ptr() for norm in norms),
+        *map(address, norms),
         function.hidden_size, function.num_heads, function.num_kv_heads, function.head_dim,
         function.window or 0, function.norm_eps, max(function.head_dim, 1) ** -0.5,
     )  # fmt: skip

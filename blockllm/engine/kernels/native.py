@@ -34,6 +34,11 @@ def library() -> ctypes.CDLL:
     return found
 
 
+def address(tensor: torch.Tensor | None) -> int:
+    """Where the tensor's memory begins; null for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x: [rows, dim] with unit inner stride → [rows, dim]"""
     out = torch.empty(x.shape)

@@ -1,6 +1,7 @@
 // Weights as they are stored, [out, in], to the panels that the linears read: [panels, in, 32] of
 // fp32, [panels, in / 2, 32, 2] of 16 bits, [panels, ceil(in / 4), 32, 4] of int8. In all a panel is
-// the transpose of 32 rows of 4-byte words. Loading should be as fast as memory: each line of a weight is read once, each line
+// the transpose of 32 rows of 4-byte words. Loading should be as fast as memory: each line of a
+// weight is read once, each line
 // of a panel written once, and squares of words turn in registers. Plain twin: torch's permute, in
 // the tests.
 

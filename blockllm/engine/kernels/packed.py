@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from blockllm.engine.kernels.layer import Matrix
-from blockllm.engine.kernels.native import library
+from blockllm.engine.kernels.native import address, library
 
 PANEL = 32  # outputs whose weights lie together, as in vectors.h
 _HUGE = 1 << 21  # bytes of a huge page of x86
@@ -34,7 +34,7 @@ class PackedLinear:
 
     def describe(self) -> Matrix:
         """What a native layer needs to know; it points into this object."""
-        where = (self._weight.data_ptr(), self._code, 0, 0, _address(self._bias))
+        where = (self._weight.data_ptr(), self._code, 0, 0, address(self._bias))
         return Matrix(*where, self._in, self._out, 0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ class PackedLinear:
         rows = len(x)
         y = torch.empty(rows, self._out)
         scratch = torch.empty(rows * self._in if rows > 1 else 0)
-        bias = 0 if self._bias is None else self._bias.data_ptr()
+        bias = address(self._bias)
         library().linear_run(
             *(y.data_ptr(), self._out, x.data_ptr(), x.stride(0)),
             *(self._weight.data_ptr(), self._code, bias, scratch.data_ptr()),
@@ -64,24 +64,20 @@ class PackedInt8:
     def describe(self) -> Matrix:
         """What a native layer needs to know; it points into this object."""
         where = (self._weight.data_ptr(), _INT8, self._scale.data_ptr(), self._offsets.data_ptr())
-        return Matrix(*where, _address(self._bias), self._in, self._out, 0)
+        return Matrix(*where, address(self._bias), self._in, self._out, 0)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [rows, in], unit inner stride → [rows, out]"""
         rows = len(x)
         y = torch.empty(rows, self._out)
         scratch = torch.empty(rows * (self._weight.shape[1] + 1), dtype=torch.int32)
-        bias = 0 if self._bias is None else self._bias.data_ptr()
+        bias = address(self._bias)
         library().int8_run(
             *(y.data_ptr(), self._out, x.data_ptr(), x.stride(0), self._weight.data_ptr()),
             *(self._scale.data_ptr(), self._offsets.data_ptr(), bias, scratch.data_ptr()),
             *(rows, self._in, self._out, torch.get_num_threads()),
         )
         return y
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def pack_floats(weights: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -29,8 +29,8 @@ def _own_weight(group: tuple[Target, ...], load: TensorSource) -> torch.Tensor:
     return load.load(target.weight)
 
 
-class Norm:
-    """Root-mean-square norm of rows."""
+class _Replaceable:
+    """The weight that all models of a block share, and those that some bring instead."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         self.weight, self._eps = weight, eps
@@ -44,6 +44,10 @@ class Norm:
     def is_replaced(self) -> bool:
         """Whether some model brings its own weight."""
         return any(weight is not None for weight in self._own)
+
+
+class Norm(_Replaceable):
+    """Root-mean-square norm of rows."""
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]"""
@@ -62,23 +66,13 @@ class Norm:
         return normed
 
 
-class HeadNorm:
+class HeadNorm(_Replaceable):
     """The same of each attention head, in place."""
 
     def __init__(self, weight: torch.Tensor, eps: float, first: int, count: int) -> None:
         """Of `count` heads from `first` on."""
-        self.weight, self._eps = weight, eps
+        super().__init__(weight, eps)
         self._first, self._count = first, count
-        self._own: list[torch.Tensor | None] = []
-
-    def attach(self, targets: Sequence[tuple[Target, ...]], load: TensorSource) -> None:
-        """Take every model's weight, in the order of the block's adapters."""
-        self._own = own_weights(targets, load)
-
-    @property
-    def is_replaced(self) -> bool:
-        """Whether some model brings its own weight."""
-        return any(weight is not None for weight in self._own)
 
     def __call__(self, fused: torch.Tensor, segments: Segments) -> None:
         """fused: [rows, all heads, head_dim], contiguous"""
