@@ -17,95 +17,116 @@ struct Pages {
     int64_t page_size, kv_heads;
 };
 
-// Lanes i of a and b in groups of STEP: even groups plus odd groups, a's and b's by turns.
-template <int STEP, unsigned... I>
-inline floats add_groups(floats a, floats b, std::integer_sequence<unsigned, I...>) {
+// Even plus odd units of UNIT lanes, a's and then b's, within every SCOPE lanes.
+template <int UNIT, int SCOPE, unsigned... I>
+inline floats fold(floats a, floats b, std::integer_sequence<unsigned, I...>) {
+    constexpr unsigned HALF = SCOPE / UNIT / 2;
     const floats even = BLOCKLLM_SHUFFLE(
-        a, b, (I / STEP % 2 * LANES + I / STEP / 2 * 2 * STEP + I % STEP)...);
+        a, b, (I % SCOPE / UNIT / HALF * LANES + I / SCOPE * SCOPE +
+               I % SCOPE / UNIT % HALF * 2 * UNIT + I % UNIT)...);
     const floats odd = BLOCKLLM_SHUFFLE(
-        a, b, (I / STEP % 2 * LANES + (I / STEP / 2 * 2 + 1) * STEP + I % STEP)...);
+        a, b, (I % SCOPE / UNIT / HALF * LANES + I / SCOPE * SCOPE +
+               I % SCOPE / UNIT % HALF * 2 * UNIT + UNIT + I % UNIT)...);
     return even + odd;
 }
 
-// Lane i of the result is the sum of parts[i]'s lanes: a tree that costs three operations a sum.
-template <int STEP = 1>
-inline floats add_lanes(floats* parts) {
-    if constexpr (STEP == LANES) {
-        return parts[0];
+// One KV head's keys or values of some neighbouring tokens, `width` floats apart.
+struct Vectors {
+    const float* first;
+    int64_t width;
+    const float* operator[](int64_t token) const { return first + token * width; }
+};
+
+// Products of COUNT tokens from `token` on with the queries of GROUPS heads, each summed over all
+// lanes but LANES / COUNT: with COUNT == LANES, lane i is token i's. Tokens behind `last` count as
+// it. A tree, so that sums over lanes cost three operations a token.
+template <int DIM, int GROUPS, int COUNT>
+inline void score_tokens(floats (&sums)[GROUPS], const float* query, const Vectors& keys,
+                         int64_t token, int64_t last) {
+    if constexpr (COUNT == 1) {
+        const float* key = keys[token < last ? token : last];
+        for (int g = 0; g < GROUPS; ++g) sums[g] = load(query + g * DIM) * load(key);
+        for (int d = LANES; d < DIM; d += LANES) {
+            const floats part = load(key + d);
+            for (int g = 0; g < GROUPS; ++g) sums[g] += load(query + g * DIM + d) * part;
+        }
     } else {
-        for (int i = 0; i < LANES / STEP / 2; ++i)
-            parts[i] = add_groups<STEP>(parts[2 * i], parts[2 * i + 1],
-                                        std::make_integer_sequence<unsigned, LANES>());
-        return add_lanes<2 * STEP>(parts);
+        floats right[GROUPS];
+        score_tokens<DIM, GROUPS, COUNT / 2>(sums, query, keys, token, last);
+        score_tokens<DIM, GROUPS, COUNT / 2>(right, query, keys, token + COUNT / 2, last);
+        constexpr bool NEAR = COUNT <= 4;
+        for (int g = 0; g < GROUPS; ++g)
+            sums[g] = fold<NEAR ? 1 : 4, NEAR ? 4 : LANES>(
+                sums[g], right[g], std::make_integer_sequence<unsigned, LANES>());
     }
 }
 
-// Asks for the lines of one vector, unless there is none.
-template <int DIM>
-inline void prefetch(const float* vector) {
-    if (vector)
-        for (int d = 0; d < DIM; d += 16) __builtin_prefetch(vector + d);
-}
-
-// row[t] = query . key of each token; keys lie `width` floats apart. `next` (or null) is asked for
-// token by token, so that asking never waits for itself.
-template <int DIM>
-inline void score(float* row, const float* query, const float* keys, const float* next,
-                  int64_t width, int64_t tokens, int64_t dim) {
+// rows[g * stride + t] = query g . key t
+template <int DIM, int GROUPS>
+inline void score(float* rows, int64_t stride, const float* query, const Vectors& keys,
+                  int64_t tokens, int64_t dim) {
     if constexpr (DIM > 0) {
         for (int64_t t = 0; t < tokens; t += LANES) {
             const int64_t count = tokens - t < LANES ? tokens - t : LANES;
-            floats parts[LANES];
-            for (int i = 0; i < LANES; ++i) {
-                const float* key = keys + (t + (i < count ? i : count - 1)) * width;
-                prefetch<DIM>(next ? next + (t + i) * width : nullptr);
-                parts[i] = load(query) * load(key);
-                for (int d = LANES; d < DIM; d += LANES) parts[i] += load(query + d) * load(key + d);
-            }
-            const floats sums = add_lanes(parts);
-            std::memcpy(row + t, &sums, count * sizeof(float));
+            floats sums[GROUPS];
+            score_tokens<DIM, GROUPS, LANES>(sums, query, keys, t, tokens - 1);
+            for (int g = 0; g < GROUPS; ++g)
+                std::memcpy(rows + g * stride + t, &sums[g], count * sizeof(float));
         }
     } else {
         for (int64_t t = 0; t < tokens; ++t) {
-            float sum = 0;
-            for (int64_t d = 0; d < dim; ++d) sum += query[d] * keys[t * width + d];
-            row[t] = sum;
+            rows[t] = 0;
+            for (int64_t d = 0; d < dim; ++d) rows[t] += query[d] * keys[t][d];
         }
     }
 }
 
-// out += weights . values of the tokens
-template <int DIM>
-inline void add_values(float* out, const float* weights, const float* values, const float* next,
-                       int64_t width, int64_t tokens, int64_t dim) {
+// out[g] += sum over tokens of weights[g * stride + t] times value t
+template <int DIM, int GROUPS>
+inline void add_values(float* out, const float* weights, int64_t stride, const Vectors& values,
+                       int64_t tokens, int64_t dim) {
     if constexpr (DIM > 0) {
-        floats sums[DIM / LANES];  // in registers over the page
-        for (int v = 0; v < DIM / LANES; ++v) sums[v] = load(out + v * LANES);
+        floats sums[GROUPS][DIM / LANES];  // in registers over the page
+        for (int g = 0; g < GROUPS; ++g)
+            for (int v = 0; v < DIM / LANES; ++v) sums[g][v] = load(out + g * DIM + v * LANES);
         for (int64_t t = 0; t < tokens; ++t) {
-            prefetch<DIM>(next ? next + t * width : nullptr);
-            for (int v = 0; v < DIM / LANES; ++v)
-                sums[v] += weights[t] * load(values + t * width + v * LANES);
+            for (int v = 0; v < DIM / LANES; ++v) {
+                const floats value = load(values[t] + v * LANES);
+                for (int g = 0; g < GROUPS; ++g) sums[g][v] += weights[g * stride + t] * value;
+            }
         }
-        for (int v = 0; v < DIM / LANES; ++v) store(out + v * LANES, sums[v]);
+        for (int g = 0; g < GROUPS; ++g)
+            for (int v = 0; v < DIM / LANES; ++v) store(out + g * DIM + v * LANES, sums[g][v]);
     } else {
         for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t d = 0; d < dim; ++d) out[d] += weights[t] * values[t * width + d];
+            for (int64_t d = 0; d < dim; ++d) out[d] += weights[t] * values[t][d];
     }
 }
 
-// Calls visit(rows of this page, rows of the next or null, first token, number of tokens) for
-// every page of tokens first..context.
+// Query heads of one KV head that are looked after together, so that its vectors are read once:
+// as many as registers allow. Calls function.template operator()<N>(first head).
+template <int DIM, typename Function>
+inline void each_group(int64_t groups, Function&& function) {
+    constexpr int MOST = DIM == 0 || LANES < 16 ? 1 : DIM <= 64 ? 4 : 2;
+    int64_t g = 0;
+    if constexpr (MOST >= 4)
+        for (; g + 4 <= groups; g += 4) function.template operator()<4>(g);
+    if constexpr (MOST >= 2)
+        for (; g + 2 <= groups; g += 2) function.template operator()<2>(g);
+    for (; g < groups; ++g) function.template operator()<1>(g);
+}
+
+// Calls visit(rows of the page, first token, number of tokens) for every page of tokens
+// first..context.
 template <typename Visit>
 void each_page(const Pages& pages, const int32_t* table, int64_t offset, int64_t width,
                int64_t first, int64_t context, Visit visit) {
     const int64_t size = pages.page_size;
     for (int64_t p = first / size; p * size < context; ++p) {
-        const float* rows = pages.data + table[p] * pages.page_stride + offset;
-        const float* next = nullptr;
-        if ((p + 1) * size < context) next = pages.data + table[p + 1] * pages.page_stride + offset;
         const int64_t from = p * size > first ? p * size : first;
         const int64_t to = (p + 1) * size < context ? (p + 1) * size : context;
-        visit(rows + (from - p * size) * width, next, from - first, to - from);
+        const float* page = pages.data + table[p] * pages.page_stride + offset;
+        visit(page + (from - p * size) * width, from - first, to - from);
     }
 }
 
@@ -134,12 +155,13 @@ void attend_heads(float* out, const float* q, const Pages& pages, const int32_t*
     scratch.resize(num * groups * count);
     float* weights = scratch.data();  // [num * groups, count]
     each_page(pages, table, 0, width, first, context,
-              [&](const float* keys, const float* next, int64_t start, int64_t tokens) {
-        for (int64_t h = 0; h < num * groups; ++h) {
-            const float *query = q + h * dim, *key = keys + (head + h / groups) * dim;
-            const float* ahead = next && h % groups == 0 ? next + (key - keys) : nullptr;
-            score<DIM>(weights + h * count + start, query, key, ahead, width, tokens, dim);
-        }
+              [&](const float* keys, int64_t start, int64_t tokens) {
+        for (int64_t h = 0; h < num; ++h)
+            each_group<DIM>(groups, [&]<int GROUPS>(int64_t g) {
+                const int64_t own = h * groups + g;
+                score<DIM, GROUPS>(weights + own * count + start, count, q + own * dim,
+                                   {keys + (head + h) * dim, width}, tokens, dim);
+            });
     });
     for (int64_t h = 0; h < num * groups; ++h) {
         float* row = weights + h * count;
@@ -148,13 +170,13 @@ void attend_heads(float* out, const float* q, const Pages& pages, const int32_t*
     }
     std::memset(out, 0, sizeof(float) * num * groups * dim);
     each_page(pages, table, pages.value_stride, width, first, context,
-              [&](const float* values, const float* next, int64_t start, int64_t tokens) {
-        for (int64_t h = 0; h < num * groups; ++h) {
-            const float* value = values + (head + h / groups) * dim;
-            const float* ahead = next && h % groups == 0 ? next + (value - values) : nullptr;
-            const float* row = weights + h * count + start;
-            add_values<DIM>(out + h * dim, row, value, ahead, width, tokens, dim);
-        }
+              [&](const float* values, int64_t start, int64_t tokens) {
+        for (int64_t h = 0; h < num; ++h)
+            each_group<DIM>(groups, [&]<int GROUPS>(int64_t g) {
+                const int64_t own = h * groups + g;
+                add_values<DIM, GROUPS>(out + own * dim, weights + own * count + start, count,
+                                        {values + (head + h) * dim, width}, tokens, dim);
+            });
     });
 }
 
