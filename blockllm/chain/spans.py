@@ -40,6 +40,7 @@ class Stop(msgspec.Struct, frozen=True):
     deltas: tuple[Delta | None, ...]  # one per block of the span
     depth: int  # layers before this stop, embedding included
     first_kv_layer: int  # decoder layers before this stop
+    ends_attention: bool  # no layer with attention lies behind it
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -109,11 +110,13 @@ def _runs(
 
 def _route(chain: Chain, way: list[tuple[int, int]]) -> Route:
     stops, position, depth, kv_layers = [], 0, 0, 0
+    all_kv_layers = sum(num_kv_layers(entry.block) for entry in chain.entries)
     for span, length in way:
         entries = chain.entries[position : position + length]
         deltas = tuple(entry.delta for entry in entries)
-        stops.append(Stop(span, deltas, depth, kv_layers))
+        first_kv_layer = kv_layers
+        kv_layers += sum(num_kv_layers(entry.block) for entry in entries)
+        stops.append(Stop(span, deltas, depth, first_kv_layer, kv_layers == all_kv_layers))
         position += length
         depth += sum(len(entry.block.layers) for entry in entries)
-        kv_layers += sum(num_kv_layers(entry.block) for entry in entries)
     return Route(chain, tuple(stops))

@@ -121,6 +121,7 @@ class HopPlan(NamedTuple):
     sources: tuple[Source, ...]  # of the hidden states; none before the embedding
     segments: tuple[tuple[Segment, ...], ...]  # per block of the span
     spent: tuple[int, ...]  # hops whose hidden states nobody takes after this one
+    ends_attention: bool  # no member's rows meet attention behind the span
 
     @property
     def span(self) -> int:
@@ -168,6 +169,14 @@ class Hop(NamedTuple):
     @property
     def starts(self) -> Ints:
         return self.plan.carried.starts
+
+    @property
+    def wanted(self) -> Ints | None:
+        """Rows whose next token is wanted, each the last of its sequence; None if all are."""
+        if self.turn.wants_every_row:
+            return None
+        last = self.starts[1:][self.turn.wants_logits[self.members]] - 1
+        return None if len(last) == len(self.rows) else last
 
     @property
     def virtual(self) -> VirtualRows | None:

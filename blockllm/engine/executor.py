@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from blockllm.chain import Span, SpanPlan
+from blockllm.chain.spans import num_kv_layers
 from blockllm.core import (
     Block,
     BridgeFunction,
@@ -24,7 +24,7 @@ from blockllm.core import (
 )
 from blockllm.engine.attention import Attention, AttentionRows
 from blockllm.engine.attention.bound import BoundAttention
-from blockllm.engine.batch import Hop, Segment, fill_tokens
+from blockllm.engine.batch import Hop, Ints, fill_tokens
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.bridge import BridgeLayer
 from blockllm.engine.models.changes import Targets
@@ -33,7 +33,7 @@ from blockllm.engine.models.embedding import Embedding, TableLoader
 from blockllm.engine.models.linear import Linear, Loader
 from blockllm.engine.models.norm import Norm
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
-from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.segments import Kept, Segments
 from blockllm.engine.transfer import upload
 
 
@@ -90,6 +90,7 @@ class BlockExecutor:
     def __init__(self, block: Block, load: TableLoader) -> None:
         self.layers = [bind_layer(layer, load) for layer in block.layers]
         self.parts = _stack(self.layers)
+        self.num_kv_layers = num_kv_layers(block)
         self.adapters: dict[str, int] = {}  # delta id → its index in the block
         # whether some delta is applied segment by segment from the host
         self.loops_segments = False
@@ -173,26 +174,47 @@ class Executor:
 
     def run(self, hop: Hop, span: Span) -> torch.Tensor:
         """Hidden states of the hop's rows [rows, hidden]; behind a head, logits of the members
-        that want them [members, vocab]. To be called in torch's inference mode."""
-        x = hop.hidden
-        kv_layer = hop.plan.stop.first_kv_layer
+        that want them [members, vocab]. To be called in torch's inference mode.
+
+        Behind the last attention of their models only rows whose next token is wanted are
+        computed; hidden states of the others are zero.
+        """
+        x, kv_layer = hop.hidden, hop.plan.stop.first_kv_layer
+        end = kv_layer + sum(self._blocks[block.id].num_kv_layers for block in span.blocks)
+        wanted = hop.wanted if hop.plan.ends_attention else None
+        dropped = False  # whether the rows that are not wanted have been
         for i, block in enumerate(span.blocks):
             executor = self._blocks[block.id]
             segments = self._segments(hop, i, executor)
+            kept = None if wanted is None else self._kept(wanted, segments)
             for part in executor.parts:
+                if kept is not None and dropped:
+                    segments, kept = kept.segments, None
                 if isinstance(part, EmbedLayer):
                     x = part.embedding(self._tokens(hop), segments)
                     continue
                 assert x is not None
                 if isinstance(part, DecoderStack):
-                    x = part(x, segments, functools.partial(self._bind, hop), kv_layer)
-                    kv_layer += part.num_kv_layers
+                    first, kv_layer = kv_layer, kv_layer + part.num_kv_layers
+                    here = kept if kv_layer == end else None
+                    x = part(x, segments, functools.partial(self._bind, hop), first, here)
+                    dropped = dropped or here is not None
                 elif isinstance(part, HeadLayer):
-                    x = self._head(part, x, hop, segments)
+                    return part(x, segments) if kept is None else part(x[kept.rows], kept.segments)
                 else:
                     x = part(x)
         assert x is not None
-        return x
+        return self._restore(x, wanted, hop) if dropped and wanted is not None else x
+
+    def _kept(self, wanted: Ints, segments: Segments) -> Kept:
+        (rows,) = upload([wanted], self._device)
+        return Kept(rows, segments.select(wanted))
+
+    def _restore(self, x: torch.Tensor, wanted: Ints, hop: Hop) -> torch.Tensor:
+        (rows,) = upload([wanted], self._device)
+        out = x.new_zeros(len(hop.rows), x.shape[1])
+        out[rows] = x
+        return out
 
     def _tokens(self, hop: Hop) -> torch.Tensor:
         (tokens,) = upload([hop.turn.tokens[hop.rows]], self._device)
@@ -239,22 +261,3 @@ class Executor:
             return RopeTable(table.cos[run], table.sin[run])
         (rows,) = upload([hop.rows], self._device)
         return RopeTable(table.cos[rows], table.sin[rows])
-
-    def _head(
-        self, layer: HeadLayer, x: torch.Tensor, hop: Hop, segments: Segments
-    ) -> torch.Tensor:
-        if hop.turn.wants_every_row:
-            return layer(x, segments)
-        wanted = hop.turn.wants_logits[hop.members]  # [k]
-        last = hop.starts[1:][wanted] - 1  # [wanted] row of each member's last token
-        if len(last) < len(hop.rows):
-            (selected,) = upload([last], self._device)
-            x = x[selected]
-            # segments count rows; behind this selection a row is a member
-            edges = np.searchsorted(last, [(s.start, s.stop) for s in segments]).tolist()
-            moved = [
-                Segment(first, end, s.delta)
-                for (first, end), s in zip(edges, segments, strict=True)
-            ]
-            segments = Segments(moved, segments.adapters, len(x), self._device)
-        return layer(x, segments)

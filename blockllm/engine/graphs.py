@@ -22,7 +22,7 @@ from blockllm.core import LayerFunction
 from blockllm.engine.attention import Attention
 from blockllm.engine.attention.rows import AttentionRows, RowArrays, RowTensors, row_arrays
 from blockllm.engine.batch import Common, Hop, fill_tokens
-from blockllm.engine.executor import BlockExecutor, Executor, HeadLayer
+from blockllm.engine.executor import BlockExecutor, Executor
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.embedding import TableLoader
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
@@ -291,11 +291,3 @@ class GraphExecutor(Executor):
         if self._static is None:
             return super()._make_table(hop, rotary)
         return rotary.table(self._static.positions, self._static.rope_lengths)
-
-    def _head(
-        self, layer: HeadLayer, x: torch.Tensor, hop: Hop, segments: Segments
-    ) -> torch.Tensor:
-        if self._static is None:
-            return super()._head(layer, x, hop, segments)
-        # every row is its sequence's last and wants its logits
-        return layer(x, segments)

@@ -141,6 +141,7 @@ def _plan(group: list[_Arrival], counts: Ints, carried: dict[bytes, RowSet]) -> 
         sources=_merge([a.source for a in group if a.source is not None]),
         segments=_segments(group),
         spent=(),
+        ends_attention=all(a.run.state.stops[a.at].stop.ends_attention for a in group),
     )
 
 

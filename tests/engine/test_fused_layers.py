@@ -13,7 +13,8 @@ from blockllm.core import LayerFunction
 from blockllm.engine import Engine
 from blockllm.engine.kernels.build import native_library
 from blockllm.engine.kernels.layer import FusedLayers
-from blockllm.engine.models.decoder import DecoderStack
+from blockllm.engine.models.decoder import Bind, DecoderStack
+from blockllm.engine.models.segments import Kept, Segments
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora
@@ -98,3 +99,36 @@ def test_fused_layers_give_the_bits_of_their_parts(
     monkeypatch.setattr(DecoderStack, "_fuse", lambda self: None)
     assert serve(models) == fused
     assert not calls
+
+
+@pytest.mark.parametrize("fuses", [True, False])
+@pytest.mark.parametrize("which", ["zoo", "mixed"])
+def test_rows_whose_next_token_nobody_wants_are_dropped_without_a_trace(
+    which: str,
+    fuses: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    models: Zoo = request.getfixturevalue(which)
+    if not fuses:
+        monkeypatch.setattr(DecoderStack, "_fuse", lambda self: None)
+    dropping, dropped = serve(models), []
+    real = DecoderStack.__call__
+
+    def keep_all(
+        self: DecoderStack,
+        x: torch.Tensor,
+        segments: Segments,
+        bind: Bind,
+        kv_layer: int,
+        kept: Kept | None = None,
+    ) -> torch.Tensor:
+        out = real(self, x, segments, bind, kv_layer)
+        if kept is None:
+            return out
+        dropped.append(len(x) - len(kept.rows))
+        return out[kept.rows]
+
+    monkeypatch.setattr(DecoderStack, "__call__", keep_all)
+    assert serve(models) == dropping
+    assert min(dropped) > 0, "rows that are all wanted need no choice"

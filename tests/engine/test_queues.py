@@ -29,7 +29,10 @@ def make_states() -> list[Any]:
     states = []
     for rank, (model, way) in enumerate(WAYS.items()):
         stops = tuple(
-            StopState(Place(span, None if span == HEAD else i), Stop(span, (None,), i, i))
+            StopState(
+                Place(span, None if span == HEAD else i),
+                Stop(span, (None,), i, i, ends_attention=i >= len(way) - 2),
+            )
             for i, span in enumerate(way)
         )
         route = SimpleNamespace(chain=SimpleNamespace(model=model))

@@ -47,6 +47,14 @@ struct Rows {
     int64_t singles;
 };
 
+// The rows that go on behind the last attention; the others were there for their keys and values.
+struct Kept {
+    const int64_t* rows;  // [count], ascending; null: all go on
+    int64_t count;
+    const int32_t* segments;  // of these rows, as the call's
+    int64_t num_segments;
+};
+
 // One layer's turn in a call.
 struct Call {
     const Rows& at;
@@ -139,12 +147,26 @@ void attend(const Call& call, float* out, float* fused) {
     if (at.singles) decode_scattered(call, out, fused, tables, table_stride);
 }
 
-void run(const Call& call, float* out, const float* x) {
+// Moves the rows that go on to the front, and what they add to: that is returned.
+const float* keep(Call& call, const Kept& kept, const float* x) {
+    const int64_t size = call.layer->o.in, hidden = call.layer->hidden;
+    for (int64_t i = 0; i < kept.count; ++i) {
+        std::memmove(call.active + i * size, call.active + kept.rows[i] * size, size * 4);
+        std::memcpy(call.sum + i * hidden, x + kept.rows[i] * hidden, hidden * 4);
+    }
+    call.rows = kept.count;
+    call.segments = kept.segments;
+    call.num_segments = kept.num_segments;
+    return call.sum;
+}
+
+void run(Call& call, float* out, const float* x, const Kept& kept) {
     const Layer& layer = *call.layer;
     if (layer.qkv.weights) {
         norm_rows(call, call.normed, x, layer.norm);
         apply(call, layer.qkv, call.fused, call.normed);
         attend(call, call.active, call.fused);
+        if (kept.rows) x = keep(call, kept, x);
         apply(call, layer.o, call.y, call.active);
         add(call, layer.gate_up.weights ? call.sum : out, x, call.y);
         x = call.sum;
@@ -176,10 +198,12 @@ using namespace blockllm;
 extern "C" {
 
 // x and out: [rows, hidden]; kv_layer is the first layer's; segments [num_segments, 3] as lora_run
-// takes them. Keys and values of the rows land on their pages.
+// takes them. Keys and values of the rows land on their pages. If kept rows are given, only they go
+// on behind the last attention, and out is [num_kept, hidden].
 void layers_run(float* out, const float* x, int64_t rows, const Layer* const* layers, int64_t count,
                 const Rows* at, int64_t kv_layer, const int32_t* segments, int64_t num_segments,
-                int threads) {
+                const int64_t* kept, int64_t num_kept, const int32_t* kept_segments,
+                int64_t num_kept_segments, int threads) {
     Sizes sizes;
     for (int64_t i = 0; i < count; ++i) sizes.include(*layers[i]);
     const auto room = [&](int64_t floats) { return (rows * floats + 15) / 16 * 16; };
@@ -191,9 +215,12 @@ void layers_run(float* out, const float* x, int64_t rows, const Layer* const* la
     float *normed = begin + scratch, *fused = normed + 3 * hidden;
     Call call{*at,    rows,   segments,        num_segments,        threads, begin,
               normed, normed + hidden, normed + 2 * hidden, fused, fused + wide, nullptr, kv_layer};
-    for (int64_t i = 0; i < count; ++i, x = out) {
+    int64_t last = count - 1;
+    while (last > 0 && !layers[last]->qkv.weights) --last;
+    const Kept none{}, some{kept, num_kept, kept_segments, num_kept_segments};
+    for (int64_t i = 0; i < count && call.rows; ++i, x = out) {
         call.layer = layers[i];
-        run(call, out, x);
+        run(call, out, x, i == last ? some : none);
         call.kv_layer += call.layer->qkv.weights != nullptr;
     }
 }

@@ -113,12 +113,20 @@ class FusedLayers:
         rows: Rows,
         kv_layer: int,  # number of the first layer among those that keep KV
         tiles: torch.Tensor | None,  # [n, 3] int32: first row, end, adapter
+        kept: torch.Tensor | None = None,  # [k] int64, ascending: rows that go on behind attention
+        kept_tiles: torch.Tensor | None = None,  # of these rows
     ) -> torch.Tensor:
-        """[rows, hidden] → [rows, hidden]; keys and values of the rows land on their pages."""
+        """[rows, hidden] → [rows or k, hidden]; keys and values of the rows land on their pages.
+        `kept` needs a layer with attention; from the last of them on the others are dropped."""
         out = torch.empty_like(x)
-        segments = (0, 0) if tiles is None else (tiles.data_ptr(), tiles.shape[0])
         library().layers_run(
             *(out.data_ptr(), x.data_ptr(), x.shape[0], *self._where),
-            *(ctypes.addressof(rows), kv_layer, *segments, torch.get_num_threads()),
+            *(ctypes.addressof(rows), kv_layer, *_array(tiles)),
+            *(*_array(kept), *_array(kept_tiles), torch.get_num_threads()),
         )
-        return out
+        return out if kept is None else out[: len(kept)]
+
+
+def _array(values: torch.Tensor | None) -> tuple[int, int]:
+    """Where it is and how many there are."""
+    return (0, 0) if values is None else (values.data_ptr(), values.shape[0])

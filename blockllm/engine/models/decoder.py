@@ -13,7 +13,7 @@ from blockllm.engine.kernels.layer import Layer as NativeLayer
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.halves import AttentionHalf, MlpHalf
 from blockllm.engine.models.linear import Loader
-from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.segments import Kept, Segments
 
 
 class DecoderLayer:
@@ -57,13 +57,17 @@ class DecoderLayer:
         x: torch.Tensor,  # [rows, hidden]
         segments: Segments,
         attend: BoundAttention | None,  # None without attention
+        kept: Kept | None = None,  # who goes on behind the attention; None: all
     ) -> torch.Tensor:
-        """[rows, hidden] → [rows, hidden]; keys and values of the rows land on their pages."""
+        """[rows, hidden] → [rows or kept, hidden]; keys and values of all rows land on their
+        pages."""
         if self._attention is None:
             assert self._mlp is not None
             return self._mlp(x, segments)
         assert attend is not None, "a layer with attention needs pages"
-        attended = self._attention(x, segments, attend)
+        attended = self._attention(x, segments, attend, kept)
+        if kept is not None:
+            x, segments = x[kept.rows], kept.segments
         return x + attended if self._mlp is None else self._mlp.after(x, attended, segments)
 
 
@@ -78,7 +82,9 @@ class DecoderStack:
     def __init__(self, layers: Sequence[DecoderLayer]) -> None:
         self.layers = layers
         self.num_kv_layers = sum(layer.keeps_kv for layer in layers)
-        self._first = next((layer for layer in layers if layer.keeps_kv), None)
+        attending = [layer for layer in layers if layer.keeps_kv]
+        self._first = attending[0] if attending else None
+        self._last = attending[-1] if attending else None
         self.refresh()
 
     def refresh(self) -> None:
@@ -94,21 +100,41 @@ class DecoderStack:
         return FusedLayers(present) if alike and len(present) == len(described) else None
 
     def __call__(
-        self, x: torch.Tensor, segments: Segments, bind: Bind, kv_layer: int
+        self,
+        x: torch.Tensor,  # [rows, hidden]
+        segments: Segments,
+        bind: Bind,
+        kv_layer: int,  # the first layer's number
+        kept: Kept | None = None,  # who goes on behind the last attention; None: all
     ) -> torch.Tensor:
-        """[rows, hidden] → [rows, hidden]; `kv_layer` is the first layer's number."""
+        """[rows, hidden] → [rows or kept, hidden]"""
+        if kept is not None and self._last is None:
+            x, segments, kept = x[kept.rows], kept.segments, None
         if self._fused is not None and (self._fuses_deltas or not segments):
             attend = None if self._first is None else bind(self._first, kv_layer)
             rows = NO_ROWS if attend is None else attend.describe()
             if rows is not None:
-                return self._fused(x, rows, kv_layer, segments.tiles if segments else None)
-        return self.run_layers(x, segments, bind, kv_layer)
+                of_kept = (None, None) if kept is None else (kept.rows, _tiles(kept.segments))
+                return self._fused(x, rows, kv_layer, _tiles(segments), *of_kept)
+        return self.run_layers(x, segments, bind, kv_layer, kept)
 
     def run_layers(
-        self, x: torch.Tensor, segments: Segments, bind: Bind, kv_layer: int
+        self,
+        x: torch.Tensor,
+        segments: Segments,
+        bind: Bind,
+        kv_layer: int,
+        kept: Kept | None = None,
     ) -> torch.Tensor:
         """The same, kernel by kernel."""
         for layer in self.layers:
-            x = layer(x, segments, bind(layer, kv_layer))
+            drops = kept if layer is self._last else None
+            x = layer(x, segments, bind(layer, kv_layer), drops)
             kv_layer += layer.keeps_kv
+            if drops is not None:
+                segments = drops.segments
         return x
+
+
+def _tiles(segments: Segments) -> torch.Tensor | None:
+    return segments.tiles if segments else None

@@ -15,7 +15,7 @@ from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.linear import Linear, Loader
 from blockllm.engine.models.norm import HeadNorm, Norm
 from blockllm.engine.models.prefix import Prefixes
-from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.segments import Kept, Segments
 
 # q, k, v of all rows [rows, heads + 2 kv_heads, head_dim], not yet rotated, and the window →
 # attention output [rows, heads, head_dim]
@@ -72,8 +72,10 @@ class AttentionHalf:
         x: torch.Tensor,  # [rows, hidden]
         segments: Segments,
         attend: Attend,
+        kept: Kept | None = None,
     ) -> torch.Tensor:
-        """[rows, hidden] → [rows, hidden]; keys and values of the rows land on their pages."""
+        """[rows, hidden] → [rows or kept, hidden]; keys and values of all rows land on their
+        pages."""
         function, rows = self._function, len(x)
         heads, kv_heads, size = function.num_heads, function.num_kv_heads, function.head_dim
         normed = self._norm(x, segments)
@@ -83,7 +85,9 @@ class AttentionHalf:
         if self._prefixes is not None:
             self._prefixes.put(fused, segments)
         out = attend(fused, function.window)  # [rows, heads, head_dim]
-        attended = self._o(out.reshape(rows, heads * size), segments)
+        if kept is not None:
+            out, x, segments = out[kept.rows], x[kept.rows], kept.segments
+        attended = self._o(out.reshape(len(out), heads * size), segments)
         if self._bottlenecks is not None:
             self._bottlenecks.add_to(attended, x, segments)
         return attended

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from blockllm.engine.batch import Segment
+from blockllm.engine.batch import Ints, Segment
 from blockllm.engine.kernels.triton.pool import make_tiles, tile_rows
 from blockllm.engine.transfer import upload
 from blockllm.engine.virtual import VirtualRows
@@ -73,6 +73,18 @@ class Segments:
                 parts.append((rows, numbers, self.adapters[delta]))
         return parts
 
+    def select(self, rows: Ints) -> Segments:
+        """The segments of some rows, ascending, which are no virtual tokens and lie together."""
+        if not self._host:
+            return self
+        edges = np.searchsorted(rows, [(s.start, s.stop) for s in self._host]).tolist()
+        moved = [
+            Segment(first, end, s.delta)
+            for (first, end), s in zip(edges, self._host, strict=True)
+            if first < end
+        ]
+        return Segments(moved, self.adapters, len(rows), self._device)
+
     def host_tiles(self) -> np.ndarray:
         """First row, end, adapter of each tile. [tiles, 3] int32"""
         indexed = [(s.start, s.stop, self.adapters[s.delta]) for s in self._host]
@@ -84,3 +96,11 @@ class Segments:
         if self._tiles is None:
             (self._tiles,) = upload([self.host_tiles()], self._device)
         return self._tiles
+
+
+class Kept(NamedTuple):
+    """Rows of a hop that go on behind the last attention of their models; the others were there for
+    their keys and values only."""
+
+    rows: torch.Tensor  # [k] int64, ascending
+    segments: Segments  # of these rows
