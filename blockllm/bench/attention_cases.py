@@ -12,7 +12,8 @@ import torch
 from blockllm.bench.kernel_setup import Setup, tolerance
 from blockllm.bench.kernels import Call, Case
 from blockllm.engine.attention import Attention, AttentionRows, make_attention
-from blockllm.engine.batch import Hop
+from blockllm.engine.attention.rows import GatheredRows
+from blockllm.engine.batch import RowSet, Turn
 from blockllm.engine.kv.cache import KVCache, KVShape
 
 _PAGE = 16
@@ -81,5 +82,5 @@ def _paged(
         positions=np.tile(np.arange(before, before + rows), sequences),
     )
     starts, every = np.arange(sequences + 1) * rows, np.arange(sequences * rows)
-    hop = SimpleNamespace(turn=turn, members=each, starts=starts, rows=every)
-    return cache, AttentionRows(cast(Hop, hop), cache)
+    whole = RowSet(0, each, every, starts)
+    return cache, AttentionRows(whole, GatheredRows(cast(Turn, turn), whole, cache))

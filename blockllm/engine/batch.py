@@ -24,7 +24,7 @@ from blockllm.engine.virtual import VirtualRows
 from blockllm.observability.timeline import OFF, Timeline
 
 if TYPE_CHECKING:
-    from blockllm.engine.attention.rows import AttentionRows, RowArrays
+    from blockllm.engine.attention.rows import AttentionRows, GatheredRows
 
 Ints = NDArray[np.int64]
 
@@ -76,7 +76,9 @@ class Turn:
             self.sources[ends - 1] = [s.sampled_at for s in self.sequences]
         self.wants_logits = self.firsts + self.counts == totals  # [n]
         self.wants_every_row = False  # scoring: logits of all rows, whoever wants the last one's
-        self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows], filled by the executor
+        # filled by the executor
+        self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows]
+        self.gathered: dict[int, GatheredRows] = {}  # by number of the set that is gathered
 
     def unrotated(self) -> Ints:
         """Rows whose keys are given as if rotated: virtual tokens of models with a prefix."""
@@ -108,8 +110,24 @@ class RowSet(NamedTuple):
     number: int  # among those of the plan
     members: Ints  # [k] indices into the turn, ascending within each arrival
     rows: Ints  # [rows] indices into the turn
-    starts: Ints  # [k + 1] first row of each member within the hop
-    run: slice | None  # the rows, where they are neighbours in the turn
+    starts: Ints  # [k + 1] first row of each member within the set
+    run: slice | None = None  # the rows, where they are neighbours in the turn
+    # the set that they are neighbours in as well and that index arrays are made for at once; None:
+    # these are made for the rows alone
+    whole: RowSet | None = None
+    first_member: int = 0  # of the whole
+    first_row: int = 0
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether some sequence has several rows."""
+        return len(self.rows) > len(self.members)
+
+    @property
+    def within(self) -> tuple[slice, slice]:
+        """Which members and which rows of the whole these are."""
+        member, row = self.first_member, self.first_row
+        return slice(member, member + len(self.members)), slice(row, row + len(self.rows))
 
 
 class HopPlan(NamedTuple):
@@ -141,7 +159,6 @@ class Common:
     """What the hops of a turn that carry the same rows have in common, made by the first one."""
 
     def __init__(self) -> None:
-        self.arrays: RowArrays | None = None
         self.attention: AttentionRows | None = None
         self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows of the hop]
 

@@ -24,6 +24,7 @@ from blockllm.core import (
 )
 from blockllm.engine.attention import Attention, AttentionRows
 from blockllm.engine.attention.bound import BoundAttention
+from blockllm.engine.attention.rows import gather
 from blockllm.engine.batch import Hop, Ints, fill_tokens
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.bridge import BridgeLayer
@@ -236,16 +237,12 @@ class Executor:
         if rows is None or table is None:
             with hop.turn.timeline.part("gather"):
                 if rows is None:
-                    rows = hop.common.attention = self._rows(hop, self._cache_of(hop))
+                    rows = hop.common.attention = self._rows(hop)
                 table = hop.common.rope_tables[rotary] = self._make_table(hop, rotary)
         return BoundAttention(self._attention, rows, table, *rows.locate(kv_layer))
 
-    def _cache_of(self, hop: Hop) -> KVCache:
-        # whoever meets where keys and values are kept keeps them alike
-        return self._caches[hop.turn.sequences[int(hop.members[0])].state.kv_class]
-
-    def _rows(self, hop: Hop, cache: KVCache) -> AttentionRows:
-        return AttentionRows(hop, cache)
+    def _rows(self, hop: Hop) -> AttentionRows:
+        return AttentionRows(hop.plan.carried, gather(hop, self._caches))
 
     def _make_table(self, hop: Hop, rotary: RotaryEmbedding) -> RopeTable:
         turn, run = hop.turn, hop.plan.carried.run

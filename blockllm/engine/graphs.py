@@ -20,7 +20,14 @@ from blockllm.chain import Span, SpanPlan
 from blockllm.chain.spans import num_kv_layers
 from blockllm.core import LayerFunction
 from blockllm.engine.attention import Attention
-from blockllm.engine.attention.rows import AttentionRows, RowArrays, RowTensors, row_arrays
+from blockllm.engine.attention.rows import (
+    AttentionRows,
+    GatheredRows,
+    RowArrays,
+    RowTensors,
+    cut_rows,
+    gather,
+)
 from blockllm.engine.batch import Common, Hop, fill_tokens
 from blockllm.engine.executor import BlockExecutor, Executor
 from blockllm.engine.kv.cache import KVCache
@@ -66,10 +73,11 @@ def width_of(pages: int, most: int) -> int:
 def pad_rows(arrays: RowArrays, rows: int, width: int) -> RowArrays:
     """Index arrays of single rows, filled up to the bucket: the rows added are sequences of one
     token on the spare page."""
-    more, wider = rows - len(arrays.visible), width - arrays.tables.shape[2]
+    tables = arrays.tables[:, :, :width]  # longer sequences may have been gathered at once
+    more, wider = rows - len(tables), width - tables.shape[2]
     every = np.arange(rows, dtype=np.int32)
     return RowArrays(
-        tables=np.pad(arrays.tables, ((0, more), (0, 0), (0, wider))),
+        tables=np.pad(tables, ((0, more), (0, 0), (0, wider))),
         write_pages=np.pad(arrays.write_pages, ((0, 0), (0, more))),
         write_offsets=np.pad(arrays.write_offsets, (0, more)),
         visible=np.pad(arrays.visible, (0, more), constant_values=1),
@@ -124,10 +132,10 @@ class StaticHop:
         self.tensors = RowTensors(*views[3:end]) if end > 3 else None
         self.tiles = list(views[end:])
 
-    def attention_rows(self, hop: Hop, cache: KVCache) -> AttentionRows:
+    def attention_rows(self, hop: Hop, gathered: GatheredRows) -> AttentionRows:
         """The hop's rows, on the static tensors."""
-        first_bundle = hop.plan.stop.first_kv_layer // cache.layers_per_page
-        return AttentionRows(hop, cache, self.tensors, first_bundle)
+        first_bundle = hop.plan.stop.first_kv_layer // gathered.cache.layers_per_page
+        return AttentionRows(hop.plan.carried, gathered, self.tensors, first_bundle)
 
 
 class Graphs:
@@ -149,7 +157,7 @@ class Graphs:
             return None
         shape = self._shape(hop)
         cache = self._caches[shape.kv_class]
-        rows = _row_arrays(hop, span, shape, cache)
+        rows = self._row_arrays(hop, span, shape)
         tiles = [each.host_tiles() for each in segments]
         if shape not in self._known:
             static = StaticHop(hop.hidden, shape.rows, cache.tensor.device)
@@ -175,6 +183,16 @@ class Graphs:
             width=width_of(-(-longest // cache.page_size), cache.tables.shape[2]),
         )
 
+    def _row_arrays(self, hop: Hop, span: Span, shape: Shape) -> RowArrays | None:
+        """Of the bundles that the span's layers are in, padded; None if it keeps no KV."""
+        layers = sum(map(num_kv_layers, span.blocks))
+        if not layers:
+            return None
+        gathered = gather(hop, self._caches)
+        own, per_page = cut_rows(gathered.arrays, hop.plan.carried), gathered.cache.layers_per_page
+        own = cut_bundles(own, shape.first_kv_layer // per_page, layers // per_page)
+        return pad_rows(own, shape.rows, shape.width)
+
     def _make(
         self,
         shape: Shape,
@@ -186,18 +204,6 @@ class Graphs:
         except RuntimeError as error:
             LOG.warning("no CUDA graph for %s, it runs eagerly: %s", shape, error)
             return None
-
-
-def _row_arrays(hop: Hop, span: Span, shape: Shape, cache: KVCache) -> RowArrays | None:
-    """Of the bundles that the span's layers are in, padded; None if it keeps no KV."""
-    layers = sum(map(num_kv_layers, span.blocks))
-    if not layers:
-        return None
-    if hop.common.arrays is None:
-        hop.common.arrays = row_arrays(hop, cache)
-    per_page = cache.layers_per_page
-    own = cut_bundles(hop.common.arrays, shape.first_kv_layer // per_page, layers // per_page)
-    return pad_rows(own, shape.rows, shape.width)
 
 
 def _is_capturable(hop: Hop, span: Span) -> bool:
@@ -282,10 +288,10 @@ class GraphExecutor(Executor):
     def _tokens(self, hop: Hop) -> torch.Tensor:
         return super()._tokens(hop) if self._static is None else self._static.tokens
 
-    def _rows(self, hop: Hop, cache: KVCache) -> AttentionRows:
+    def _rows(self, hop: Hop) -> AttentionRows:
         if self._static is None:
-            return super()._rows(hop, cache)
-        return self._static.attention_rows(hop, cache)
+            return super()._rows(hop)
+        return self._static.attention_rows(hop, gather(hop, self._caches))
 
     def _make_table(self, hop: Hop, rotary: RotaryEmbedding) -> RopeTable:
         if self._static is None:

@@ -69,7 +69,7 @@ class SpanQueues:
         self._turn = turn
         self._next = 0
         self._outputs: list[torch.Tensor | None] = [None] * len(self._plans)
-        self._common = [Common() for _ in {plan.carried.number for plan in self._plans}]
+        self._common = {plan.carried.number: Common() for plan in self._plans}
         self._entered = self._timeline.now()
         self._done: list[int] = []  # when each hop was handed over
 
@@ -107,7 +107,7 @@ def plan_hops(runs: list[_Run], counts: Ints) -> list[HopPlan]:
     after shared blocks meet again at the next shared one, since nobody runs ahead of them."""
     waiting: dict[Place, list[_Arrival]] = {}
     plans: list[HopPlan] = []
-    carried: dict[bytes, RowSet] = {}  # by members
+    sets = _RowSets(runs, counts)
     arrivals = [_Arrival(run, 0, None) for run in runs]
     while True:
         for arrival in arrivals:
@@ -124,34 +124,57 @@ def plan_hops(runs: list[_Run], counts: Ints) -> list[HopPlan]:
                 source = Source(len(plans), start, stop)
                 arrivals.append(_Arrival(run, index + 1, source))
             start = stop
-        plans.append(_plan(group, counts, carried))
+        plans.append(_plan(group, sets))
 
 
-def _plan(group: list[_Arrival], counts: Ints, carried: dict[bytes, RowSet]) -> HopPlan:
+class _RowSets:
+    """The row sets of one plan, equal ones once."""
+
+    def __init__(self, runs: list[_Run], counts: Ints) -> None:
+        self._counts = counts
+        self._known: dict[bytes, RowSet] = {}  # by members
+        self._wholes: dict[int, RowSet] = {}  # all rows that keep KV in one pool
+        pools: dict[int, list[_Run]] = {}
+        for run in runs:
+            pools.setdefault(run.state.kv_class, []).append(run)
+        for pool, own in pools.items():
+            self._wholes[pool] = self.of(own)
+
+    def of(self, runs: list[_Run]) -> RowSet:
+        """The rows of these runs."""
+        members = np.concatenate([np.arange(run.first, run.last) for run in runs])
+        known = self._known.get(members.tobytes())
+        if known is None:
+            known = self._known[members.tobytes()] = self._make(runs, members)
+        return known
+
+    def _make(self, runs: list[_Run], members: Ints) -> RowSet:
+        starts = np.zeros(len(members) + 1, np.int64)
+        np.cumsum(self._counts[members], out=starts[1:])
+        rows = np.concatenate([np.arange(run.start, run.stop) for run in runs])
+        known = (len(self._known), members, rows, starts)
+        if any(left.last != right.first for left, right in itertools.pairwise(runs)):
+            return RowSet(*known)
+        neighbours = slice(runs[0].start, runs[-1].stop)
+        pool, *others = {run.state.kv_class for run in runs}
+        whole = None if others else self._wholes.get(pool)
+        if whole is None:
+            return RowSet(*known, neighbours)
+        first_member = int(np.searchsorted(whole.members, members[0]))
+        first_row = int(np.searchsorted(whole.rows, rows[0]))
+        return RowSet(*known, neighbours, whole, first_member, first_row)
+
+
+def _plan(group: list[_Arrival], sets: _RowSets) -> HopPlan:
     runs = [arrival.run for arrival in group]
-    members = np.concatenate([np.arange(run.first, run.last) for run in runs])
-    known = carried.get(members.tobytes())
-    if known is None:
-        known = _row_set(len(carried), runs, members, counts)
-        carried[members.tobytes()] = known
     return HopPlan(
         stop=group[0].run.state.stops[group[0].at].stop,
         models=tuple(dict.fromkeys(run.state.route.chain.model for run in runs)),
-        carried=known,
+        carried=sets.of(runs),
         sources=_merge([a.source for a in group if a.source is not None]),
         segments=_segments(group),
         spent=(),
         ends_attention=all(a.run.state.stops[a.at].stop.ends_attention for a in group),
-    )
-
-
-def _row_set(number: int, runs: list[_Run], members: Ints, counts: Ints) -> RowSet:
-    starts = np.zeros(len(members) + 1, np.int64)
-    np.cumsum(counts[members], out=starts[1:])
-    rows = np.concatenate([np.arange(run.start, run.stop) for run in runs])
-    in_order = all(left.last == right.first for left, right in itertools.pairwise(runs))
-    return RowSet(
-        number, members, rows, starts, slice(runs[0].start, runs[-1].stop) if in_order else None
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,13 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockllm.engine.attention import AttentionRows, make_attention
+from blockllm.engine.attention.rows import GatheredRows
+from blockllm.engine.batch import RowSet, Turn
 from blockllm.engine.kv.cache import KVCache, KVShape
 
 PAGE, BUNDLES = 4, 2
 
 
-def make_rows(spans: list[tuple[int, int]], cache: KVCache) -> AttentionRows:
-    """Sequences with (tokens before, new rows), each on pages of its own, in mixed order."""
+def make_rows(
+    spans: list[tuple[int, int]], cache: KVCache, first: int = 0, end: int | None = None
+) -> AttentionRows:
+    """Sequences with (tokens before, new rows), each on pages of its own, in mixed order; of these
+    a part, gathered with all others."""
     pages = np.random.default_rng(0).permutation(cache.pool.num_pages) + 1
     cache.tables[:] = pages[: cache.tables.size].reshape(cache.tables.shape)
     counts = np.array([rows for _, rows in spans], np.int64)
@@ -27,13 +34,30 @@ def make_rows(spans: list[tuple[int, int]], cache: KVCache) -> AttentionRows:
     turn = SimpleNamespace(
         counts=counts, firsts=firsts, slots=np.arange(len(spans)), positions=positions
     )
-    hop = SimpleNamespace(
-        turn=turn,
-        members=np.arange(len(spans)),
-        starts=starts,
-        rows=np.arange(starts[-1]),
-    )
-    return AttentionRows(hop, cache)  # type: ignore[arg-type]
+    whole = RowSet(0, np.arange(len(spans)), np.arange(starts[-1]), starts)
+    members = whole.members[first:end]
+    bounds = starts[first : first + len(members) + 1]
+    rows = whole.rows[bounds[0] : bounds[-1]]
+    part = RowSet(1, members, rows, bounds - bounds[0], None, whole, first, int(bounds[0]))
+    return AttentionRows(part, GatheredRows(cast(Turn, turn), whole, cache))
+
+
+def make_parts(spans: list[tuple[int, int]], cache: KVCache, cut: int) -> list[AttentionRows]:
+    """The same as two hops that were gathered at once, where `cut` lies between sequences."""
+    edges = [0, cut, len(spans)] if 0 < cut < len(spans) else [0, len(spans)]
+    return [make_rows(spans, cache, *edge) for edge in itertools.pairwise(edges)]
+
+
+def attend_parts(
+    name: str, parts: list[AttentionRows], qkv: tuple[torch.Tensor, ...], *where: Any
+) -> torch.Tensor:
+    """What a backend gives for each hop's rows of q, k, v. where: kv, bundle and window"""
+    kv, bundle, window = where
+    outs = []
+    for part in parts:
+        own = (x[part.part.within[1]] for x in qkv)
+        outs.append(make_attention(name).attend(*own, kv, bundle, part, window))
+    return torch.cat(outs)
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,9 +66,14 @@ def make_rows(spans: list[tuple[int, int]], cache: KVCache) -> AttentionRows:
     st.sampled_from([None, 1, 3, 8, 40]),
     st.sampled_from([(1, 1), (2, 1), (6, 2), (7, 1), (3, 3)]),
     st.integers(0, 1),
+    st.integers(0, 4),
 )
 def test_batched_backends_equal_plain(
-    spans: list[tuple[int, int]], window: int | None, heads: tuple[int, int], bundle: int
+    spans: list[tuple[int, int]],
+    window: int | None,
+    heads: tuple[int, int],
+    bundle: int,
+    cut: int,
 ) -> None:
     generator = torch.Generator().manual_seed(len(spans))
     device, width = torch.device("cpu"), 8
@@ -63,11 +92,14 @@ def test_batched_backends_equal_plain(
             )
     q = torch.randn(int(rows.starts[-1]), heads[0], 8, generator=generator)
     k, v = torch.randn(2, len(q), heads[1], 8, generator=generator)
-    rows.write(kv, bundle, k, v)
+    parts = make_parts(spans, cache, cut)
+    for part in parts:
+        own = part.part.within[1]
+        part.write(kv, bundle, k[own], v[own])
     expected = make_attention("plain").attend(q, k, v, kv, bundle, rows, window)
     assert torch.isfinite(expected).all()
-    for name in ("gathered", "native"):
-        got = make_attention(name).attend(q, k, v, kv, bundle, rows, window)
+    for name in ("plain", "gathered", "native"):
+        got = attend_parts(name, parts, (q, k, v), kv, bundle, window)
         torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
 
 

@@ -25,7 +25,7 @@ WAYS = {"a": (0, 1, 4), "b": (0, 2, 4), "c": (0, 3, 3, 4)}
 HEAD = 4
 
 
-def make_states() -> list[Any]:
+def make_states(pools: tuple[int, ...] = (0, 0, 0)) -> list[Any]:
     states = []
     for rank, (model, way) in enumerate(WAYS.items()):
         stops = tuple(
@@ -36,7 +36,7 @@ def make_states() -> list[Any]:
             for i, span in enumerate(way)
         )
         route = SimpleNamespace(chain=SimpleNamespace(model=model))
-        states.append(SimpleNamespace(rank=rank, stops=stops, route=route))
+        states.append(SimpleNamespace(rank=rank, stops=stops, route=route, kv_class=pools[rank]))
     return states
 
 
@@ -130,3 +130,26 @@ def test_hops_with_equal_rows_share_what_is_made_of_them() -> None:
         queues.hand_over(None if hop.span == HEAD else torch.zeros(len(hop.rows), 1))
     assert all(len(ids) == 1 for ids in common.values())
     assert len(set.union(*common.values())) == len(common)
+
+
+@given(TURNS, st.sampled_from([(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 2)]))
+def test_neighbours_of_one_pool_are_gathered_at_once(
+    asked: list[tuple[int, int]], pools: tuple[int, ...]
+) -> None:
+    queues, turn = SpanQueues(make_states(pools)), make_turn(asked)
+    queues.enter(turn)
+    pool_of = np.array(pools)[turn.ranks]
+    wholes: dict[int, list[int]] = {}  # by number
+    while hop := queues.pick():
+        part = hop.plan.carried
+        own = set(pool_of[part.members].tolist())
+        if part.whole is not None:
+            members, rows = part.within
+            assert np.array_equal(part.whole.members[members], part.members)
+            assert np.array_equal(part.whole.rows[rows], part.rows)
+        whole = part.whole or part
+        assert part.run is None or len(own) > 1 or set(pool_of[whole.members]) == own
+        if part.run is not None and len(own) == 1:
+            assert len(whole.members) == np.isin(pool_of, list(own)).sum()
+        assert wholes.setdefault(whole.number, whole.members.tolist()) == whole.members.tolist()
+        queues.hand_over(None if hop.span == HEAD else torch.zeros(len(hop.rows), 1))

@@ -55,7 +55,7 @@ def _prefill(
     count, first = len(q), int(rows.firsts[member])
     context = first + count
     if first:
-        pages = rows.tables[member, bundle, : -(-context // rows.page_size)]
+        pages = rows.tensors.tables[member, bundle, : -(-context // rows.page_size)]
         k, v = kv[pages].transpose(0, 1).flatten(1, 2)[:, :context]  # [context, kv_heads, d]
     kv_heads = k.shape[1]
     groups = q.shape[1] // kv_heads

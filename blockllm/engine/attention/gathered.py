@@ -37,7 +37,7 @@ def _decode_index(
 ) -> DecodeIndex:
     contexts = rows.contexts if members is None else rows.contexts[members]
     width = -(-int(contexts.max()) // rows.page_size)
-    tables = rows.tables[:, :, :width]
+    tables = rows.tensors.tables[:, :, :width]
     if members is not None:
         tables = tables[torch.from_numpy(members).to(rows.device)]
     last = torch.from_numpy(contexts).to(rows.device)[:, None] - 1  # [n, 1]

@@ -8,9 +8,11 @@ from blockllm.engine.attention.batched import BatchedAttention
 from blockllm.engine.attention.rows import AttentionRows
 from blockllm.engine.kernels import native
 from blockllm.engine.kernels.layer import Rows
+from blockllm.engine.kernels.native import address
 from blockllm.engine.models.rope import RopeTable
 
 _TILE = 64  # rows of a prompt that one task of the kernel attends
+_INT, _LONG = 4, 8  # bytes of an index
 
 
 class NativeAttention:
@@ -46,16 +48,23 @@ def describe(rows: AttentionRows, table: RopeTable) -> Rows:
     """A hop's rows as fused layers take them, made once for all layers that rotate alike."""
     known = rows.described.get(id(table))
     if known is None:
-        tiles = rows.tiles(_TILE) if rows.has_runs else None
-        kv = rows.kv
+        part, of = rows.part, rows.gathered.addresses
+        _, bundles, width = rows.gathered.arrays.tables.shape
+        tiles = decoding = None
+        if part.has_runs:
+            tiles, decoding = rows.tiles(_TILE), rows.decoding
+            (members, where, contexts), singles = map(address, decoding), len(decoding.members)
+        else:
+            members = where = 0
+            contexts, singles = of.contexts + _LONG * part.first_member, len(part.members)
         described = Rows(
-            kv.data_ptr(), rows.page_size, kv.stride(0), kv.stride(1), kv.stride(2),
-            kv.shape[1], rows.first_bundle,
+            *of.pages,
             table.cos.data_ptr(), table.sin.data_ptr(),
-            rows.write_pages.data_ptr(), rows.write_offsets.data_ptr(),
-            rows.tables.data_ptr(), rows.tables.shape[1], rows.tables.shape[2],
-            native.address(tiles), 0 if tiles is None else len(tiles),
-            *(each.data_ptr() for each in rows.decoding), len(rows.decoding.members),
+            of.write_pages + _LONG * part.first_row, len(rows.gathered.rows.rows),
+            of.write_offsets + _LONG * part.first_row,
+            of.tables + _INT * part.first_member * bundles * width, bundles, width,
+            address(tiles), 0 if tiles is None else len(tiles),
+            members, where, contexts, singles,
         )  # fmt: skip
-        known = rows.described[id(table)] = described, (table, tiles, rows.decoding)
+        known = rows.described[id(table)] = described, (table, tiles, decoding)
     return known[0]

@@ -23,7 +23,7 @@ class PlainAttention:
         out = torch.empty_like(q)
         for i, context in enumerate(rows.contexts.tolist()):
             start, stop = int(rows.starts[i]), int(rows.starts[i + 1])
-            pages = rows.tables[i, bundle, : -(-context // rows.page_size)]
+            pages = rows.tensors.tables[i, bundle, : -(-context // rows.page_size)]
             keys, values = kv[pages].transpose(0, 1).flatten(1, 2)[:, :context]  # [context, kvh, d]
             groups = q.shape[1] // keys.shape[1]
             keys = keys.repeat_interleave(groups, dim=1)  # [context, heads, d]

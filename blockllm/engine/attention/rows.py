@@ -1,15 +1,17 @@
-"""Where the rows of one hop read and write KV: index arrays for all layers."""
+"""Where rows read and write KV: index arrays for all layers, made for all rows of a turn at once;
+hops take parts of them."""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from blockllm.engine.batch import Hop, Ints
+from blockllm.engine.batch import Hop, Ints, RowSet, Turn
 from blockllm.engine.kernels import fused as kernels
 from blockllm.engine.kernels.layer import Rows
 from blockllm.engine.kv.cache import KVCache
@@ -34,7 +36,7 @@ class Decoding(NamedTuple):
 
 
 class RowArrays(NamedTuple):
-    """What the device needs to know of a hop's k sequences and their rows, on the host."""
+    """What the device needs to know of k sequences and their rows, on the host."""
 
     tables: NDArray[np.int32]  # [k, bundles, width] pages of each sequence
     write_pages: Ints  # [bundles, rows]
@@ -53,26 +55,89 @@ class RowTensors(NamedTuple):
     singles: torch.Tensor
 
 
-def row_arrays(hop: Hop, cache: KVCache) -> RowArrays:
-    """Index arrays of a hop's rows for all layers of their chains."""
-    turn, page_size = hop.turn, cache.page_size
-    counts, firsts, slots = (a[hop.members] for a in (turn.counts, turn.firsts, turn.slots))
-    contexts = firsts + counts
-    if len(hop.rows) == len(counts):  # one row each
-        single, positions, row_slots = np.arange(len(counts)), firsts, slots
-    else:
-        single, positions = np.flatnonzero(counts == 1), turn.positions[hop.rows]
-        row_slots = np.repeat(slots, counts)
-    singles = np.empty((len(single), 2), np.int32)
-    singles[:, 0], singles[:, 1] = single, hop.starts[single]
-    width = -(-int(contexts.max()) // page_size)
-    page, offsets = np.divmod(positions, page_size)
-    pages = cache.tables[row_slots, :, page].astype(np.int64)  # [rows, bundles]
-    pages[positions[:, None] < cache.adopted[row_slots]] = 0  # never written again
-    # kernels walk a table's row page by page
-    tables = np.ascontiguousarray(cache.tables[slots, :, :width])
-    return RowArrays(
-        tables, np.ascontiguousarray(pages.T), offsets, contexts.astype(np.int32), singles
+_Indices = TypeVar("_Indices", RowArrays, RowTensors)
+
+
+class Addresses(NamedTuple):
+    """Where `GatheredRows` and what they index lie in main memory."""
+
+    pages: tuple[int, ...]  # the first of `kernels.layer.Rows`
+    tables: int
+    write_pages: int
+    write_offsets: int
+    contexts: int
+
+
+def single_rows(rows: RowSet) -> NDArray[np.int32]:
+    """Members with one row, and that row. [n, 2]"""
+    members = np.flatnonzero(np.diff(rows.starts) == 1)
+    return np.stack([members, rows.starts[members]], 1).astype(np.int32)
+
+
+class GatheredRows:
+    """Index arrays of rows of a turn, made at once for all hops that carry some of them."""
+
+    def __init__(self, turn: Turn, rows: RowSet, cache: KVCache) -> None:
+        self.rows, self.cache = rows, cache
+        self.counts, self.firsts = turn.counts[rows.members], turn.firsts[rows.members]
+        self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
+        self.arrays = self._make_arrays(turn)
+
+    def _make_arrays(self, turn: Turn) -> RowArrays:
+        rows, cache = self.rows, self.cache
+        slots = turn.slots[rows.members]
+        if rows.has_runs:
+            positions, row_slots = turn.positions[rows.rows], np.repeat(slots, self.counts)
+        else:
+            positions, row_slots = self.firsts, slots
+        width = -(-int(self.contexts.max()) // cache.page_size)
+        page, offsets = np.divmod(positions, cache.page_size)
+        pages = cache.tables[row_slots, :, page].astype(np.int64)  # [rows, bundles]
+        pages[positions[:, None] < cache.adopted[row_slots]] = 0  # never written again
+        return RowArrays(
+            # kernels walk a table's row page by page
+            tables=np.ascontiguousarray(cache.tables[slots, :, :width]),
+            write_pages=np.ascontiguousarray(pages.T),
+            write_offsets=offsets,
+            visible=self.contexts.astype(np.int32),
+            singles=single_rows(rows),
+        )
+
+    @functools.cached_property
+    def tensors(self) -> RowTensors:
+        """`arrays` on the device."""
+        return RowTensors(*upload(self.arrays, self.cache.tensor.device))
+
+    @functools.cached_property
+    def addresses(self) -> Addresses:
+        """Where kernels on the host find the arrays."""
+        kv = self.cache.tensor
+        pages = (kv.data_ptr(), self.cache.page_size, *kv.stride()[:3], kv.shape[1])
+        arrays = (*self.arrays[:3], self.contexts)
+        return Addresses(pages, *(array.ctypes.data for array in arrays))
+
+
+def gather(hop: Hop, caches: Sequence[KVCache]) -> GatheredRows:
+    """Index arrays that the hop's are parts of; the first such hop of a turn makes them."""
+    rows = hop.plan.carried.whole or hop.plan.carried
+    known = hop.turn.gathered.get(rows.number)
+    if known is None:
+        # whoever meets where keys and values are kept keeps them alike
+        kv_class = hop.turn.sequences[int(rows.members[0])].state.kv_class
+        known = hop.turn.gathered[rows.number] = GatheredRows(hop.turn, rows, caches[kv_class])
+    return known
+
+
+def cut_rows(arrays: _Indices, part: RowSet) -> _Indices:
+    """What hops with these rows read of their whole's arrays; `singles` fit where each sequence
+    of the whole has one row."""
+    members, rows = part.within
+    return arrays._replace(
+        tables=arrays.tables[members],
+        write_pages=arrays.write_pages[:, rows],
+        write_offsets=arrays.write_offsets[rows],
+        visible=arrays.visible[members],
+        singles=arrays.singles[: len(part.members)],
     )
 
 
@@ -81,36 +146,52 @@ class AttentionRows:
 
     def __init__(
         self,
-        hop: Hop,
-        cache: KVCache,
+        part: RowSet,
+        gathered: GatheredRows,
         tensors: RowTensors | None = None,
         first_bundle: int = 0,
     ) -> None:
-        """`tensors` are given where they lie on the device already; then `first_bundle` says which
-        is the first that they hold."""
-        self.device, self.page_size = cache.tensor.device, cache.page_size
-        self.kv, self.first_bundle = cache.tensor, first_bundle
-        self._layers = cache.layers
-        self.starts = hop.starts  # [k + 1] first row of each sequence
-        self.counts, self.firsts = (a[hop.members] for a in (hop.turn.counts, hop.turn.firsts))
-        self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
-        if tensors is None:
-            tensors = RowTensors(*upload(row_arrays(hop, cache), self.device))
-        self.tables, self.write_pages, self.write_offsets, self.visible, self.singles = tensors
-        self.bundle_tables = self.tables.unbind(1)  # [k, width] each
-        self._write_pages = self.write_pages.unbind(0)  # [rows] each
-        self.has_runs = len(hop.rows) > len(self.counts)
+        """`tensors` of the part are given where they lie on the device already; then
+        `first_bundle` says which is the first that they hold."""
+        self.part, self.gathered, self.first_bundle = part, gathered, first_bundle
+        self.device, self.page_size = gathered.cache.tensor.device, gathered.cache.page_size
+        self.starts, self.has_runs = part.starts, part.has_runs
+        members, _ = part.within
+        self.counts, self.firsts = gathered.counts[members], gathered.firsts[members]  # [k]
+        self.contexts = gathered.contexts[members]
+        self._given = tensors
         # filled by the backends, shared by the layers
         self.decode: dict[int | None, DecodeIndex] = {}  # by window
         self.prompts: dict[tuple[int, int | None], torch.Tensor] = {}  # by (member, window)
         self.described: dict[int, tuple[Rows, object]] = {}  # by rope table
         self._tiles: dict[int, torch.Tensor] = {}  # by rows of a tile
 
+    @functools.cached_property
+    def tensors(self) -> RowTensors:
+        """The index arrays on the device."""
+        if self._given is not None:
+            return self._given
+        own = cut_rows(self.gathered.tensors, self.part)
+        if self.gathered.rows.has_runs:
+            (singles,) = upload([single_rows(self.part)], self.device)
+            own = own._replace(singles=singles)
+        return own
+
+    @functools.cached_property
+    def bundle_tables(self) -> tuple[torch.Tensor, ...]:
+        """Pages by bundle, [k, width] each."""
+        return self.tensors.tables.unbind(1)
+
+    @functools.cached_property
+    def _write_pages(self) -> tuple[torch.Tensor, ...]:
+        return self.tensors.write_pages.unbind(0)  # [rows] each
+
     def locate(self, kv_layer: int) -> tuple[torch.Tensor, int]:
         """Keys and values of the rows' chains' layer of this number among those that keep any
         [pages, 2, page_size, kv_heads, d], and the bundle it is in."""
-        bundle, within = divmod(kv_layer, len(self._layers))
-        return self._layers[within], bundle - self.first_bundle
+        layers = self.gathered.cache.layers
+        bundle, within = divmod(kv_layer, len(layers))
+        return layers[within], bundle - self.first_bundle
 
     @functools.cached_property
     def decoding(self) -> Decoding:
@@ -137,7 +218,7 @@ class AttentionRows:
     def place(self, fused: torch.Tensor, table: RopeTable, kv: torch.Tensor, bundle: int) -> None:
         """Rotate the queries and keys of `fused` [rows, heads + 2 kv_heads, d] in place and put
         keys and values on their pages. kv: [pages, 2, page_size, kv_heads, d] of one layer"""
-        where = (self._write_pages[bundle], self.write_offsets)
+        where = (self._write_pages[bundle], self.tensors.write_offsets)
         kernels.rotate_and_write(fused, *table, kv, *where)
 
     def write(self, kv: torch.Tensor, bundle: int, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -145,6 +226,6 @@ class AttentionRows:
 
         kv: [pages, 2, page_size, kv_heads, head_dim] of one layer; k, v: [rows, kv_heads, head_dim]
         """
-        where = (self._write_pages[bundle], self.write_offsets)
+        where = (self._write_pages[bundle], self.tensors.write_offsets)
         kv[:, 0].index_put_(where, k)
         kv[:, 1].index_put_(where, v)

@@ -32,8 +32,9 @@ class TritonAttention:
 
         out = q.new_empty(q.shape)  # contiguous, whatever q is a part of
         tables = rows.bundle_tables[bundle]
-        if len(rows.singles):
-            paged_decode(q, kv, tables, rows.visible, rows.singles, window, out)
+        visible, singles = rows.tensors.visible, rows.tensors.singles
+        if len(singles):
+            paged_decode(q, kv, tables, visible, singles, window, out)
         if rows.has_runs:
             size = tile_rows(q.dtype, q.shape[2], q.shape[1] // kv.shape[3])
             paged_prefill(q, kv, tables, rows.tiles(size), window, out)

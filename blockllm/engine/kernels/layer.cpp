@@ -34,9 +34,10 @@ struct Layer {
 };
 struct Rows {
     float* keys;  // of the first layer within the pages
-    int64_t page_size, page_stride, layer_stride, value_stride, layers_per_page, first_bundle;
+    int64_t page_size, page_stride, layer_stride, value_stride, layers_per_page;
     const float *cos, *sin;       // [rows, dim]
-    const int64_t* write_pages;   // [bundles, rows]
+    const int64_t* write_pages;   // [bundles, rows], bundles lie write_stride apart
+    int64_t write_stride;
     const int64_t* write_offsets;  // [rows]
     const int32_t* tables;        // [sequences, bundles, width]
     int64_t bundles, width;
@@ -68,7 +69,7 @@ struct Call {
     int64_t kv_layer;  // its number among those that keep any KV
 
     float* keys() const { return at.keys + kv_layer % at.layers_per_page * at.layer_stride; }
-    int64_t bundle() const { return kv_layer / at.layers_per_page - at.first_bundle; }
+    int64_t bundle() const { return kv_layer / at.layers_per_page; }
 };
 
 void apply(const Call& call, const Matrix& matrix, float* y, const float* x) {
@@ -135,7 +136,7 @@ void attend(const Call& call, float* out, float* fused) {
     norm_heads(call, fused, layer.heads, layer.q_norm);
     norm_heads(call, fused + layer.heads * layer.dim, layer.kv_heads, layer.k_norm);
     rotate_and_write(fused, at.cos, at.sin, call.keys(), at.page_stride, at.value_stride,
-                     at.write_pages + call.bundle() * call.rows, at.write_offsets, call.rows,
+                     at.write_pages + call.bundle() * at.write_stride, at.write_offsets, call.rows,
                      layer.heads, layer.kv_heads, layer.dim, call.threads);
     const int32_t* tables = at.tables + call.bundle() * at.width;
     const int64_t table_stride = at.bundles * at.width;

@@ -61,10 +61,10 @@ class Rows(ctypes.Structure):
         ("layer_stride", _Int),
         ("value_stride", _Int),
         ("layers_per_page", _Int),
-        ("first_bundle", _Int),  # of the tables
         ("cos", _Pointer),
         ("sin", _Pointer),
-        ("write_pages", _Pointer),  # [bundles, rows]
+        ("write_pages", _Pointer),  # [bundles, rows], bundles `write_stride` apart
+        ("write_stride", _Int),
         ("write_offsets", _Pointer),  # [rows]
         ("tables", _Pointer),  # [sequences, bundles, width]
         ("bundles", _Int),

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from blockllm.engine.attention import make_attention
 from blockllm.engine.kernels.triton import decode
 from blockllm.engine.kv.cache import KVCache, KVShape
-from tests.engine.test_attention import BUNDLES, make_rows
+from tests.engine.test_attention import BUNDLES, attend_parts, make_parts, make_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PAGE, WIDTH = 16, 5
@@ -44,7 +44,8 @@ def check(
     rows.write(kv, bundle, k, v)
     expected = make_attention("plain").attend(q, k, v, kv, bundle, rows, window)
     assert torch.isfinite(expected).all()
-    got = make_attention("triton").attend(q, k, v, kv, bundle, rows, window)
+    parts = make_parts(spans, cache, len(spans) // 2)
+    got = attend_parts("triton", parts, (q, k, v), kv, bundle, window)
     tolerance = 2e-6 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
 
