@@ -46,7 +46,7 @@ class Choice:
         self.engine_finished = False  # the engine has let go of it
         self._rules = rules
         self._detokenizer = make_detokenizer(tokenizer, request.prompt, rules.skip_special)
-        self._finder = StopFinder(rules.stops, rules.include_stop)
+        self._finder = StopFinder(rules.stops, rules.include_stop) if rules.stops else None
 
     def feed(self, event: TokenEvent, piece: Piece) -> bool:
         """Add what `event` brings to `piece`; True when it is the last to be shown.
@@ -79,8 +79,8 @@ class Choice:
         self._add_text(self._detokenizer.feed(token), piece)
 
     def _add_text(self, text: str, piece: Piece) -> None:
-        if self.num_tokens <= self.request.sampling.min_tokens:
-            piece.text += text  # too early to stop: this text cannot be part of a stop string
+        if self._finder is None or self.num_tokens <= self.request.sampling.min_tokens:
+            piece.text += text  # nothing stops it, or it is too early: not part of a stop string
             return
         piece.text += self._finder.feed(text)
         if self._finder.found is not None:
@@ -91,6 +91,7 @@ class Choice:
     def _end(self, finish: Finish, piece: Piece) -> None:
         self._add_text(self._detokenizer.flush(), piece)
         if not self.finished:
-            piece.text += self._finder.flush()
+            if self._finder is not None:
+                piece.text += self._finder.flush()
             piece.finish_reason = finish.value
             self.finished = True

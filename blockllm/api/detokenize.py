@@ -40,13 +40,21 @@ class ByteDetokenizer:
 
     def __init__(self, tokenizer: TextTokenizer, skip_special: bool) -> None:
         self._token_bytes = tokenizer.token_bytes
+        self._token_text = tokenizer.token_text
+        self._is_inside = False  # of a character
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
         if token in self._skipped:
             return ""
-        return self._decoder.decode(self._token_bytes(token))
+        if not self._is_inside:  # nearly always, and then a token is its text
+            text = self._token_text(token)
+            if text is not None:
+                return text
+        text = self._decoder.decode(self._token_bytes(token))
+        self._is_inside = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)

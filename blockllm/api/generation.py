@@ -105,16 +105,15 @@ class Generation:
                 self._unfinished -= 1
                 if not choice.engine_finished:  # it was a stop string, which only we know of
                     self._agent.cancel(item.request)
+        shown = []
         for request_id, piece in pieces.items():
-            self._measure(request_id, piece)
-        return [piece for piece in pieces.values() if piece.token_ids or piece.finish_reason]
-
-    def _measure(self, request_id: str, piece: Piece) -> None:
-        timer = self._timers.get(request_id)
-        if timer is not None and piece.token_ids:
-            timer.tokens(len(piece.token_ids))
-        if piece.finish_reason is not None:
-            self._end_timer(self._by_id[request_id], piece.finish_reason)
+            if piece.token_ids and request_id in self._timers:
+                self._timers[request_id].tokens(len(piece.token_ids))
+            if piece.finish_reason is not None:
+                self._end_timer(self._by_id[request_id], piece.finish_reason)
+            if piece.token_ids or piece.finish_reason:
+                shown.append(piece)
+        return shown
 
     def _end_timer(self, choice: Choice, reason: str) -> None:
         timer = self._timers.pop(choice.request.id, None)

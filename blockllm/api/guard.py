@@ -5,6 +5,9 @@ Deny by default: a route needs a key unless it is in PUBLIC.
 
 from __future__ import annotations
 
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from blockllm.api.errors import HttpError, error_response
@@ -35,7 +38,7 @@ class Guard:
             scope.setdefault("state", {})["tenant"] = self._tenant(scope)
             await self._app(scope, receive, watch)
         except Exception as error:
-            response = error_response(error)
+            response = _answer(error, scope)
             if started:  # too late for another answer: end the connection
                 raise ConnectionAbortedError("the response broke off") from None
             await response(scope, receive, send)
@@ -51,4 +54,16 @@ class Guard:
         return tenant
 
 
+def _answer(error: Exception, scope: Scope) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_GONE)
+    if not isinstance(error, HTTPException):
+        return error_response(error)
+    message = f"{scope['method']} {scope['path']}: {error.detail}"
+    response = error_response(HttpError(error.status_code, message))
+    response.headers.update(error.headers or {})
+    return response
+
+
 KEY_CODE = "invalid_api_key"
+CLIENT_GONE = 499  # nobody reads it; for access logs

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -27,44 +27,36 @@ HEADERS = [
 _encoder = msgspec.json.Encoder()
 
 
-class Departure(NamedTuple):
+class Departure(msgspec.Struct, gc=False):
     """Bytes of one write; `made`: clock of the oldest token in them, 0 when not measured."""
 
     body: bytes
     made: float = 0.0
 
 
-class TextFrame:
-    """Events that differ in one text field only: everything around it is encoded once."""
-
-    def __init__(self, struct: msgspec.Struct, field: str) -> None:
-        """`field` of `struct` must be empty; no other place of the JSON can look like it."""
-        name = b'"%b":' % field.encode()
-        before, _, after = _encoder.encode(struct).partition(name + b'""')
-        self._before = b"data: " + before + name
-        self._after = after + b"\n\n"
-
-    def event(self, text: str) -> bytes:
-        """One `data:` event with this text."""
-        return self._before + _encoder.encode(text) + self._after
-
-
 class TextFrames:
-    """One frame per choice, made when its first plain event comes."""
+    """Events that differ in one text field only: everything around it is encoded once per choice,
+    when its first plain event comes."""
 
     def __init__(self, make: Callable[[int], msgspec.Struct], field: str) -> None:
-        """`make` gives a choice's event without text."""
+        """`make` gives a choice's event without text; no other place of its JSON can look like
+        the empty `field`."""
         self._make = make
-        self._field = field
-        self._frames: dict[int, TextFrame] = {}
+        self._name = b'"%b":' % field.encode()
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     def event(self, index: int, text: str) -> bytes:
         """One event of a choice; nothing while its text is held back."""
         if not text:
             return b""
-        if index not in self._frames:
-            self._frames[index] = TextFrame(self._make(index), self._field)
-        return self._frames[index].event(text)
+        frame = self._frames.get(index)
+        if frame is None:
+            frame = self._frames[index] = self._frame(self._make(index))
+        return frame[0] + _encoder.encode(text) + frame[1]
+
+    def _frame(self, struct: msgspec.Struct) -> tuple[bytes, bytes]:
+        before, _, after = _encoder.encode(struct).partition(self._name + b'""')
+        return b"data: " + before + self._name, after + b"\n\n"
 
 
 def encode_events(structs: Sequence[msgspec.Struct]) -> bytes:

@@ -35,6 +35,7 @@ class TextTokenizer:
             index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
         self.token_bytes = functools.cache(self._token_bytes)
+        self.token_text = functools.cache(self._token_text)
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
@@ -62,6 +63,13 @@ class TextTokenizer:
         """The token as its vocabulary writes it."""
         token: str | None = self._tokenizer.id_to_token(index)
         return token
+
+    def _token_text(self, index: int) -> str | None:
+        """The text of a token that is whole characters; None for one that is not."""
+        try:
+            return self.token_bytes(index).decode()
+        except UnicodeDecodeError:
+            return None
 
     def _token_bytes(self, index: int) -> bytes:
         """The bytes one token stands for; b"" when there is no such token."""

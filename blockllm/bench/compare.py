@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import uvloop
 
 from blockllm.bench.arms import RunningArm
 from blockllm.bench.client import Outcome
@@ -112,7 +112,7 @@ def _measure(
         await sender.warm_up(workload, load.warm_up)
         return await sender.replay(planned, workload.concurrency)
 
-    run = asyncio.run(send())
+    run = uvloop.run(send())
     after = arm.memory()
     arm.check_alive()
     found = report(run, load.slo)

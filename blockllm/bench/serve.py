@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import uvloop
 from rich.console import Console
 
 from blockllm.bench.client import Outcome, Target
@@ -78,7 +78,7 @@ def run_load_test(test: LoadTest, console: Console) -> Report:
         progress = _Progress(console, len(planned))
         return solo, await sender.replay(planned, workload.concurrency, progress.note)
 
-    solo, run = asyncio.run(measure())
+    solo, run = uvloop.run(measure())
     found = report(run, test.slo, SoloTimes(solo) if solo else None)
     show(found, console)
     _write(test, workload, run, found)

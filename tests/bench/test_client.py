@@ -100,6 +100,17 @@ def test_nobody_listens() -> None:
     assert report(run).total.failed == {"connection": 12}
 
 
+def test_a_server_that_hangs_up_is_no_answer() -> None:
+    async def work() -> Run:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        async with server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            workload = msgspec.structs.replace(WORKLOAD, models=("a",), requests=2)
+            return await Sender({"a": Target(url, "a")}).replay(plan(workload))
+
+    assert report(asyncio.run(work())).total.failed == {"connection": 2}
+
+
 def test_a_closed_loop_keeps_its_concurrency() -> None:
     run = replay(Fake(0), msgspec.structs.replace(WORKLOAD, requests=30))
     edges = [(o.sent, 1) for o in run.outcomes] + [(o.sent + o.end, -1) for o in run.outcomes]

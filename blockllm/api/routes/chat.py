@@ -19,6 +19,7 @@ from blockllm.api.answers import (
     ChatMessage,
 )
 from blockllm.api.choice import Piece
+from blockllm.api.endpoint import Endpoint
 from blockllm.api.errors import json_response
 from blockllm.api.logprobs import chat_logprobs
 from blockllm.api.serving import Caller, Plan, Serving, caller_of, encode, render_chat
@@ -37,7 +38,7 @@ def routes(serving: Serving) -> list[Route]:
             return EventStream(_events(plan), serving.metrics.token_overhead.observe)
         return json_response(await until_disconnect(_answer(plan), request.receive))
 
-    return [Route("/v1/chat/completions", create, methods=["POST"])]
+    return [Route("/v1/chat/completions", Endpoint(create), methods=["POST"])]
 
 
 async def _plan(serving: Serving, body: ChatRequest, caller: Caller) -> Plan:

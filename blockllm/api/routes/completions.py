@@ -12,6 +12,7 @@ from starlette.routing import Route
 from blockllm.api import limits
 from blockllm.api.answers import CompletionAnswer, CompletionChoice
 from blockllm.api.choice import Piece
+from blockllm.api.endpoint import Endpoint
 from blockllm.api.errors import json_response
 from blockllm.api.logprobs import completion_logprobs, num_characters
 from blockllm.api.models import ServedModel
@@ -33,7 +34,7 @@ def routes(serving: Serving) -> list[Route]:
             return EventStream(_events(plan), serving.metrics.token_overhead.observe)
         return json_response(await until_disconnect(_answer(plan), request.receive))
 
-    return [Route("/v1/completions", create, methods=["POST"])]
+    return [Route("/v1/completions", Endpoint(create), methods=["POST"])]
 
 
 async def _plan(serving: Serving, body: CompletionRequest, caller: Caller) -> Plan:
