@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from blockllm.bench.client import Outcome
 from blockllm.bench.metrics import gaps, tpot, ttft
 
 Runs = Mapping[str, Sequence[Outcome]]  # by arm
-Points = Mapping[str, Sequence[tuple[float, float]]]  # by arm: x, y
 
 mpl.use("Agg")  # files only: no window system is asked for
 
@@ -65,30 +65,25 @@ def timeline(path: Path, outcomes: Sequence[Outcome]) -> None:
     figure.savefig(path)
 
 
-def lines(path: Path, title: str, xlabel: str, ylabel: str, arms: Points) -> None:
-    """One line per arm through its points."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    panel = figure.add_subplot()
-    for arm, points in arms.items():
-        ordered = sorted(points)
-        panel.plot([x for x, _ in ordered], [y for _, y in ordered], marker="o", label=arm)
-    panel.set(title=title, xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize="small")
-    figure.savefig(path)
-
-
-def bars(path: Path, title: str, ylabel: str, groups: Mapping[str, Mapping[str, float]]) -> None:
-    """One group of bars per key of `groups`, one bar per arm in it."""
+def bars(
+    path: Path, title: str, ylabel: str, groups: Mapping[str, Mapping[str, Sequence[float]]]
+) -> None:
+    """One group of bars per key of `groups`, one bar per arm in it: the median of its values,
+    with a whisker from the least to the greatest."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     panel = figure.add_subplot()
     arms = list(dict.fromkeys(arm for group in groups.values() for arm in group))
     width = 0.8 / max(1, len(arms))
     for position, arm in enumerate(arms):
-        places = [place + position * width for place in range(len(groups))]
-        panel.bar(places, [group.get(arm, 0.0) for group in groups.values()], width, label=arm)
+        own = [(place, group[arm]) for place, group in enumerate(groups.values()) if group.get(arm)]
+        places = [place + position * width for place, _ in own]
+        middles = [statistics.median(values) for _, values in own]
+        below = [middle - min(values) for middle, (_, values) in zip(middles, own, strict=True)]
+        above = [max(values) - middle for middle, (_, values) in zip(middles, own, strict=True)]
+        panel.bar(places, middles, width, yerr=(below, above), capsize=3, label=arm)
     panel.set(title=title, ylabel=ylabel)
     middle = (len(arms) - 1) * width / 2
     panel.set_xticks([place + middle for place in range(len(groups))], list(groups))
+    panel.grid(alpha=0.3, axis="y")
     panel.legend(fontsize="small")
     figure.savefig(path)

@@ -161,32 +161,21 @@ def _draw(spec: Spec, runs: Sequence[ArmRun], out: Path) -> None:
             for arm in spec.arm
         }
         plots.latency_cdfs(out / f"latency-{number}.png", outcomes)
-    closed = [load for load in spec.load if load.concurrency and not load.rate]
-    plots.lines(
-        out / "throughput.png",
-        "closed loop, medians",
-        "requests at once",
-        "output tokens/s",
-        {
-            arm.name: [(load.concurrency, _speed(runs, load.name, arm.name)) for load in closed]
-            for arm in spec.arm
-        },
-    )
-    plots.bars(
-        out / "memory.png", "memory after a run, the largest", "MiB (PSS)", _memory(spec, runs)
-    )
-
-
-def _speed(runs: Sequence[ArmRun], load: str, arm: str) -> float:
-    speeds = (run.report.total.output_tokens_per_second for run in _of(runs, load, arm))
-    return statistics.median(speeds)
-
-
-def _memory(spec: Spec, runs: Sequence[ArmRun]) -> dict[str, dict[str, float]]:
-    return {
-        load.name: {
-            arm.name: max(run.after.pss for run in _of(runs, load.name, arm.name)) / _MIB
-            for arm in spec.arm
+    for file, title, unit, pick in _BARS:
+        groups = {
+            load.name: {
+                arm.name: [pick(r) for r in _of(runs, load.name, arm.name)] for arm in spec.arm
+            }
+            for load in spec.load
         }
-        for load in spec.load
-    }
+        plots.bars(out / file, f"{title}: median, least and greatest of the runs", unit, groups)
+
+
+def _speed(run: ArmRun) -> float:
+    return run.report.total.output_tokens_per_second
+
+
+_BARS: tuple[tuple[str, str, str, Callable[[ArmRun], float]], ...] = (
+    ("throughput.png", "output tokens a second", "tokens/s", _speed),
+    ("memory.png", "memory after a run", "MiB (PSS)", lambda run: run.after.pss / _MIB),
+)

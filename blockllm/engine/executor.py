@@ -30,11 +30,12 @@ from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.bridge import BridgeLayer
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.decoder import DecoderLayer, DecoderStack
-from blockllm.engine.models.embedding import Embedding, TableLoader
-from blockllm.engine.models.linear import Linear, Loader
+from blockllm.engine.models.embedding import Embedding
+from blockllm.engine.models.linear import Linear
 from blockllm.engine.models.norm import Norm
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.models.segments import Kept, Segments
+from blockllm.engine.models.sources import Loader, TableLoader
 from blockllm.engine.transfer import upload
 
 
@@ -109,9 +110,10 @@ class BlockExecutor:
                     self.loops_segments = True
         for index, adapters in by_layer.items():
             self.layers[index].attach(adapters, load)
+        unfused = frozenset(delta.id for delta in deltas if not _is_low_rank(delta))
         for part in self.parts:
             if isinstance(part, DecoderStack):
-                part.refresh()
+                part.refresh(unfused)
 
 
 def _stack(layers: Sequence[AnyLayer]) -> list[Part]:
@@ -127,6 +129,11 @@ def _stack(layers: Sequence[AnyLayer]) -> list[Part]:
             stack = []
         parts.append(layer)
     return [*parts, DecoderStack(stack)] if stack else parts
+
+
+def _is_low_rank(delta: Delta) -> bool:
+    targets = (target for group in delta.targets.values() for target in group)
+    return all(isinstance(target, LoraTarget) for target in targets)
 
 
 def _is_looped(module: str, target: Target) -> bool:

@@ -31,9 +31,9 @@ from blockllm.engine.attention.rows import (
 from blockllm.engine.batch import Common, Hop, fill_tokens
 from blockllm.engine.executor import BlockExecutor, Executor
 from blockllm.engine.kv.cache import KVCache
-from blockllm.engine.models.embedding import TableLoader
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.sources import TableLoader
 from blockllm.engine.transfer import pack, unpack
 
 LOG = logging.getLogger(__name__)

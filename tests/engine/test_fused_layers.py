@@ -132,3 +132,13 @@ def test_rows_whose_next_token_nobody_wants_are_dropped_without_a_trace(
     monkeypatch.setattr(DecoderStack, "__call__", keep_all)
     assert serve(models) == dropping
     assert min(dropped) > 0, "rows that are all wanted need no choice"
+
+
+def test_a_delta_that_layers_do_not_fuse_slows_no_other_model(mixed: Zoo, calls: list[int]) -> None:
+    engine = Engine(mixed, ["lora", "dora"], settings())
+    fused = {}
+    for name in ("dora", "lora"):
+        run(engine, [request("a", name, range(9), greedy(3))])
+        fused[name] = len(calls)
+        calls.clear()
+    assert fused["dora"] < fused["lora"]  # blocks that it changes nothing in fuse

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from blockllm.core import BottleneckTarget
 from blockllm.engine.models.activations import ACTIVATIONS
-from blockllm.engine.models.changes import TensorSource
 from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.sources import TensorSource
 
 
 class _Bottleneck(NamedTuple):

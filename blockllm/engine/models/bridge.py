@@ -10,7 +10,7 @@ import torch
 from blockllm.core import BridgeFunction, Layer
 from blockllm.engine.kernels.matmul import make_matmul
 from blockllm.engine.models.changes import Targets
-from blockllm.engine.models.linear import Loader
+from blockllm.engine.models.sources import Loader
 
 
 class BridgeLayer:

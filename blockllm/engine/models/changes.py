@@ -8,7 +8,7 @@ Base weights multiply all rows of a hop at once; the rest is per segment.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -26,16 +26,10 @@ from blockllm.engine.kernels.coded import Difference
 from blockllm.engine.kernels.triton.pool import Update
 from blockllm.engine.models.differences import load_difference
 from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.sources import TensorSource
 from blockllm.errors import UnsupportedModel
 
 Targets = Mapping[str, tuple[Target, ...]]  # by module
-
-
-class TensorSource(Protocol):
-    """Where targets get their tensors from."""
-
-    def load(self, tensor: Tensor) -> torch.Tensor: ...
-    def read(self, tensor: Tensor) -> torch.Tensor: ...  # the same, kept by nobody
 
 
 class BaseLinear(NamedTuple):

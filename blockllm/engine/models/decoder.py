@@ -12,8 +12,8 @@ from blockllm.engine.kernels.layer import NO_ROWS, FusedLayers, Matrix, describe
 from blockllm.engine.kernels.layer import Layer as NativeLayer
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.halves import AttentionHalf, MlpHalf
-from blockllm.engine.models.linear import Loader
 from blockllm.engine.models.segments import Kept, Segments
+from blockllm.engine.models.sources import Loader
 
 
 class DecoderLayer:
@@ -46,11 +46,6 @@ class DecoderLayer:
             return None
         missing = [None] if self._mlp is None else []
         return describe_layer(self.function, present, [*norms, *missing])
-
-    @property
-    def fuses_deltas(self) -> bool:
-        """Whether `describe` tells all that deltas change."""
-        return all(half.fuses_deltas for half in self._halves)
 
     def __call__(
         self,
@@ -85,12 +80,12 @@ class DecoderStack:
         attending = [layer for layer in layers if layer.keeps_kv]
         self._first = attending[0] if attending else None
         self._last = attending[-1] if attending else None
-        self.refresh()
+        self.refresh(frozenset())
 
-    def refresh(self) -> None:
-        """To be called when deltas were attached to the layers."""
-        self._fused = self._fuse()
-        self._fuses_deltas = all(layer.fuses_deltas for layer in self.layers)
+    def refresh(self, unfused: frozenset[str]) -> None:
+        """To be called when deltas were attached to the layers; `unfused`: ids of those which are
+        more than low-rank updates of linears."""
+        self._fused, self._unfused = self._fuse(), unfused
 
     def _fuse(self) -> FusedLayers | None:
         described = [layer.describe() for layer in self.layers]
@@ -110,7 +105,7 @@ class DecoderStack:
         """[rows, hidden] → [rows or kept, hidden]"""
         if kept is not None and self._last is None:
             x, segments, kept = x[kept.rows], kept.segments, None
-        if self._fused is not None and (self._fuses_deltas or not segments):
+        if self._fused is not None and not segments.have(self._unfused):
             attend = None if self._first is None else bind(self._first, kv_layer)
             rows = NO_ROWS if attend is None else attend.describe()
             if rows is not None:

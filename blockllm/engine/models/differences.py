@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
-from blockllm.core import CodedTarget, SparseTarget, Tensor
+from blockllm.core import CodedTarget, SparseTarget
 from blockllm.engine.kernels.coded import Coded, Difference, Sparse
+from blockllm.engine.models.sources import TensorSource
 from blockllm.errors import CorruptStore
-
-
-class TensorSource(Protocol):
-    """Where differences get their tensors from."""
-
-    def load(self, tensor: Tensor) -> torch.Tensor: ...
 
 
 def load_difference(

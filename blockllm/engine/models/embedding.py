@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
-from blockllm.core import CodedTarget, LoraTarget, PromptTarget, SparseTarget, Tensor
+from blockllm.core import CodedTarget, LoraTarget, PromptTarget, SparseTarget
 from blockllm.engine.kernels.coded import Difference, look_up
 from blockllm.engine.kernels.triton.pool import Update
-from blockllm.engine.models.changes import Targets, TensorSource, low_rank, stack
+from blockllm.engine.models.changes import Targets, low_rank, stack
 from blockllm.engine.models.differences import load_difference
-from blockllm.engine.models.linear import Loader
 from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.sources import TensorSource
 from blockllm.errors import UnsupportedModel
 
 _TAKEN = LoraTarget | PromptTarget | CodedTarget | SparseTarget
-
-
-class TableLoader(Loader, Protocol):
-    """Where layers get their tensors from, matrices whose rows are looked up among them."""
-
-    dtype: torch.dtype  # what is computed in
-
-    def table(self, tensor: Tensor) -> torch.Tensor: ...
 
 
 class Embedding:

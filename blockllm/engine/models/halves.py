@@ -12,10 +12,11 @@ from blockllm.engine.kernels.layer import Matrix
 from blockllm.engine.models.activations import ACTIVATIONS
 from blockllm.engine.models.bottleneck import Bottlenecks
 from blockllm.engine.models.changes import Targets
-from blockllm.engine.models.linear import Linear, Loader
+from blockllm.engine.models.linear import Linear
 from blockllm.engine.models.norm import HeadNorm, Norm
 from blockllm.engine.models.prefix import Prefixes
 from blockllm.engine.models.segments import Kept, Segments
+from blockllm.engine.models.sources import Loader
 
 # q, k, v of all rows [rows, heads + 2 kv_heads, head_dim], not yet rotated, and the window →
 # attention output [rows, heads, head_dim]
@@ -54,18 +55,6 @@ class AttentionHalf:
         heads = [norm.weight for norm in self._head_norms.values()]
         norms = [self._norm.weight, *(heads or (None, None))]
         return [self._qkv.describe(), self._o.describe()], norms
-
-    @property
-    def fuses_deltas(self) -> bool:
-        """Whether `describe` tells all that deltas change."""
-        norms: list[Norm | HeadNorm] = [self._norm, *self._head_norms.values()]
-        plain = self._bottlenecks is None and self._prefixes is None
-        return (
-            plain
-            and self._qkv.fuses_deltas
-            and self._o.fuses_deltas
-            and not any(norm.is_replaced for norm in norms)
-        )
 
     def __call__(
         self,
@@ -115,12 +104,6 @@ class MlpHalf:
         if self._function.activation != "silu":
             return [None], [self._norm.weight]
         return [self._gate_up.describe(), self._down.describe()], [self._norm.weight]
-
-    @property
-    def fuses_deltas(self) -> bool:
-        """Whether `describe` tells all that deltas change."""
-        linears = self._gate_up.fuses_deltas and self._down.fuses_deltas
-        return linears and self._bottlenecks is None and not self._norm.is_replaced
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]"""

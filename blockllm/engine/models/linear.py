@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
@@ -17,25 +16,10 @@ from blockllm.core import Tensor
 from blockllm.engine.kernels.adapters import AddUpdates, PackedAdapters, make_adapters
 from blockllm.engine.kernels.coded import make_differences
 from blockllm.engine.kernels.layer import Matrix
-from blockllm.engine.kernels.matmul import Matmul
 from blockllm.engine.kernels.packed import PackedInt8, PackedLinear
 from blockllm.engine.models.changes import Affine, BaseLinear, Targets, combine
 from blockllm.engine.models.segments import Segments
-
-
-class Loader(Protocol):
-    """Where layers get their tensors from."""
-
-    def load(self, tensor: Tensor) -> torch.Tensor: ...
-
-    def read(self, tensor: Tensor) -> torch.Tensor: ...
-
-    def matmul(
-        self,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor | None],
-        scales: Sequence[Tensor | None],
-    ) -> Matmul: ...
+from blockllm.engine.models.sources import Loader
 
 
 class Linear:
@@ -55,7 +39,8 @@ class Linear:
             self.columns[name] = slice(start, start + weight.shape[0])
             start += weight.shape[0]
         self._affine: Affine | None = None
-        self._adders: list[AddUpdates] = []
+        self._updates: AddUpdates | None = None
+        self._differences: AddUpdates | None = None
 
     def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
         """Take every model's changes, in the order of the block's adapters; keys are this linear's
@@ -70,24 +55,19 @@ class Linear:
         self._affine = affine if affine.changes_inputs or affine.changes_outputs else None
         updates = [{n: c.update for n, c in own.items() if c.update} for own in changes]
         differences = [{n: c.differences for n, c in own.items()} for own in changes]
-        adders = make_adapters(updates, self.columns), make_differences(differences, self.columns)
-        self._adders = [add for add in adders if add is not None]
+        self._updates = make_adapters(updates, self.columns)
+        self._differences = make_differences(differences, self.columns)
 
     def describe(self) -> Matrix | None:
-        """As a fused layer takes it; None if the weights are not packed."""
+        """As a fused layer takes it, with all low-rank updates; None if something is not packed."""
         if not isinstance(self._matmul, PackedLinear | PackedInt8):
             return None
         matrix = self._matmul.describe()
-        for add in self._adders:
-            if isinstance(add, PackedAdapters):
-                matrix.adapters = add.address
+        if isinstance(self._updates, PackedAdapters):
+            matrix.adapters = self._updates.address
+        elif self._updates is not None:
+            return None
         return matrix
-
-    @property
-    def fuses_deltas(self) -> bool:
-        """Whether `describe` tells all that deltas change."""
-        known = all(isinstance(add, PackedAdapters) for add in self._adders)
-        return known and self._affine is None
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """x: [rows, in] → [rows, out]"""
@@ -97,6 +77,7 @@ class Linear:
             y = self._matmul(self._affine.before(x, segments))
             self._affine.after(y, segments)
         if segments:
-            for add in self._adders:
-                add(y, x, segments.tiles, segments.block_rows)
+            for add in (self._updates, self._differences):
+                if add is not None:
+                    add(y, x, segments.tiles, segments.block_rows)
         return y

@@ -8,8 +8,8 @@ import torch
 
 from blockllm.core import NormTarget, Target
 from blockllm.engine.kernels.fused import add_rms_norm, rms_norm, rms_norm_heads
-from blockllm.engine.models.changes import TensorSource
 from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.sources import TensorSource
 from blockllm.errors import UnsupportedModel
 
 
@@ -39,11 +39,6 @@ class _Replaceable:
     def attach(self, targets: Sequence[tuple[Target, ...]], load: TensorSource) -> None:
         """Take every model's weight, in the order of the block's adapters."""
         self._own = own_weights(targets, load)
-
-    @property
-    def is_replaced(self) -> bool:
-        """Whether some model brings its own weight."""
-        return any(weight is not None for weight in self._own)
 
 
 class Norm(_Replaceable):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from blockllm.core import PrefixTarget
-from blockllm.engine.models.changes import TensorSource
 from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.sources import TensorSource
 
 
 class Prefixes:

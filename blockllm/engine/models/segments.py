@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -40,6 +40,10 @@ class Segments:
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self._host)
+
+    def have(self, deltas: Set[str]) -> bool:
+        """Whether some row adds one of these."""
+        return bool(deltas) and any(segment.delta in deltas for segment in self._host)
 
     def own(self, values: Sequence[Own | None]) -> Iterator[tuple[int, int, Own]]:
         """First row, end and value of each segment whose delta has one; `values` in the order of
