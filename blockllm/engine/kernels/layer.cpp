@@ -50,8 +50,8 @@ struct Rows {
 
 // The rows that go on behind the last attention; the others were there for their keys and values.
 struct Kept {
-    const int64_t* rows;  // [count], ascending; null: all go on
-    int64_t count;
+    const int64_t* rows;  // [count], ascending
+    int64_t count;  // negative: all go on
     const int32_t* segments;  // of these rows, as the call's
     int64_t num_segments;
 };
@@ -167,7 +167,8 @@ void run(Call& call, float* out, const float* x, const Kept& kept) {
         norm_rows(call, call.normed, x, layer.norm);
         apply(call, layer.qkv, call.fused, call.normed);
         attend(call, call.active, call.fused);
-        if (kept.rows) x = keep(call, kept, x);
+        if (kept.count >= 0) x = keep(call, kept, x);
+        if (!call.rows) return;
         apply(call, layer.o, call.y, call.active);
         add(call, layer.gate_up.weights ? call.sum : out, x, call.y);
         x = call.sum;
@@ -199,8 +200,8 @@ using namespace blockllm;
 extern "C" {
 
 // x and out: [rows, hidden]; kv_layer is the first layer's; segments [num_segments, 3] as lora_run
-// takes them. Keys and values of the rows land on their pages. If kept rows are given, only they go
-// on behind the last attention, and out is [num_kept, hidden].
+// takes them. Keys and values of the rows land on their pages. If num_kept is not negative, only the
+// kept rows go on behind the last attention, and out is [num_kept, hidden].
 void layers_run(float* out, const float* x, int64_t rows, const Layer* const* layers, int64_t count,
                 const Rows* at, int64_t kv_layer, const int32_t* segments, int64_t num_segments,
                 const int64_t* kept, int64_t num_kept, const int32_t* kept_segments,
@@ -218,10 +219,10 @@ void layers_run(float* out, const float* x, int64_t rows, const Layer* const* la
               normed, normed + hidden, normed + 2 * hidden, fused, fused + wide, nullptr, kv_layer};
     int64_t last = count - 1;
     while (last > 0 && !layers[last]->qkv.weights) --last;
-    const Kept none{}, some{kept, num_kept, kept_segments, num_kept_segments};
+    const Kept all{nullptr, -1, nullptr, 0}, some{kept, num_kept, kept_segments, num_kept_segments};
     for (int64_t i = 0; i < count && call.rows; ++i, x = out) {
         call.layer = layers[i];
-        run(call, out, x, i == last ? some : none);
+        run(call, out, x, i == last ? some : all);
         call.kv_layer += call.layer->qkv.weights != nullptr;
     }
 }

@@ -119,10 +119,11 @@ class FusedLayers:
         """[rows, hidden] → [rows or k, hidden]; keys and values of the rows land on their pages.
         `kept` needs a layer with attention; from the last of them on the others are dropped."""
         out = torch.empty_like(x)
+        of_kept = (0, -1) if kept is None else _array(kept)
         library().layers_run(
             *(out.data_ptr(), x.data_ptr(), x.shape[0], *self._where),
             *(ctypes.addressof(rows), kv_layer, *_array(tiles)),
-            *(*_array(kept), *_array(kept_tiles), torch.get_num_threads()),
+            *(*of_kept, *_array(kept_tiles), torch.get_num_threads()),
         )
         return out if kept is None else out[: len(kept)]
 
