@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,7 @@ from blockllm.core import LayerFunction
 from blockllm.engine import Engine
 from blockllm.engine.kernels.build import native_library
 from blockllm.engine.kernels.layer import FusedLayers
-from blockllm.engine.models.decoder import Bind, DecoderStack
-from blockllm.engine.models.segments import Kept, Segments
+from blockllm.engine.models.decoder import DecoderStack
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora
@@ -115,15 +115,9 @@ def test_rows_whose_next_token_nobody_wants_are_dropped_without_a_trace(
     dropping, dropped = serve(models), []
     real = DecoderStack.__call__
 
-    def keep_all(
-        self: DecoderStack,
-        x: torch.Tensor,
-        segments: Segments,
-        bind: Bind,
-        kv_layer: int,
-        kept: Kept | None = None,
-    ) -> torch.Tensor:
-        out = real(self, x, segments, bind, kv_layer)
+    def keep_all(self: DecoderStack, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        *where, kept = rest
+        out = real(self, x, *where)
         if kept is None:
             return out
         dropped.append(len(x) - len(kept.rows))

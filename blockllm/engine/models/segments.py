@@ -78,7 +78,7 @@ class Segments:
         return parts
 
     def select(self, rows: Ints) -> Segments:
-        """The segments of some rows, ascending, which are no virtual tokens and lie together."""
+        """The segments of some rows once only these are left: ascending, no virtual tokens."""
         if not self._host:
             return self
         edges = np.searchsorted(rows, [(s.start, s.stop) for s in self._host]).tolist()
