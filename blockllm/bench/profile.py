@@ -57,9 +57,9 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class SpanShare(msgspec.Struct, frozen=True):
-    """One span's hops: medians, times in milliseconds."""
+    """Hops through the same spans: medians, times in milliseconds."""
 
-    span: int
+    spans: tuple[int, ...]
     hops: int
     rows: float
     wait: float
@@ -188,31 +188,36 @@ def _share(name: str, milliseconds: np.ndarray, total: float) -> Share:
 
 
 def _spans(turns: list[_Turn], waits: Sequence[Part]) -> list[SpanShare]:
-    seen: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    seen: dict[tuple[int, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for turn in turns:
         for hop in turn.hops:
             gathers = [p for p in turn.inner if p.name == "gather" and _within(p, hop)]
             gather = sum(p.duration for p in gathers) / 1e6
-            seen[hop.track]["rows"].append(hop.facts["rows"])
-            seen[hop.track]["gather"].append(gather)
-            seen[hop.track]["compute"].append(hop.duration / 1e6 - gather)
+            own = seen[_passed(hop)]
+            own["rows"].append(hop.facts["rows"])
+            own["gather"].append(gather)
+            own["compute"].append(hop.duration / 1e6 - gather)
         for part in turn.inner:
             if part.name == "hand over":
-                seen[part.track]["hand_over"].append(part.duration / 1e6)
+                seen[_passed(part)]["hand_over"].append(part.duration / 1e6)
     bounds = [(turn.whole.start, turn.whole.end) for turn in turns]
     starts = np.array([start for start, _ in bounds])
     for wait in waits:
         turn_index = int(np.searchsorted(starts, wait.start, side="right")) - 1
         if turn_index >= 0 and wait.end <= bounds[turn_index][1]:
-            seen[wait.track]["wait"].append(wait.duration / 1e6)
+            seen[_passed(wait)]["wait"].append(wait.duration / 1e6)
     return [
         SpanShare(
-            span=span,
+            spans=spans,
             hops=len(values["rows"]),
             **{name: float(np.median(values[name])) for name in SpanShare.__struct_fields__[2:]},
         )
-        for span, values in sorted(seen.items())
+        for spans, values in sorted(seen.items())
     ]
+
+
+def _passed(part: Part) -> tuple[int, ...]:
+    return tuple(part.facts["spans"])
 
 
 def _within(inner: Part, outer: Part) -> bool:

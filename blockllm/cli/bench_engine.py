@@ -182,13 +182,14 @@ def _span_table(phase: Phase, names: dict[int, str]) -> Table:
     from rich.table import Table
 
     table = Table(title="hops, medians in ms")
-    table.add_column("span")
+    table.add_column("spans")
     columns = ("hops", "rows", "wait", "gather", "compute", "hand over")
     for column in columns:
         table.add_column(column, justify="right")
     for s in phase.spans:
         times = [f"{value:.3f}" for value in (s.wait, s.gather, s.compute, s.hand_over)]
-        table.add_row(names[s.span], str(s.hops), f"{s.rows:.0f}", *times)
+        name = " to ".join(dict.fromkeys((names[s.spans[0]], names[s.spans[-1]])))
+        table.add_row(name, str(s.hops), f"{s.rows:.0f}", *times)
     return table
 
 

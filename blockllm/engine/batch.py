@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from blockllm.chain import Stop
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.transfer import upload
@@ -131,24 +130,26 @@ class RowSet(NamedTuple):
 
 
 class HopPlan(NamedTuple):
-    """One span and who goes through it; the same for every turn of equal models and counts."""
+    """Who goes through which spans; the same for every turn of equal models and counts."""
 
-    stop: Stop  # of the first member; all agree in the span and in where its KV lies
+    spans: tuple[int, ...]  # in a row; between them nobody of the turn joins or leaves
+    first_kv_layer: int  # decoder layers before them, in the chains of all members
     models: tuple[str, ...]
     carried: RowSet
     sources: tuple[Source, ...]  # of the hidden states; none before the embedding
-    segments: tuple[tuple[Segment, ...], ...]  # per block of the span
+    segments: tuple[tuple[Segment, ...], ...]  # per block of the spans
     spent: tuple[int, ...]  # hops whose hidden states nobody takes after this one
-    ends_attention: bool  # no member's rows meet attention behind the span
+    ends_attention: bool  # no member's rows meet attention behind the spans
 
     @property
     def span(self) -> int:
-        return self.stop.span
+        """The first one: timelines show the hop on its track."""
+        return self.spans[0]
 
     def facts(self) -> dict[str, Any]:
         """What a timeline says about the hop."""
         return {
-            "span": self.span,
+            "spans": list(self.spans),
             "rows": len(self.carried.rows),
             "sequences": len(self.carried.members),
             "models": list(self.models),
@@ -164,16 +165,12 @@ class Common:
 
 
 class Hop(NamedTuple):
-    """One span applied to one batch of rows."""
+    """Spans applied to one batch of rows."""
 
     turn: Turn
     plan: HopPlan
     hidden: torch.Tensor | None  # [rows, hidden_size]; None before the embedding
     common: Common
-
-    @property
-    def span(self) -> int:
-        return self.plan.span
 
     @property
     def members(self) -> Ints:

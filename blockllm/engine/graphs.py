@@ -9,6 +9,7 @@ compute. Everything else runs eagerly.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -29,8 +30,9 @@ from blockllm.engine.attention.rows import (
     gather,
 )
 from blockllm.engine.batch import Common, Hop, fill_tokens
-from blockllm.engine.executor import BlockExecutor, Executor
+from blockllm.engine.executor import Executor
 from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.models.block import BlockExecutor
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.models.segments import Segments
 from blockllm.engine.models.sources import TableLoader
@@ -134,7 +136,7 @@ class StaticHop:
 
     def attention_rows(self, hop: Hop, gathered: GatheredRows) -> AttentionRows:
         """The hop's rows, on the static tensors."""
-        first_bundle = hop.plan.stop.first_kv_layer // gathered.cache.layers_per_page
+        first_bundle = hop.plan.first_kv_layer // gathered.cache.layers_per_page
         return AttentionRows(hop.plan.carried, gathered, self.tensors, first_bundle)
 
 
@@ -176,9 +178,9 @@ class Graphs:
         cache = self._caches[kv_class]
         longest = int(hop.turn.firsts[hop.members].max()) + 1
         return Shape(
-            span=hop.span,
+            span=hop.plan.span,
             kv_class=kv_class,
-            first_kv_layer=hop.plan.stop.first_kv_layer,
+            first_kv_layer=hop.plan.first_kv_layer,
             rows=bucket_of(len(hop.rows), self._most),
             width=width_of(-(-longest // cache.page_size), cache.tables.shape[2]),
         )
@@ -245,7 +247,12 @@ class CudaCapture:
 
 
 class GraphExecutor(Executor):
-    """An executor that replays hops which were captured. Gives what `Executor` gives."""
+    """An executor that replays hops which were captured. Gives what `Executor` gives.
+
+    Hops go through one span each: replaying costs little, and every sequence of spans would need
+    graphs of its own."""
+
+    joins_spans = False
 
     def __init__(
         self,
@@ -261,21 +268,24 @@ class GraphExecutor(Executor):
         """`attention` must read nothing but the tensors of its rows (the Triton kernels do)."""
         super().__init__(plan, load, caches, attention, dtype, device)
         self._graphs = Graphs(capture, caches, max_sequences)
+        self._plan = plan
         self._static: StaticHop | None = None  # set while a hop is computed from static memory
 
-    def run(self, hop: Hop, span: Span) -> torch.Tensor:
+    def run(self, hop: Hop) -> torch.Tensor:
         """See `Executor.run`."""
-        blocks = [self._blocks[block.id] for block in span.blocks]
+        (span,) = hop.plan.spans
+        blocks = self._spans[span]
         if any(hop.segments) and any(block.loops_segments for block in blocks):
-            return super().run(hop, span)  # an embedding adds deltas segment by segment
+            return super().run(hop)  # an embedding adds deltas segment by segment
         segments = [self._segments(hop, i, block) for i, block in enumerate(blocks)]
-        out = self._graphs.run(hop, span, segments, lambda s: self._compute(s, hop, span))
-        return super().run(hop, span) if out is None else out
+        compute = functools.partial(self._compute, hop)
+        out = self._graphs.run(hop, self._plan.spans[span], segments, compute)
+        return super().run(hop) if out is None else out
 
-    def _compute(self, static: StaticHop, hop: Hop, span: Span) -> torch.Tensor:
+    def _compute(self, hop: Hop, static: StaticHop) -> torch.Tensor:
         self._static = static
         try:
-            return super().run(hop._replace(hidden=static.hidden, common=Common()), span)
+            return super().run(hop._replace(hidden=static.hidden, common=Common()))
         finally:
             self._static = None
 

@@ -43,7 +43,8 @@ class Engine:
         self._parts = build(zoo, models, self.settings)
         parts = self._parts
         self._roster = Roster(parts.states, parts.caches, self.settings, parts.pace)
-        self._queues = SpanQueues(list(self._parts.states.values()), timeline)
+        joins = parts.executor.joins_spans
+        self._queues = SpanQueues(list(parts.states.values()), timeline, joins)
         self._counters = HopCounters(len(self._parts.plan.spans))
         self._flight: Flight | None = None  # what was sampled last, if it is not collected yet
         self._overlaps = overlaps(self.settings.overlap, parts.caches[0].tensor.device)
@@ -87,10 +88,10 @@ class Engine:
             if hop is None:
                 break
             with part("compute", hop.plan):
-                out = self._parts.executor.run(hop, self._parts.plan.spans[hop.span])
+                out = self._parts.executor.run(hop)
             with part("hand over", hop.plan):
                 self._counters.count(hop)
-                is_head = self._parts.has_head[hop.span]
+                is_head = self._parts.has_head[hop.plan.spans[-1]]
                 self._queues.hand_over(None if is_head else out)
                 if is_head:
                     logits.append((hop, out))

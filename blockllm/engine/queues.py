@@ -7,6 +7,7 @@ planned before the first one runs (law 7), and while neither changes the plan is
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from blockllm.engine.batch import (
     join,
 )
 from blockllm.engine.place import Place
-from blockllm.engine.sequence import RouteState
+from blockllm.engine.sequence import RouteState, StopState
 from blockllm.observability.timeline import OFF, Timeline
 
 
@@ -47,14 +48,18 @@ class _Arrival(NamedTuple):
     source: Source | None
 
     @property
-    def depth(self) -> int:
-        return self.run.state.stops[self.at].stop.depth
+    def here(self) -> StopState:
+        return self.run.state.stops[self.at]
 
 
 class SpanQueues:
     """The hops of the current turn, in order, and the hidden states between them."""
 
-    def __init__(self, states: SequenceOf[RouteState], timeline: Timeline = OFF) -> None:
+    def __init__(
+        self, states: SequenceOf[RouteState], timeline: Timeline = OFF, joins: bool = False
+    ) -> None:
+        """`joins`: see `plan_hops`."""
+        self._joins = joins
         self._by_rank = {state.rank: state for state in states}
         self._timeline = timeline
         self._key = b""
@@ -64,7 +69,7 @@ class SpanQueues:
         """All rows of a new turn wait at their first spans."""
         key = turn.ranks.tobytes() + turn.counts.tobytes()
         if key != self._key:
-            self._plans = plan_hops(self._runs(turn), turn.counts)
+            self._plans = plan_hops(self._runs(turn), turn.counts, self._joins)
             self._key = key
         self._turn = turn
         self._next = 0
@@ -102,29 +107,42 @@ class SpanQueues:
         ]
 
 
-def plan_hops(runs: list[_Run], counts: Ints) -> list[HopPlan]:
+def plan_hops(runs: list[_Run], counts: Ints, joins: bool = False) -> list[HopPlan]:
     """Let the shallowest waiting span go first with everybody who waits there: rows that part
-    after shared blocks meet again at the next shared one, since nobody runs ahead of them."""
+    after shared blocks meet again at the next shared one, since nobody runs ahead of them.
+
+    `joins`: spans between which nobody of the turn joins or leaves are one hop, so who travels
+    alone pays for no cut that others have made."""
     waiting: dict[Place, list[_Arrival]] = {}
     plans: list[HopPlan] = []
     sets = _RowSets(runs, counts)
+    visits = Counter(stop.place for run in runs for stop in run.state.stops) if joins else None
     arrivals = [_Arrival(run, 0, None) for run in runs]
     while True:
         for arrival in arrivals:
-            place = arrival.run.state.stops[arrival.at].place
-            waiting.setdefault(place, []).append(arrival)
+            waiting.setdefault(arrival.here.place, []).append(arrival)
         if not waiting:
             return _forget_spent(plans)
-        place = min(waiting, key=lambda p: min(arrival.depth for arrival in waiting[p]))
-        group = waiting.pop(place)
+        place = min(waiting, key=lambda p: min(a.here.stop.depth for a in waiting[p]))
+        passed = [waiting.pop(place)]
+        while visits and (onward := _onward(passed[-1], visits)):
+            passed.append(onward)
         arrivals, start = [], 0
-        for run, index, _ in group:
+        for run, index, _ in passed[-1]:
             stop = start + run.stop - run.start
             if index + 1 < len(run.state.stops):
                 source = Source(len(plans), start, stop)
                 arrivals.append(_Arrival(run, index + 1, source))
             start = stop
-        plans.append(_plan(group, sets))
+        plans.append(_plan(passed, sets))
+
+
+def _onward(group: list[_Arrival], visits: Counter[Place]) -> list[_Arrival] | None:
+    """The group at its next span, if they all go to one and nobody else of the turn ever does."""
+    onward = [a._replace(at=a.at + 1) for a in group if a.at + 1 < len(a.run.state.stops)]
+    places = {arrival.here.place for arrival in onward}
+    together = len(onward) == len(group) and len(places) == 1
+    return onward if together and visits[places.pop()] == len(group) else None
 
 
 class _RowSets:
@@ -165,16 +183,20 @@ class _RowSets:
         return RowSet(*known, neighbours, whole, first_member, first_row)
 
 
-def _plan(group: list[_Arrival], sets: _RowSets) -> HopPlan:
+def _plan(passed: list[list[_Arrival]], sets: _RowSets) -> HopPlan:
+    """One hop of a group through the spans that it passes."""
+    group = passed[0]
     runs = [arrival.run for arrival in group]
+    firsts = [arrivals[0].here.stop for arrivals in passed]  # all agree in where its KV lies
     return HopPlan(
-        stop=group[0].run.state.stops[group[0].at].stop,
+        spans=tuple(stop.span for stop in firsts),
+        first_kv_layer=firsts[0].first_kv_layer,
         models=tuple(dict.fromkeys(run.state.route.chain.model for run in runs)),
         carried=sets.of(runs),
         sources=_merge([a.source for a in group if a.source is not None]),
-        segments=_segments(group),
+        segments=tuple(itertools.chain.from_iterable(map(_segments, passed))),
         spent=(),
-        ends_attention=all(a.run.state.stops[a.at].stop.ends_attention for a in group),
+        ends_attention=all(arrival.here.stop.ends_attention for arrival in passed[-1]),
     )
 
 
@@ -205,9 +227,10 @@ def _segments(group: list[_Arrival]) -> tuple[tuple[Segment, ...], ...]:
     """Each run whose model has a delta for a block is a segment there."""
     segments: dict[int, list[Segment]] = {}
     start = 0
-    for run, index, _ in group:
+    for arrival in group:
+        run = arrival.run
         stop = start + run.stop - run.start
-        for block, delta in enumerate(run.state.stops[index].stop.deltas):
+        for block, delta in enumerate(arrival.here.stop.deltas):
             own = segments.setdefault(block, [])
             if delta is not None:
                 own.append(Segment(start, stop, delta.id))

@@ -92,7 +92,7 @@ def run_alone(
     queues.enter(turn)
     out: torch.Tensor | None = None
     while hop := queues.pick():
-        out = parts.executor.run(hop, parts.plan.spans[hop.span])
+        out = parts.executor.run(hop)
         queues.hand_over(out)
     assert out is not None
     sequence.num_computed += rows

@@ -19,8 +19,9 @@ class HopCounters:
 
     def count(self, hop: Hop) -> None:
         """Book one hop."""
-        self.hops[hop.span] += 1
-        self.rows[hop.span] += len(hop.rows)
+        for span in hop.plan.spans:
+            self.hops[span] += 1
+            self.rows[span] += len(hop.rows)
 
 
 def snapshot(parts: Parts, roster: Roster, counters: HopCounters) -> EngineStats:

@@ -146,17 +146,16 @@ class HopDriver:
     @torch.inference_mode()
     def run(self, grants: Sequence[tuple[EngineSequence, int]]) -> Iterator[TimedHop]:
         """One turn; every hop of it, timed until the device is done."""
-        executor, spans = self._parts.executor, self._parts.plan.spans
         self._queues.enter(Turn(list(grants)))
         while hop := self._queues.pick():
             size = size_of(hop)
             self._settle()
             start = time.perf_counter()
-            out = executor.run(hop, spans[hop.span])
+            out = self._parts.executor.run(hop)
             self._settle()
             seconds = time.perf_counter() - start
-            self._queues.hand_over(None if self._parts.has_head[hop.span] else out)
-            yield TimedHop(hop.span, size, seconds)
+            self._queues.hand_over(None if self._parts.has_head[hop.plan.span] else out)
+            yield TimedHop(hop.plan.span, size, seconds)
 
     def _settle(self) -> None:
         if self._parts.caches[0].tensor.device.type == "cuda":

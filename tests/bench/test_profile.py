@@ -46,7 +46,7 @@ def test_the_trace_is_in_the_chrome_format(zoo: Zoo, tmp_path: Path) -> None:  #
     check_nesting(complete)
     hops = [e for e in complete if e["name"] == "compute"]
     assert len(hops) == sum(span.hops for span in engine.stats().spans)
-    assert all(set(h["args"]) == {"span", "rows", "sequences", "models"} for h in hops)
+    assert all(set(h["args"]) == {"spans", "rows", "sequences", "models"} for h in hops)
     assert {m for h in hops for m in h["args"]["models"]} == set(MODELS)
     check_waits([e for e in events if e["ph"] in "be"], len(hops))
 

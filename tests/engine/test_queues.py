@@ -48,17 +48,17 @@ def make_turn(asked: list[tuple[int, int]]) -> Any:
 TURNS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=9)
 
 
-@given(TURNS)
-def test_every_row_walks_its_way(asked: list[tuple[int, int]]) -> None:
+@given(TURNS, st.booleans())
+def test_every_row_walks_its_way(asked: list[tuple[int, int]], joins: bool) -> None:
     turn, states = make_turn(asked), make_states()
-    queues = SpanQueues(states)
+    queues = SpanQueues(states, joins=joins)
     queues.enter(turn)
     walked: dict[int, list[int]] = {row: [] for row in range(int(turn.counts.sum()))}
     outputs = 0
     while hop := queues.pick():
         rows = hop.rows.tolist()
         if hop.hidden is None:
-            assert hop.span == 0
+            assert hop.plan.span == 0
         else:  # whatever a row brings, it brought itself
             assert hop.hidden[:, 0].tolist() == rows
         assert hop.starts[-1] == len(rows)
@@ -67,8 +67,10 @@ def test_every_row_walks_its_way(asked: list[tuple[int, int]]) -> None:
         assert (run is None) == (np.diff(rows) != 1).any()
         assert run is None or rows == list(walked)[run]
         for row in rows:
-            walked[row].append(hop.span)
-        done = hop.span == HEAD
+            walked[row] += hop.plan.spans
+        assert joins or len(hop.plan.spans) == 1
+        assert len(hop.segments) == len(hop.plan.spans)
+        done = hop.plan.spans[-1] == HEAD
         queues.hand_over(None if done else torch.tensor(rows)[:, None])
         outputs += done
     owners = np.repeat(turn.ranks, turn.counts).tolist()
@@ -76,6 +78,19 @@ def test_every_row_walks_its_way(asked: list[tuple[int, int]]) -> None:
     assert [tuple(walk) for walk in walked.values()] == [ways[rank] for rank in owners]
     if len({len(ways[rank]) for rank in owners}) == 1:
         assert outputs == 1, "whoever parted meets again at the shared head"
+
+
+def test_spans_between_which_nobody_joins_or_leaves_are_one_hop() -> None:
+    def hops(*asked: tuple[int, int]) -> list[tuple[int, ...]]:
+        queues = SpanQueues(make_states(), joins=True)
+        queues.enter(make_turn(list(asked)))
+        return [plan.spans for plan in queues._plans]
+
+    assert hops((0, 1), (0, 3)) == [(0, 1, 4)]
+    assert hops((2, 1)) == [(0, 3, 3, 4)]
+    assert hops((0, 1), (1, 1)) == [(0,), (1,), (2,), (4,)]
+    # at its own pace as far as nobody else ever comes
+    assert hops((0, 1), (2, 1)) == [(0,), (1,), (3, 3), (4,)]
 
 
 def test_a_plan_is_kept_while_models_and_counts_are_the_same(
@@ -112,7 +127,7 @@ def test_hidden_states_are_let_go_where_they_are_taken_last() -> None:
         later = {source.hop for plan in queues._plans[index + 1 :] for source in plan.sources}
         hop = hop._replace(hidden=None)
         assert {at for at, output in kept.items() if output() is not None} == later & set(kept)
-        out = None if hop.span == HEAD else torch.zeros(len(hop.rows), 1)
+        out = None if hop.plan.span == HEAD else torch.zeros(len(hop.rows), 1)
         if out is not None:
             kept[index] = weakref.ref(out)
         queues.hand_over(out)
@@ -127,7 +142,7 @@ def test_hops_with_equal_rows_share_what_is_made_of_them() -> None:
     common: dict[tuple[int, ...], set[int]] = {}
     while hop := queues.pick():
         common.setdefault(tuple(hop.rows.tolist()), set()).add(id(hop.common))
-        queues.hand_over(None if hop.span == HEAD else torch.zeros(len(hop.rows), 1))
+        queues.hand_over(None if hop.plan.span == HEAD else torch.zeros(len(hop.rows), 1))
     assert all(len(ids) == 1 for ids in common.values())
     assert len(set.union(*common.values())) == len(common)
 
@@ -152,4 +167,4 @@ def test_neighbours_of_one_pool_are_gathered_at_once(
         if part.run is not None and len(own) == 1:
             assert len(whole.members) == np.isin(pool_of, list(own)).sum()
         assert wholes.setdefault(whole.number, whole.members.tolist()) == whole.members.tolist()
-        queues.hand_over(None if hop.span == HEAD else torch.zeros(len(hop.rows), 1))
+        queues.hand_over(None if hop.plan.span == HEAD else torch.zeros(len(hop.rows), 1))

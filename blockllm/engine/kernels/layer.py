@@ -103,7 +103,7 @@ class FusedLayers:
     """Neighbouring decoder layers, whole or halves, for rows in fp32 on the CPU."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        self._layers = layers
+        self.layers = layers
         self._addresses = (_Pointer * len(layers))(*map(ctypes.addressof, layers))
         self._where = (ctypes.addressof(self._addresses), len(layers))
 

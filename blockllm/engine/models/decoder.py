@@ -74,13 +74,21 @@ class DecoderStack:
     """Neighbouring decoder layers of a block: one native call where all can be part of it, else
     kernel by kernel (deltas that fused layers do not know, other devices and dtypes)."""
 
-    def __init__(self, layers: Sequence[DecoderLayer]) -> None:
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        fused: FusedLayers | None = None,
+        unfused: frozenset[str] = frozenset(),
+    ) -> None:
+        """`fused`: the layers, if that is known; `unfused`: see `refresh`."""
         self.layers = layers
         self.num_kv_layers = sum(layer.keeps_kv for layer in layers)
         attending = [layer for layer in layers if layer.keeps_kv]
         self._first = attending[0] if attending else None
         self._last = attending[-1] if attending else None
-        self.refresh(frozenset())
+        functions = [layer.function for layer in attending]
+        self._rotations = {(function.rope, function.head_dim) for function in functions}
+        self._fused, self._unfused = fused or self._fuse(), unfused
 
     def refresh(self, unfused: frozenset[str]) -> None:
         """To be called when deltas were attached to the layers; `unfused`: ids of those which are
@@ -90,9 +98,18 @@ class DecoderStack:
     def _fuse(self) -> FusedLayers | None:
         described = [layer.describe() for layer in self.layers]
         present = [each for each in described if each is not None]
-        functions = [layer.function for layer in self.layers if layer.keeps_kv]
-        alike = len({(f.rope, f.head_dim) for f in functions}) < 2
+        alike = len(self._rotations) < 2
         return FusedLayers(present) if alike and len(present) == len(described) else None
+
+    def join(self, behind: DecoderStack) -> DecoderStack | None:
+        """Both as one native call, for rows that add the same deltas, by the same numbers, in
+        both; None where that is not possible."""
+        if self._fused is None or behind._fused is None:
+            return None
+        if len(self._rotations | behind._rotations) > 1:
+            return None
+        fused = FusedLayers([*self._fused.layers, *behind._fused.layers])
+        return DecoderStack([*self.layers, *behind.layers], fused, self._unfused)
 
     def __call__(
         self,

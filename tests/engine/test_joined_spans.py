@@ -1,0 +1,104 @@
+"""Who travels alone through several spans pays for one hop, and gets the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blockllm.engine import Engine
+from blockllm.engine.executor import Executor
+from blockllm.engine.models.block import Passage
+from blockllm.engine.models.decoder import DecoderStack
+from blockllm.zoo import Zoo
+from tests.driver import Answer, greedy, request, run, settings
+from tests.makers import make_checkpoint, make_lora
+
+NARROW = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]}
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """A base of four layers and a sibling that differs in the last one; adapters of one layer, of
+    all layers and of a kind that layers do not fuse. A delta's number differs between blocks."""
+    root: Path = tmp_path_factory.mktemp("adapted")
+    zoo = Zoo(root / "zoo")
+    base = make_checkpoint(root / "base", seed=1, num_hidden_layers=4)
+    sibling = {"copy_layers_from": base, "copied_layers": (0, 1, 2)}
+    make_checkpoint(root / "sibling", seed=2, num_hidden_layers=4, **sibling)  # type: ignore[arg-type]
+    make_lora(base, root / "first", seed=3, **NARROW)
+    make_lora(base, root / "lora", seed=4, target_modules="all-linear")
+    make_lora(base, root / "unfused", seed=5, use_dora=True, **NARROW)
+    for name in ("base", "sibling"):
+        zoo.add(name, root / name)
+    for name in ("first", "lora", "unfused"):
+        zoo.add(name, root / name, base="base")
+    return zoo
+
+
+def one_by_one(engine: Engine, names: list[str]) -> dict[str, Answer]:
+    """Each model alone, then pairs of them; contents of prompts differ in length."""
+    answers = {}
+    groups = [[name] for name in names] + [names[i : i + 2] for i in range(0, len(names), 2)]
+    for turn, group in enumerate(groups):
+        requests = [
+            request(f"{turn}-{name}", name, range(3, 12 + 7 * n), greedy(5, logprobs=3))
+            for n, name in enumerate(group)
+        ]
+        answers |= run(engine, requests)
+    return answers
+
+
+@pytest.mark.parametrize("cut", ["lazy", "layers"])
+@pytest.mark.parametrize("which", ["zoo", "adapted"])
+def test_joined_spans_give_the_bits_of_single_ones(
+    which: str, cut: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    models: Zoo = request.getfixturevalue(which)
+    names = sorted(models.chains())
+    options = settings(cut=cut, max_rows=16, max_sequences=4)
+    joined = Engine(models, names, options)
+    answers = one_by_one(joined, names)
+    monkeypatch.setattr(Executor, "joins_spans", False)
+    single = Engine(models, names, options)
+    assert one_by_one(single, names) == answers
+    assert joined.stats().spans == single.stats().spans, "every span counts its own rows"
+
+
+def stacks(engine: Engine, model: str) -> list[int]:
+    """Layers of each native call of a turn with this model alone."""
+    seen: list[Passage] = []
+    executor = engine._parts.executor
+    executor._passage = lambda *of: seen.append(executor._make_passage(*of)) or seen[-1]  # type: ignore[func-returns-value,assignment]
+    run(engine, [request("a", model, range(7), greedy(1))])
+    parts = [step.part for passage in seen for step in passage.steps]
+    return [len(part.layers) for part in parts if isinstance(part, DecoderStack)]
+
+
+def test_layers_of_many_blocks_are_one_call_where_the_rows_add_the_same(adapted: Zoo) -> None:
+    engine = Engine(adapted, None, settings())
+    assert stacks(engine, "base") == [4]
+    assert stacks(engine, "sibling") == [4]
+    assert stacks(engine, "lora") == [1, 1, 2]  # its number is another one in the second layer
+    assert stacks(Engine(adapted, ["lora"], settings(cut="layers")), "lora") == [4]
+
+
+@pytest.mark.parametrize(
+    ("second", "calls"),
+    [
+        ((({"m"}, True), ({"n"}, True)), 1),
+        ((({"n"}, True), ({"m"}, True)), 2),  # other numbers
+        ((({"m"}, False), ({"n"}, True)), 2),  # the first block fuses what the second does not
+        ((({"m"}, True),), 2),
+    ],
+)
+def test_blocks_are_alike_where_the_same_models_add_what_fuses(
+    adapted: Zoo, second: tuple[tuple[set[str], bool], ...], calls: int
+) -> None:
+    executor = Engine(adapted, ["base"], settings(cut="layers"))._parts.executor
+    blocks = executor._make_passage((1, 2), has_segments=False).blocks
+    of_first = (({"m"}, True), ({"n"}, True))
+    for block, riders in zip(blocks, (of_first, second), strict=True):
+        block.riders = tuple((frozenset(models), fuses) for models, fuses in riders)
+    assert len(Passage(blocks, has_segments=True).steps) == calls
+    assert len(Passage(blocks, has_segments=False).steps) == 1
