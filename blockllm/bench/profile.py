@@ -12,6 +12,8 @@ import msgspec
 import numpy as np
 import torch
 
+from blockllm.bench.bound import Bound, Needs, bound_of
+from blockllm.bench.roofline import Limits
 from blockllm.core import Request, Sampling
 from blockllm.engine import Engine
 from blockllm.observability.timeline import OFF, Part, Recorder
@@ -86,6 +88,7 @@ class Profile(msgspec.Struct, frozen=True):
 
     decode: Phase | None
     prompts: Phase | None
+    bound: Bound | None  # of decoding turns
     off_microseconds: float  # what the timeline costs a turn with as many parts when it is off
 
 
@@ -121,7 +124,7 @@ def run_load(engine: Engine, requests: Iterable[Request]) -> int:
     return tokens
 
 
-def summarise(recorder: Recorder) -> Profile:
+def summarise(recorder: Recorder, needs: Needs, limits: Limits) -> Profile:
     """Tables of everything recorded. The load must have computed something."""
     turns = _turns(recorder.parts)
     # parts inside compute are there for `--detail` only, but for gathering
@@ -132,8 +135,15 @@ def summarise(recorder: Recorder) -> Profile:
     return Profile(
         decode=_phase(decode, recorder.waits) if decode else None,
         prompts=_phase(prompts, recorder.waits) if prompts else None,
+        bound=_bound(decode, needs, limits) if decode else None,
         off_microseconds=parts_per_turn * off_cost(),
     )
+
+
+def _bound(turns: list[_Turn], needs: Needs, limits: Limits) -> Bound:
+    works = [needs.of_hops([hop.facts for hop in turn.hops]) for turn in turns]
+    seconds = [turn.whole.duration / 1e9 for turn in turns]
+    return bound_of(zip(works, seconds, strict=True), limits)
 
 
 def _turns(parts: Sequence[Part]) -> list[_Turn]:

@@ -25,9 +25,18 @@ class Limits(msgspec.Struct, frozen=True):
     flops_per_second: float
     how: str
 
-    def seconds(self, num_bytes: int, flops: int) -> float:
+    def seconds(self, num_bytes: float, flops: float) -> float:
         """The least time for work that moves so many bytes and does so many operations."""
         return max(num_bytes / self.bytes_per_second, flops / self.flops_per_second)
+
+
+def higher(first: Limits, second: Limits) -> Limits:
+    """The higher rates of two measurements of one device: what disturbs only lowers them."""
+    return msgspec.structs.replace(
+        first,
+        bytes_per_second=max(first.bytes_per_second, second.bytes_per_second),
+        flops_per_second=max(first.flops_per_second, second.flops_per_second),
+    )
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:

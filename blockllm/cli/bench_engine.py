@@ -15,6 +15,7 @@ from blockllm.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from blockllm.bench.bound import Bound
     from blockllm.bench.kernels import Result
     from blockllm.bench.profile import Phase
 
@@ -98,7 +99,9 @@ def profile(
 ) -> None:
     """Run the engine on random prompts; show where a turn's time goes."""
     from blockllm.bench import profile as profiling
+    from blockllm.bench.bound import Needs
     from blockllm.bench.profile_detail import layer_parts
+    from blockllm.bench.roofline import higher, measure_limits
     from blockllm.engine import Engine
     from blockllm.observability.timeline import write_trace
     from blockllm.zoo import Zoo as Store
@@ -115,9 +118,14 @@ def profile(
     work = profiling.Load(tuple(chains), concurrency, prompt, output, temperature)
     profiling.run_load(engine, profiling.shorter(work).requests(vocab, 0))  # warms up
     recorder.clear()
+    tensor = engine.parts.caches[0].tensor
+    before = measure_limits(tensor.device, tensor.dtype)
     with layer_parts(recorder, detail):
         profiling.run_load(engine, work.requests(vocab, 1))
-    summary = profiling.summarise(recorder)
+    limits = higher(before, measure_limits(tensor.device, tensor.dtype))
+    # taken as if all were half-way through their answers
+    needs = Needs(engine.parts.plan, engine.parts.precision, prompt + output / 2)
+    summary = profiling.summarise(recorder, needs, limits)
     for title, phase in (
         ("decoding turns", summary.decode),
         ("turns with prompts", summary.prompts),
@@ -125,11 +133,23 @@ def profile(
         if phase is not None:
             _print(_phase_table(title, phase))
             _print(_span_table(phase, profiling.track_names(engine)))
+    if summary.bound is not None:
+        print(_bound_line(summary.bound))
     print(f"timeline switched off: {summary.off_microseconds:.1f} us per turn")
     if out:
         write_trace(out, recorder, profiling.track_names(engine))
         print(f"trace: {out} (open it at https://ui.perfetto.dev)")
     _write({"load": work, "profile": summary}, json_file, None, "")
+
+
+def _bound_line(bound: Bound) -> str:
+    limits = bound.limits
+    read, compute = limits.bytes_per_second / 1e9, limits.flops_per_second / 1e9
+    return (
+        f"limit: a decoding turn reads {bound.num_bytes / 1e6:,.0f} MB at {read:.1f} GB/s and does "
+        f"{bound.flops / 1e9:.1f} GFLOP at {compute:.0f} GFLOP/s ({limits.how}): at least "
+        f"{bound.milliseconds:.1f} ms, {bound.fraction:.0%} of what turns took"
+    )
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ the agent that owns the engine calls `step` while there is work.
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from typing import Final
 
 import torch
 
@@ -40,12 +41,12 @@ class Engine:
         """Load `models` (default: all). Raises UnknownModel, OutOfMemory, ConfigError."""
         self._timeline = timeline
         self.settings = settings or EngineSettings()
-        self._parts = build(zoo, models, self.settings)
-        parts = self._parts
+        self.parts: Final = build(zoo, models, self.settings)
+        parts = self.parts
         self._roster = Roster(parts.states, parts.caches, self.settings, parts.pace)
         joins = parts.executor.joins_spans
         self._queues = SpanQueues(list(parts.states.values()), timeline, joins)
-        self._counters = HopCounters(len(self._parts.plan.spans))
+        self._counters = HopCounters(len(self.parts.plan.spans))
         self._flight: Flight | None = None  # what was sampled last, if it is not collected yet
         self._overlaps = overlaps(self.settings.overlap, parts.caches[0].tensor.device)
 
@@ -88,10 +89,10 @@ class Engine:
             if hop is None:
                 break
             with part("compute", hop.plan):
-                out = self._parts.executor.run(hop)
+                out = self.parts.executor.run(hop)
             with part("hand over", hop.plan):
                 self._counters.count(hop)
-                is_head = self._parts.has_head[hop.plan.spans[-1]]
+                is_head = self.parts.has_head[hop.plan.spans[-1]]
                 self._queues.hand_over(None if is_head else out)
                 if is_head:
                     logits.append((hop, out))
@@ -132,7 +133,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot of the books."""
-        return snapshot(self._parts, self._roster, self._counters)
+        return snapshot(self.parts, self._roster, self._counters)
 
     def check_books(self) -> None:
         """Raise AssertionError unless pages, slots and references balance (design law 10)."""

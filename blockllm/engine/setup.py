@@ -42,6 +42,7 @@ class Parts(NamedTuple):
     caches: list[KVCache]  # one per KV shape
     executor: Executor
     has_head: tuple[bool, ...]  # per span
+    precision: Precision
     weight_bytes: int  # of distinct tensors in memory
     weight_bytes_unshared: int  # if every model had its own copy
     pace: Pace | None  # how long a turn may take; None: no limit
@@ -82,6 +83,7 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
         has_head=tuple(
             isinstance(span.blocks[-1].layers[-1].function, HeadFunction) for span in plan.spans
         ),
+        precision=precision,
         weight_bytes=weight_bytes(chains.values(), precision),
         weight_bytes_unshared=sum(weight_bytes([c], precision) for c in chains.values()),
         pace=_pace(zoo, plan, device, dtype, settings),

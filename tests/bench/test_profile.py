@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import pytest
 
 from blockllm.bench import profile
+from blockllm.bench.bound import Needs, Work, bound_of
 from blockllm.bench.profile_detail import TARGETS, layer_parts
+from blockllm.bench.roofline import Limits
 from blockllm.cli import bench_engine
+from blockllm.core import LayerFunction
 from blockllm.engine import Engine
 from blockllm.engine.models.linear import Linear
 from blockllm.observability.timeline import OFF, Recorder, Timeline, trace_events
@@ -20,6 +24,7 @@ from tests.driver import settings
 from tests.engine.conftest import zoo  # noqa: F401
 
 MODELS = ("base", "upper", "lora-all")
+LIMITS = Limits("cpu", 1, "float32", 1, bytes_per_second=1e9, flops_per_second=1e9, how="said")
 LOAD = profile.Load(MODELS, concurrency=5, prompt=9, output=4)
 
 
@@ -29,6 +34,11 @@ def record(zoo: Zoo, detail: bool = False) -> tuple[Engine, Recorder]:  # noqa: 
     with layer_parts(recorder, detail):
         assert profile.run_load(engine, LOAD.requests(96, 0)) == 5 * 4
     return engine, recorder
+
+
+def summarise(engine: Engine, recorder: Recorder) -> profile.Profile:
+    needs = Needs(engine.parts.plan, engine.parts.precision, context=11)
+    return profile.summarise(recorder, needs, LIMITS)
 
 
 def test_the_trace_is_in_the_chrome_format(zoo: Zoo, tmp_path: Path) -> None:  # noqa: F811
@@ -76,11 +86,12 @@ def check_waits(waits: list[dict[str, Any]], hops: int) -> None:
 
 
 def test_the_parts_of_a_turn_add_up(zoo: Zoo) -> None:  # noqa: F811
-    _, recorder = record(zoo)
-    summary = profile.summarise(recorder)
+    engine, recorder = record(zoo)
+    summary = summarise(engine, recorder)
     assert summary.decode is not None and summary.prompts is not None
     assert (summary.decode.turns, summary.prompts.turns) == (3, 1)
     assert (summary.decode.rows, summary.prompts.rows) == (5, 45)
+    assert summary.bound is not None and summary.bound.fraction > 0
     for phase in (summary.decode, summary.prompts):
         assert sum(p.mean for p in phase.parts) == pytest.approx(phase.turn.mean)
         device = sum(p.mean for p in phase.parts if p.name in ("compute", "sample"))
@@ -90,11 +101,11 @@ def test_the_parts_of_a_turn_add_up(zoo: Zoo) -> None:  # noqa: F811
 
 def test_detail_splits_compute_and_is_gone_afterwards(zoo: Zoo) -> None:  # noqa: F811
     original = Linear.__call__
-    _, recorder = record(zoo, detail=True)
+    engine, recorder = record(zoo, detail=True)
     assert Linear.__call__ is original
     names = {part.name for part in recorder.parts}
     assert {part for *_, part in TARGETS} <= names
-    summary = profile.summarise(recorder)
+    summary = summarise(engine, recorder)
     assert summary.decode is not None
     device = [p for p in summary.decode.parts if p.name.startswith("compute")]
     device = [p for p in device if p.name != "compute: gather"]
@@ -149,4 +160,33 @@ def test_the_command_prints_and_writes(
     )
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert json.loads((tmp_path / "p.json").read_text())["profile"]["decode"]["turns"] == 2
-    assert "outside compute" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "outside compute" in printed and "limit: a decoding turn reads" in printed
+
+
+def test_a_turn_needs_weights_deltas_and_pages_once_per_hop(zoo: Zoo) -> None:  # noqa: F811
+    engine, chains = Engine(zoo, MODELS, settings()), zoo.chains(MODELS)
+    needs = Needs(engine.parts.plan, engine.parts.precision, context=10)
+    spans = {m: [s.span for s in r.stops] for m, r in engine.parts.plan.routes.items()}
+    alone = needs.of_hops([{"spans": spans["base"], "rows": 3, "models": ["base"]}])
+    layers = [layer for entry in chains["base"].entries for layer in entry.block.layers]
+    function = layers[1].function
+    assert isinstance(function, LayerFunction)
+    tensors = [t for layer in layers[1:] for t in layer.tensors.values()]
+    pages = 3 * 10 * (len(layers) - 2) * 2 * function.num_kv_heads * function.head_dim * 4
+    assert alone.num_bytes == sum(t.nbytes for t in tensors) + pages
+    products = sum(2 * 3 * math.prod(t.shape) for t in tensors if len(t.shape) == 2)
+    pairs = 3 * 10 * (len(layers) - 2) * 4 * function.num_heads * function.head_dim
+    assert alone.flops == products + pairs
+
+    adapted = needs.of_hops(
+        [{"spans": [s], "rows": 3, "models": ["lora-all"]} for s in spans["base"]]
+    )
+    deltas = [e.delta.tensors() for e in chains["lora-all"].entries if e.delta]
+    assert adapted.num_bytes == alone.num_bytes + sum(t.nbytes for d in deltas for t in d)
+    assert adapted.flops == alone.flops
+
+
+def test_the_larger_limit_is_the_bound() -> None:
+    bound = bound_of([(Work(4e6, 1e6), 8e-3), (Work(1e6, 5e6), 10e-3)], LIMITS)
+    assert (bound.milliseconds, bound.fraction) == (pytest.approx(4.5), pytest.approx(0.5))

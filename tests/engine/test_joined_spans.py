@@ -68,7 +68,7 @@ def test_joined_spans_give_the_bits_of_single_ones(
 def stacks(engine: Engine, model: str) -> list[int]:
     """Layers of each native call of a turn with this model alone."""
     seen: list[Passage] = []
-    executor = engine._parts.executor
+    executor = engine.parts.executor
     executor._passage = lambda *of: seen.append(executor._make_passage(*of)) or seen[-1]  # type: ignore[func-returns-value,assignment]
     run(engine, [request("a", model, range(7), greedy(1))])
     parts = [step.part for passage in seen for step in passage.steps]
@@ -95,7 +95,7 @@ def test_layers_of_many_blocks_are_one_call_where_the_rows_add_the_same(adapted:
 def test_blocks_are_alike_where_the_same_models_add_what_fuses(
     adapted: Zoo, second: tuple[tuple[set[str], bool], ...], calls: int
 ) -> None:
-    executor = Engine(adapted, ["base"], settings(cut="layers"))._parts.executor
+    executor = Engine(adapted, ["base"], settings(cut="layers")).parts.executor
     blocks = executor._make_passage((1, 2), has_segments=False).blocks
     of_first = (({"m"}, True), ({"n"}, True))
     for block, riders in zip(blocks, (of_first, second), strict=True):
