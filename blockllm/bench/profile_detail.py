@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from blockllm.engine.models.decoder import DecoderStack
+from blockllm.engine.models.stack import DecoderStack
 from blockllm.observability.timeline import Timeline
 
 # (module, class or "", function, what the part is called)

@@ -14,11 +14,13 @@ from blockllm.engine.attention.bound import BoundAttention
 from blockllm.engine.attention.rows import gather
 from blockllm.engine.batch import Hop, fill_tokens
 from blockllm.engine.kv.cache import KVCache
-from blockllm.engine.models.block import Added, BlockExecutor, EmbedLayer, HeadLayer, Passage
-from blockllm.engine.models.decoder import DecoderLayer, DecoderStack
+from blockllm.engine.models.block import Added, BlockExecutor, Passage
+from blockllm.engine.models.decoder import DecoderLayer
+from blockllm.engine.models.ends import EmbedLayer, HeadLayer
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.models.segments import Segments, Wanted
 from blockllm.engine.models.sources import TableLoader
+from blockllm.engine.models.stack import DecoderStack
 from blockllm.engine.transfer import upload
 
 _PASSAGES = 1024  # ways through neighbouring spans that are remembered
@@ -68,14 +70,16 @@ class Executor:
             kept = None if wanted is None else wanted.of(segments)
             if kept is not None and dropped:
                 segments, kept = kept.segments, None
+            if x is None:
+                x = self._tokens(hop)
             if isinstance(part, EmbedLayer):
-                x = part.embedding(self._tokens(hop), segments)
-                continue
-            assert x is not None
-            if isinstance(part, DecoderStack):
+                x = part(x, segments)
+            elif isinstance(part, DecoderStack):
                 first, kv_layer = kv_layer, kv_layer + part.num_kv_layers
                 here = kept if kv_layer == end else None
                 x = part(x, segments, functools.partial(self._bind, hop), first, here)
+                if part.head is not None:
+                    return x
                 dropped = dropped or here is not None
             elif isinstance(part, HeadLayer):
                 return part(x, segments) if kept is None else part(x[kept.rows], kept.segments)

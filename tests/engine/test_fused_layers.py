@@ -10,11 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blockllm.core import LayerFunction
+from blockllm.core import LayerFunction, Rope
 from blockllm.engine import Engine
 from blockllm.engine.kernels.build import native_library
-from blockllm.engine.kernels.layer import FusedLayers
-from blockllm.engine.models.decoder import DecoderStack
+from blockllm.engine.kernels.layer import (
+    NO_ROWS,
+    FusedLayers,
+    Matrix,
+    describe_entry,
+    describe_layer,
+)
+from blockllm.engine.models.stack import DecoderStack
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora
@@ -30,7 +36,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     zoo = Zoo(root / "zoo")
     base = make_checkpoint(root / "base", seed=1)
     make_checkpoint(root / "windowed", "mistral", seed=2, sliding_window=20)
-    make_checkpoint(root / "biased", "qwen2", seed=3)
+    make_checkpoint(root / "biased", "qwen2", seed=3, dtype=torch.float16)
     make_checkpoint(root / "normed", "qwen3", seed=4, dtype=torch.bfloat16)
     shutil.copytree(base, root / "half")
     tensors = load_file(base / "model.safetensors")
@@ -126,6 +132,16 @@ def test_rows_whose_next_token_nobody_wants_are_dropped_without_a_trace(
     monkeypatch.setattr(DecoderStack, "__call__", keep_all)
     assert serve(models) == dropping
     assert min(dropped) > 0, "rows that are all wanted need no choice"
+
+
+def test_tokens_without_a_row_in_the_table_become_no_number() -> None:
+    table = torch.arange(12.0).to(torch.float16).view(3, 4)
+    entry = describe_entry(table)
+    function = LayerFunction(4, 0, 1, 1, 4, 1e-6, Rope(1e4), part="attention")
+    layer = describe_layer(function, [Matrix(), Matrix()], [None] * 4)  # leaves rows as they are
+    looked_up = FusedLayers([layer], entry)(torch.tensor([2, 3, -1, 0]), NO_ROWS, 0, None)
+    assert looked_up[0].tolist() == [8, 9, 10, 11] and looked_up[3].tolist() == [0, 1, 2, 3]
+    assert looked_up[1:3].isnan().all()
 
 
 def test_a_delta_that_layers_do_not_fuse_slows_no_other_model(mixed: Zoo, calls: list[int]) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from blockllm.engine import Engine
 from blockllm.engine.executor import Executor
-from blockllm.engine.models.block import Passage
-from blockllm.engine.models.decoder import DecoderStack
+from blockllm.engine.models.block import Part, Passage
+from blockllm.engine.models.stack import DecoderStack
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora
@@ -29,9 +29,10 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     make_lora(base, root / "first", seed=3, **NARROW)
     make_lora(base, root / "lora", seed=4, target_modules="all-linear")
     make_lora(base, root / "unfused", seed=5, use_dora=True, **NARROW)
+    make_lora(base, root / "ends", seed=6, target_modules=["embed_tokens", "lm_head"])
     for name in ("base", "sibling"):
         zoo.add(name, root / name)
-    for name in ("first", "lora", "unfused"):
+    for name in ("first", "lora", "unfused", "ends"):
         zoo.add(name, root / name, base="base")
     return zoo
 
@@ -65,22 +66,29 @@ def test_joined_spans_give_the_bits_of_single_ones(
     assert joined.stats().spans == single.stats().spans, "every span counts its own rows"
 
 
-def stacks(engine: Engine, model: str) -> list[int]:
-    """Layers of each native call of a turn with this model alone."""
+def parts(engine: Engine, model: str) -> list[str]:
+    """What a turn with this model alone goes through: decoder layers of each native call, with `e`
+    and `h` where they include embedding and head, which are parts of their own otherwise."""
     seen: list[Passage] = []
     executor = engine.parts.executor
     executor._passage = lambda *of: seen.append(executor._make_passage(*of)) or seen[-1]  # type: ignore[func-returns-value,assignment]
     run(engine, [request("a", model, range(7), greedy(1))])
-    parts = [step.part for passage in seen for step in passage.steps]
-    return [len(part.layers) for part in parts if isinstance(part, DecoderStack)]
+    return [_name(step.part) for passage in seen for step in passage.steps]
+
+
+def _name(part: Part) -> str:
+    if not isinstance(part, DecoderStack):
+        return type(part).__name__
+    return "e" * (part.embed is not None) + str(len(part.layers)) + "h" * (part.head is not None)
 
 
 def test_layers_of_many_blocks_are_one_call_where_the_rows_add_the_same(adapted: Zoo) -> None:
-    engine = Engine(adapted, None, settings())
-    assert stacks(engine, "base") == [4]
-    assert stacks(engine, "sibling") == [4]
-    assert stacks(engine, "lora") == [1, 1, 2]  # its number is another one in the second layer
-    assert stacks(Engine(adapted, ["lora"], settings(cut="layers")), "lora") == [4]
+    engine = Engine(adapted, ["base", "sibling", "first", "lora", "unfused"], settings())
+    assert parts(engine, "base") == ["e4h"]
+    assert parts(engine, "sibling") == ["e4h"]
+    assert parts(engine, "lora") == ["e1", "1", "2h"]  # another number in the second layer
+    assert parts(Engine(adapted, ["ends"], settings()), "ends") == ["EmbedLayer", "4", "HeadLayer"]
+    assert parts(Engine(adapted, ["lora"], settings(cut="layers")), "lora") == ["e4h"]
 
 
 @pytest.mark.parametrize(

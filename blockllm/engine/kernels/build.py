@@ -37,7 +37,7 @@ _SIGNATURES = {
     "int8_run": "pipipppppiii",
     "delta_run": "pipiipipiip",
     "lora_run": "pipipip",
-    "layers_run": "ppipipipipipi",
+    "layers_run": "ppipipppipipipi",
     "paged_decode": "ppipiipipiiiiiif",
     "paged_prefill": "pipipiipipiiiiiif",
     "rotate_and_write": "ppppiippiiii",

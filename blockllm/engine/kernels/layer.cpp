@@ -1,13 +1,15 @@
-// Decoder layers in one call: the kernels of linears, attention and what is between them, one after
-// the other. Called one by one from Python, a dozen times per layer, they left memory idle for 15 %
+// Layers in one call: the kernels of linears, attention and what is between them, one after the
+// other; the embedding before decoder layers and the head behind them, where these are there. Called one by one from Python, a dozen times per layer, they left memory idle for 15 %
 // of a decoding step: between two big linears the interpreter runs from cold caches. Plain twin: the
 // same kernels called one by one (models/halves.py); the bits are equal.
 
+#include "codes.h"
 #include "kernels.h"
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -48,6 +50,18 @@ struct Rows {
     int64_t singles;
 };
 
+// The table that rows of token ids are looked up in; codes as of a matrix.
+struct Entry {
+    const void* table;  // [vocab, hidden]
+    int64_t code, vocab, hidden;
+};
+// Final norm and projection.
+struct Head {
+    const float* norm;
+    double eps;
+    Matrix projection;
+};
+
 // The rows that go on behind the last attention; the others were there for their keys and values.
 struct Kept {
     const int64_t* rows;  // [count], ascending
@@ -85,10 +99,9 @@ void apply(const Call& call, const Matrix& matrix, float* y, const float* x) {
         lora_run(y, out, x, in, call.segments, call.num_segments, matrix.adapters, call.threads);
 }
 
-void norm_rows(const Call& call, float* out, const float* x, const float* weight) {
+void norm_rows(const Call& call, float* out, const float* x, const float* weight, double eps) {
     const int64_t size = call.layer->hidden;
-    rms_norm(out, x, weight, call.rows, 1, size, size, size, static_cast<float>(call.layer->eps),
-             call.threads);
+    rms_norm(out, x, weight, call.rows, 1, size, size, size, static_cast<float>(eps), call.threads);
 }
 
 void norm_heads(const Call& call, float* heads, int64_t count, const float* weight) {
@@ -164,7 +177,7 @@ const float* keep(Call& call, const Kept& kept, const float* x) {
 void run(Call& call, float* out, const float* x, const Kept& kept) {
     const Layer& layer = *call.layer;
     if (layer.qkv.weights) {
-        norm_rows(call, call.normed, x, layer.norm);
+        norm_rows(call, call.normed, x, layer.norm, layer.eps);
         apply(call, layer.qkv, call.fused, call.normed);
         attend(call, call.active, call.fused);
         if (kept.count >= 0) x = keep(call, kept, x);
@@ -174,11 +187,33 @@ void run(Call& call, float* out, const float* x, const Kept& kept) {
         x = call.sum;
     }
     if (layer.gate_up.weights) {
-        norm_rows(call, call.normed, x, layer.mlp_norm);
+        norm_rows(call, call.normed, x, layer.mlp_norm, layer.eps);
         apply(call, layer.gate_up, call.fused, call.normed);
         silu_multiply(call.active, call.fused, call.rows, layer.down.in, call.threads);
         apply(call, layer.down, call.y, call.active);
         add(call, out, x, call.y);
+    }
+}
+
+// out [rows, hidden]: each token's row of the table in fp32; NaN for a token that is not in it
+void look_up(float* out, const int64_t* tokens, int64_t rows, const Entry& entry) {
+    const int64_t hidden = entry.hidden;
+    for (int64_t r = 0; r < rows; ++r, out += hidden) {
+        const int64_t token = tokens[r];
+        if (token < 0 || token >= entry.vocab) {
+            std::fill_n(out, hidden, std::numeric_limits<float>::quiet_NaN());
+        } else if (entry.code == 0) {
+            std::memcpy(out, static_cast<const float*>(entry.table) + token * hidden, hidden * 4);
+        } else {
+            const auto* from = static_cast<const uint16_t*>(entry.table) + token * hidden;
+            for (int64_t i = 0; i < hidden; i += LANES) {
+                const int64_t count = std::min<int64_t>(LANES, hidden - i);
+                words word{};
+                for (int64_t lane = 0; lane < count; ++lane) word[lane] = from[i + lane];
+                const floats wide = entry.code == 1 ? Bfloats::expand(word, 0) : Halves::expand(word, 0);
+                std::memcpy(out + i, &wide, count * 4);
+            }
+        }
     }
 }
 
@@ -199,11 +234,12 @@ using namespace blockllm;
 
 extern "C" {
 
-// x and out: [rows, hidden]; kv_layer is the first layer's; segments [num_segments, 3] as lora_run
-// takes them. Keys and values of the rows land on their pages. If num_kept is not negative, only the
-// kept rows go on behind the last attention, and out is [num_kept, hidden].
-void layers_run(float* out, const float* x, int64_t rows, const Layer* const* layers, int64_t count,
-                const Rows* at, int64_t kv_layer, const int32_t* segments, int64_t num_segments,
+// x: [rows, hidden], or tokens [rows] if there is an entry; out: [rows, hidden], or [rows, vocab] if
+// there is a head; kv_layer is the first layer's; segments [num_segments, 3] as lora_run takes them.
+// Keys and values of the rows land on their pages. If num_kept is not negative, only the kept rows go
+// on behind the last attention, and out has num_kept rows.
+void layers_run(float* out, const void* x, int64_t rows, const Layer* const* layers, int64_t count,
+                const Entry* entry, const Head* head, const Rows* at, int64_t kv_layer, const int32_t* segments, int64_t num_segments,
                 const int64_t* kept, int64_t num_kept, const int32_t* kept_segments,
                 int64_t num_kept_segments, int threads) {
     Sizes sizes;
@@ -211,19 +247,27 @@ void layers_run(float* out, const float* x, int64_t rows, const Layer* const* la
     const auto room = [&](int64_t floats) { return (rows * floats + 15) / 16 * 16; };
     const int64_t hidden = room(sizes.hidden), wide = room(sizes.wide), inner = room(sizes.inner);
     const int64_t scratch = room(std::max(sizes.hidden, sizes.inner) + 1);
+    const int64_t own = head ? hidden : 0;  // hidden states that nobody else sees
     const std::unique_ptr<void, decltype(&std::free)> memory(
-        std::aligned_alloc(64, (scratch + 3 * hidden + wide + inner) * 4), &std::free);
+        std::aligned_alloc(64, (scratch + 3 * hidden + wide + inner + own) * 4), &std::free);
     float* begin = static_cast<float*>(memory.get());
     float *normed = begin + scratch, *fused = normed + 3 * hidden;
     Call call{*at,    rows,   segments,        num_segments,        threads, begin,
               normed, normed + hidden, normed + 2 * hidden, fused, fused + wide, nullptr, kv_layer};
     int64_t last = count - 1;
     while (last > 0 && !layers[last]->qkv.weights) --last;
+    float* states = head ? call.active + inner : out;
+    if (entry) look_up(states, static_cast<const int64_t*>(x), rows, *entry);
+    const float* from = entry ? states : static_cast<const float*>(x);
     const Kept all{nullptr, -1, nullptr, 0}, some{kept, num_kept, kept_segments, num_kept_segments};
-    for (int64_t i = 0; i < count && call.rows; ++i, x = out) {
+    for (int64_t i = 0; i < count && call.rows; ++i, from = states) {
         call.layer = layers[i];
-        run(call, out, x, i == last ? some : all);
+        run(call, states, from, i == last ? some : all);
         call.kv_layer += call.layer->qkv.weights != nullptr;
+    }
+    if (head && call.rows) {
+        norm_rows(call, call.normed, states, head->norm, head->eps);
+        apply(call, head->projection, out, call.normed);
     }
 }
 

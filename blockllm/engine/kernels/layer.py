@@ -11,6 +11,7 @@ import torch
 from blockllm.core import LayerFunction
 from blockllm.engine.kernels.native import address, library
 
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of weights; 3: int8
 _Pointer, _Int, _Double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
 
@@ -19,7 +20,7 @@ class Matrix(ctypes.Structure):
 
     _fields_ = (
         ("weights", _Pointer),
-        ("code", _Int),  # 0 fp32, 1 bf16, 2 fp16, 3 int8
+        ("code", _Int),
         ("scale", _Pointer),
         ("offsets", _Pointer),
         ("bias", _Pointer),
@@ -78,6 +79,23 @@ class Rows(ctypes.Structure):
     )
 
 
+class Entry(ctypes.Structure):
+    """The table that rows of token ids are looked up in."""
+
+    _fields_ = (
+        ("table", _Pointer),  # [vocab, hidden]
+        ("code", _Int),
+        ("vocab", _Int),
+        ("hidden", _Int),
+    )
+
+
+class Head(ctypes.Structure):
+    """Final norm and projection."""
+
+    _fields_ = (("norm", _Pointer), ("eps", _Double), ("projection", Matrix))
+
+
 NO_ROWS = Rows()  # for layers without attention
 _NO_MATRIX = Matrix()
 
@@ -99,33 +117,60 @@ def describe_layer(
     )  # fmt: skip
 
 
-class FusedLayers:
-    """Neighbouring decoder layers, whole or halves, for rows in fp32 on the CPU."""
+def describe_entry(table: torch.Tensor) -> Entry | None:
+    """An embedding's table; None if it is of another type. It points into it and does not keep
+    it."""
+    code = CODES.get(table.dtype)
+    if code is None or table.device.type != "cpu":
+        return None
+    return Entry(table.data_ptr(), code, *table.shape)
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
-        self.layers = layers
+
+def describe_head(norm: torch.Tensor, eps: float, projection: Matrix) -> Head:
+    """It points into its arguments and does not keep them."""
+    return Head(norm.data_ptr(), eps, projection)
+
+
+class FusedLayers:
+    """Neighbouring decoder layers, whole or halves, for rows in fp32 on the CPU; with the embedding
+    before them and the head behind, where these are given."""
+
+    def __init__(
+        self, layers: Sequence[Layer], entry: Entry | None = None, head: Head | None = None
+    ) -> None:
+        self.layers, self.entry, self.head = layers, entry, head
         self._addresses = (_Pointer * len(layers))(*map(ctypes.addressof, layers))
-        self._where = (ctypes.addressof(self._addresses), len(layers))
+        ends = [0 if end is None else ctypes.addressof(end) for end in (entry, head)]
+        self._where = (ctypes.addressof(self._addresses), len(layers), *ends)
+        self._width = 0 if head is None else head.projection.outputs
+
+    def join(self, behind: FusedLayers) -> FusedLayers:
+        """Both in one call; there is nothing between them."""
+        return FusedLayers([*self.layers, *behind.layers], self.entry, behind.head)
 
     def __call__(
         self,
-        x: torch.Tensor,  # [rows, hidden], contiguous
+        x: torch.Tensor,  # [rows, hidden], contiguous; token ids [rows] where there is an entry
         rows: Rows,
         kv_layer: int,  # number of the first layer among those that keep KV
         tiles: torch.Tensor | None,  # [n, 3] int32: first row, end, adapter
         kept: torch.Tensor | None = None,  # [k] int64, ascending: rows that go on behind attention
         kept_tiles: torch.Tensor | None = None,  # of these rows
     ) -> torch.Tensor:
-        """[rows, hidden] → [rows or k, hidden]; keys and values of the rows land on their pages.
-        `kept` needs a layer with attention; from the last of them on the others are dropped."""
-        out = torch.empty_like(x)
+        """[rows, hidden] → [rows or k, hidden], behind a head [rows or k, vocab]; keys and values
+        of the rows land on their pages. `kept` needs a layer with attention; from the last of them
+        on the others are dropped."""
         of_kept = (0, -1) if kept is None else _array(kept)
+        left = len(x) if kept is None else len(kept)
+        # hidden states of all rows are in `out` until the last layer
+        size = (len(x), self.layers[0].hidden) if self.head is None else (left, self._width)
+        out = torch.empty(size)
         library().layers_run(
             *(out.data_ptr(), x.data_ptr(), x.shape[0], *self._where),
             *(ctypes.addressof(rows), kv_layer, *_array(tiles)),
             *(*of_kept, *_array(kept_tiles), torch.get_num_threads()),
         )
-        return out if kept is None else out[: len(kept)]
+        return out[:left]
 
 
 def _array(values: torch.Tensor | None) -> tuple[int, int]:

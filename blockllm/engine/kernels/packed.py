@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from blockllm.engine.kernels.layer import Matrix
+from blockllm.engine.kernels.layer import CODES, Matrix
 from blockllm.engine.kernels.native import address, library
 
 PANEL = 32  # outputs whose weights lie together, as in vectors.h
 _HUGE = 1 << 21  # bytes of a huge page of x86
-_INT8 = 3  # a matrix's code in layer.cpp, beside those of linear.cpp:
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_INT8 = 3  # a matrix's code in layer.cpp, beside `CODES`
 
 
 class PackedLinear:
@@ -30,7 +29,7 @@ class PackedLinear:
         self._out, self._in = sum(map(len, weights)), weights[0].shape[1]
         self._bias = bias
         self._weight = pack_floats(weights)
-        self._code = _CODES[self._weight.dtype]
+        self._code = CODES[self._weight.dtype]
 
     def describe(self) -> Matrix:
         """What a native layer needs to know; it points into this object."""

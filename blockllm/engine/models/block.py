@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-
 from blockllm.chain.spans import num_kv_layers
 from blockllm.core import (
     Block,
@@ -21,46 +19,10 @@ from blockllm.core import (
     Target,
 )
 from blockllm.engine.models.bridge import BridgeLayer
-from blockllm.engine.models.changes import Targets
-from blockllm.engine.models.decoder import DecoderLayer, DecoderStack
-from blockllm.engine.models.embedding import Embedding
-from blockllm.engine.models.linear import Linear
-from blockllm.engine.models.norm import Norm
-from blockllm.engine.models.segments import Segments
+from blockllm.engine.models.decoder import DecoderLayer
+from blockllm.engine.models.ends import EmbedLayer, HeadLayer
 from blockllm.engine.models.sources import Loader, TableLoader
-
-
-class EmbedLayer:
-    """Token ids → hidden states."""
-
-    def __init__(self, layer: Layer, load: TableLoader) -> None:
-        self.embedding = Embedding(load.table(layer.tensors["weight"]), load.dtype)
-
-    def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
-        """Take every model's changes."""
-        self.embedding.attach(adapters, load)
-
-
-class HeadLayer:
-    """Final norm and projection → logits, for rows whose next token is wanted."""
-
-    def __init__(self, layer: Layer, load: Loader) -> None:
-        assert isinstance(layer.function, HeadFunction)
-        self._norm = Norm(load.load(layer.tensors["norm.weight"]), layer.function.norm_eps)
-        kinds = ("weight", "bias", "scale")
-        tensors = {f"head.{n}": t for n, t in layer.tensors.items() if n in kinds}
-        self._projection = Linear(("head",), tensors, load)
-
-    def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
-        """Take every model's changes."""
-        self._norm.attach([targets.get("norm", ()) for targets in adapters], load)
-        own = [{n: t for n, t in targets.items() if n == "head"} for targets in adapters]
-        self._projection.attach(own, load)
-
-    def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
-        """[rows, hidden] → logits [rows, vocab]"""
-        return self._projection(self._norm(x, segments), segments)
-
+from blockllm.engine.models.stack import DecoderStack
 
 AnyLayer = EmbedLayer | DecoderLayer | BridgeLayer | HeadLayer
 Part = EmbedLayer | DecoderStack | BridgeLayer | HeadLayer  # of a block, as hops go through it
@@ -149,32 +111,37 @@ class Step(NamedTuple):
     """A part that hops go through as one."""
 
     part: Part
-    block: int  # which of theirs it is of: the first, where it is of several
+    block: int  # whose deltas count: the first one's, where decoder layers of several are one
 
 
 class Passage:
-    """What hops through some blocks do, in order. Decoder layers of neighbouring blocks are one
-    native call where the rows add the same deltas, by the same numbers, in both."""
+    """What hops through some blocks do, in order. Layers of neighbouring blocks are one native call
+    where the rows add the same deltas, by the same numbers, in both."""
 
     def __init__(self, blocks: Sequence[BlockExecutor], has_segments: bool) -> None:
         """`has_segments`: whether some rows add deltas."""
-        self.blocks = blocks
+        self.blocks, self._has_segments = blocks, has_segments
         self.num_kv_layers = sum(block.num_kv_layers for block in blocks)
         self.steps: list[Step] = []
         for i, block in enumerate(blocks):
             for part in block.parts:
-                joined = None
-                if self.steps:
-                    before, first = self.steps[-1]
-                    if not has_segments or blocks[first].riders == block.riders:
-                        joined = _join(before, part)
-                if joined is None:
-                    self.steps.append(Step(part, i))
-                else:
-                    self.steps[-1] = Step(joined, first)
+                step = Step(part, i)
+                joined = self._join(self.steps[-1], step) if self.steps else None
+                if joined is not None:
+                    self.steps.pop()
+                self.steps.append(joined or step)
 
-
-def _join(before: Part, behind: Part) -> DecoderStack | None:
-    if isinstance(before, DecoderStack) and isinstance(behind, DecoderStack):
-        return before.join(behind)
-    return None
+    def _join(self, before: Step, behind: Step) -> Step | None:
+        left, right = before.part, behind.part
+        stack, block = None, before.block
+        if isinstance(left, EmbedLayer) and isinstance(right, DecoderStack):
+            if not (self._has_segments and left.is_changed):
+                stack, block = right.begin_with(left), behind.block
+        elif isinstance(left, DecoderStack) and isinstance(right, HeadLayer):
+            if not (self._has_segments and right.is_changed):
+                stack = left.end_with(right)
+        elif isinstance(left, DecoderStack) and isinstance(right, DecoderStack):
+            riders = self.blocks[before.block].riders
+            if not self._has_segments or riders == self.blocks[behind.block].riders:
+                stack = left.join(right)
+        return None if stack is None else Step(stack, block)

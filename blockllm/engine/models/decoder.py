@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from blockllm.core import Layer, LayerFunction, keeps_kv
 from blockllm.engine.attention.bound import BoundAttention
-from blockllm.engine.kernels.layer import NO_ROWS, FusedLayers, Matrix, describe_layer
 from blockllm.engine.kernels.layer import Layer as NativeLayer
+from blockllm.engine.kernels.layer import Matrix, describe_layer
 from blockllm.engine.models.changes import Targets
 from blockllm.engine.models.halves import AttentionHalf, MlpHalf
 from blockllm.engine.models.segments import Kept, Segments
@@ -64,89 +64,3 @@ class DecoderLayer:
         if kept is not None:
             x, segments = x[kept.rows], kept.segments
         return x + attended if self._mlp is None else self._mlp.after(x, attended, segments)
-
-
-# A layer's attention, bound to a hop: of the layer and its number among those that keep KV
-Bind = Callable[[DecoderLayer, int], BoundAttention | None]
-
-
-class DecoderStack:
-    """Neighbouring decoder layers of a block: one native call where all can be part of it, else
-    kernel by kernel (deltas that fused layers do not know, other devices and dtypes)."""
-
-    def __init__(
-        self,
-        layers: Sequence[DecoderLayer],
-        fused: FusedLayers | None = None,
-        unfused: frozenset[str] = frozenset(),
-    ) -> None:
-        """`fused`: the layers, if that is known; `unfused`: see `refresh`."""
-        self.layers = layers
-        self.num_kv_layers = sum(layer.keeps_kv for layer in layers)
-        attending = [layer for layer in layers if layer.keeps_kv]
-        self._first = attending[0] if attending else None
-        self._last = attending[-1] if attending else None
-        functions = [layer.function for layer in attending]
-        self._rotations = {(function.rope, function.head_dim) for function in functions}
-        self._fused, self._unfused = fused or self._fuse(), unfused
-
-    def refresh(self, unfused: frozenset[str]) -> None:
-        """To be called when deltas were attached to the layers; `unfused`: ids of those which are
-        more than low-rank updates of linears."""
-        self._fused, self._unfused = self._fuse(), unfused
-
-    def _fuse(self) -> FusedLayers | None:
-        described = [layer.describe() for layer in self.layers]
-        present = [each for each in described if each is not None]
-        alike = len(self._rotations) < 2
-        return FusedLayers(present) if alike and len(present) == len(described) else None
-
-    def join(self, behind: DecoderStack) -> DecoderStack | None:
-        """Both as one native call, for rows that add the same deltas, by the same numbers, in
-        both; None where that is not possible."""
-        if self._fused is None or behind._fused is None:
-            return None
-        if len(self._rotations | behind._rotations) > 1:
-            return None
-        fused = FusedLayers([*self._fused.layers, *behind._fused.layers])
-        return DecoderStack([*self.layers, *behind.layers], fused, self._unfused)
-
-    def __call__(
-        self,
-        x: torch.Tensor,  # [rows, hidden]
-        segments: Segments,
-        bind: Bind,
-        kv_layer: int,  # the first layer's number
-        kept: Kept | None = None,  # who goes on behind the last attention; None: all
-    ) -> torch.Tensor:
-        """[rows, hidden] → [rows or kept, hidden]"""
-        if kept is not None and self._last is None:
-            x, segments, kept = x[kept.rows], kept.segments, None
-        if self._fused is not None and not segments.have(self._unfused):
-            attend = None if self._first is None else bind(self._first, kv_layer)
-            rows = NO_ROWS if attend is None else attend.describe()
-            if rows is not None:
-                of_kept = (None, None) if kept is None else (kept.rows, _tiles(kept.segments))
-                return self._fused(x, rows, kv_layer, _tiles(segments), *of_kept)
-        return self.run_layers(x, segments, bind, kv_layer, kept)
-
-    def run_layers(
-        self,
-        x: torch.Tensor,
-        segments: Segments,
-        bind: Bind,
-        kv_layer: int,
-        kept: Kept | None = None,
-    ) -> torch.Tensor:
-        """The same, kernel by kernel."""
-        for layer in self.layers:
-            drops = kept if layer is self._last else None
-            x = layer(x, segments, bind(layer, kv_layer), drops)
-            kv_layer += layer.keeps_kv
-            if drops is not None:
-                segments = drops.segments
-        return x
-
-
-def _tiles(segments: Segments) -> torch.Tensor | None:
-    return segments.tiles if segments else None

@@ -29,20 +29,23 @@ class RotaryEmbedding:
         self._rope = rope
         self._head_dim = head_dim
         self._dtype = dtype
-        self._inverse = inverse_frequencies(rope, head_dim).to(device)  # [head_dim / 2]
+        inverse = inverse_frequencies(rope, head_dim)
+        self._inverse = torch.cat((inverse, inverse)).to(device)  # [head_dim]
         self._scale = _attention_factor(rope)
 
     def table(self, positions: torch.Tensor, lengths: torch.Tensor) -> RopeTable:
         """Table for rows at `positions` [rows]; `lengths` [rows] matter to dynamic scaling."""
-        angles = positions.float()[:, None] * self._inverse  # [rows, head_dim / 2]
+        angles = positions[:, None, None] * self._inverse  # [rows, 1, head_dim]
         if self._rope.kind == "dynamic":
             for length in sorted(set(lengths.tolist())):
                 if length > self._rope.original_max_position:
                     chosen = lengths == length
                     stretched = _dynamic(self._rope, self._head_dim, length).to(angles.device)
-                    angles[chosen] = positions[chosen].float()[:, None] * stretched
-        angles = torch.cat((angles, angles), dim=-1)[:, None]  # [rows, 1, head_dim]
-        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
+                    both = torch.cat((stretched, stretched))
+                    angles[chosen] = positions[chosen, None, None] * both
+        cos, sin = angles.cos(), angles.sin()
+        if self._scale != 1.0:
+            cos, sin = cos * self._scale, sin * self._scale
         return RopeTable(cos.to(self._dtype), sin.to(self._dtype))
 
 
