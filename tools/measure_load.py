@@ -31,7 +31,7 @@ import torch
 from blockllm.chain import plan_spans
 from blockllm.core import Chain, EmbedFunction, Tensor
 from blockllm.engine.kernels.build import native_library
-from blockllm.engine.kernels.packed import new_memory
+from blockllm.engine.kernels.memory import new_memory
 from blockllm.engine.loader import TensorLoader
 from blockllm.engine.models.block import BlockExecutor
 from blockllm.zoo import Zoo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,32 @@ def test_fused_layers_give_the_bits_of_their_parts(
     monkeypatch.setattr(DecoderStack, "_fuse", lambda self: None)
     assert serve(models) == fused
     assert not calls
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """That many compute threads, for one test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
+def test_a_row_alone_gives_the_bits_of_its_parts(
+    mixed: Zoo, threads: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve_alone() -> list[Answer]:
+        engine = Engine(mixed, None, settings())
+        return [
+            run(engine, [request(name, name, range(5, 30), greedy(24, logprobs=4))])[name]
+            for name in sorted(mixed.chains())
+        ]
+
+    fused = serve_alone()
+    assert calls.count(1) > 100
+    monkeypatch.setattr(DecoderStack, "_fuse", lambda self: None)
+    assert serve_alone() == fused
 
 
 @pytest.mark.parametrize("fuses", [True, False])

@@ -187,36 +187,40 @@ using namespace blockllm;
 
 extern "C" {
 
+// KV heads head..head + num of one sequence; out and q: [heads, dim]
+void decode_heads(float* out, const float* q, const float* keys, int64_t page_stride,
+                  int64_t value_stride, const int32_t* table, int64_t context, int64_t head,
+                  int64_t num, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size,
+                  int64_t window, float scale) {
+    thread_local std::vector<float> scratch;
+    const Pages pages{keys, page_stride, value_stride, page_size, kv_heads};
+    const int64_t groups = heads / kv_heads, own = head * groups * dim;
+    const int64_t first = window && context > window ? context - window : 0;
+    auto run = dim == 64    ? attend_heads<64>
+               : dim == 128 ? attend_heads<128>
+               : dim == 96  ? attend_heads<96>
+               : dim == 80  ? attend_heads<80>
+                            : attend_heads<0>;
+    run(out + own, q + own, pages, table, head, num, groups, first, context, scale, dim, scratch);
+}
+
 // out [n, heads, dim]; q: rows of q_stride floats; tables: rows of table_stride page numbers
 void paged_decode(float* out, const float* q, int64_t q_stride, const float* keys,
                   int64_t page_stride, int64_t value_stride, const int32_t* tables,
                   int64_t table_stride, const int64_t* contexts, int64_t n, int64_t heads,
                   int64_t kv_heads, int64_t dim, int64_t page_size, int64_t window, float scale,
                   int threads) {
-    const Pages pages{keys, page_stride, value_stride, page_size, kv_heads};
-    const int64_t groups = heads / kv_heads;
     // whole sequences read memory in order; few sequences are split by heads to use all threads
     const int64_t share = n >= 2 * threads ? kv_heads : kv_heads * n / threads;
     int64_t num = share < 1 ? 1 : share > kv_heads ? kv_heads : share;
     while (kv_heads % num) --num;
     const int64_t parts = kv_heads / num;
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> scratch;
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < n * parts; ++task) {
-            const int64_t i = task / parts, head = task % parts * num, context = contexts[i];
-            const int64_t first = window && context > window ? context - window : 0;
-            const int32_t* table = tables + i * table_stride;
-            const float* query = q + i * q_stride + head * groups * dim;
-            float* to = out + (i * heads + head * groups) * dim;
-            auto run = dim == 64    ? attend_heads<64>
-                       : dim == 128 ? attend_heads<128>
-                       : dim == 96  ? attend_heads<96>
-                       : dim == 80  ? attend_heads<80>
-                                    : attend_heads<0>;
-            run(to, query, pages, table, head, num, groups, first, context, scale, dim, scratch);
-        }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t task = 0; task < n * parts; ++task) {
+        const int64_t i = task / parts, head = task % parts * num;
+        decode_heads(out + i * heads * dim, q + i * q_stride, keys, page_stride, value_stride,
+                     tables + i * table_stride, contexts[i], head, num, heads, kv_heads, dim,
+                     page_size, window, scale);
     }
 }
 

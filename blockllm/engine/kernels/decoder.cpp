@@ -2,10 +2,10 @@
 // attention. Every function has a plain twin in kernels/plain.py. All row counts and sizes are
 // checked by the Python side. Threads come from torch's OpenMP pool.
 
-#include "exponential.h"
 #include "kernels.h"
+#include "small.h"
 
-using blockllm::exp_negative;
+using namespace blockllm;
 
 extern "C" {
 
@@ -15,20 +15,11 @@ void rotate_and_write(float* qkv, const float* cos, const float* sin, float* key
                       int64_t page_stride, int64_t value_stride, const int64_t* write_pages,
                       const int64_t* write_offsets, int64_t rows, int64_t heads, int64_t kv_heads,
                       int64_t dim, int threads) {
-    const int64_t half = dim / 2, row_size = (heads + 2 * kv_heads) * dim, width = kv_heads * dim;
+    const int64_t row_size = (heads + 2 * kv_heads) * dim, width = kv_heads * dim;
 #pragma omp parallel for num_threads(threads) if (rows * row_size > 16384)
     for (int64_t r = 0; r < rows; ++r) {
         float* row = qkv + r * row_size;
-        const float *c = cos + r * dim, *s = sin + r * dim;
-        for (int64_t h = 0; h < heads + kv_heads; ++h) {
-            float *left = row + h * dim, *right = left + half;
-#pragma omp simd
-            for (int64_t d = 0; d < half; ++d) {
-                const float a = left[d], b = right[d];
-                left[d] = a * c[d] - b * s[d];
-                right[d] = b * c[d + half] + a * s[d + half];
-            }
-        }
+        rotate_heads(row, heads + kv_heads, cos + r * dim, sin + r * dim, dim);
         float* key = keys + write_pages[r] * page_stride + write_offsets[r] * width;
         std::memcpy(key, row + heads * dim, sizeof(float) * width);
         std::memcpy(key + value_stride, row + heads * dim + width, sizeof(float) * width);
@@ -43,12 +34,7 @@ void rms_norm(float* out, const float* x, const float* weight, int64_t rows, int
     for (int64_t task = 0; task < rows * inner; ++task) {
         const float* from = x + task / inner * x_stride + task % inner * dim;
         float* to = out + task / inner * out_stride + task % inner * dim;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t d = 0; d < dim; ++d) sum += from[d] * from[d];
-        const float scale = 1.0f / std::sqrt(sum / static_cast<float>(dim) + eps);
-#pragma omp simd
-        for (int64_t d = 0; d < dim; ++d) to[d] = from[d] * scale * weight[d];
+        norm_vector(to, from, weight, dim, eps);
     }
 }
 
@@ -56,15 +42,8 @@ void rms_norm(float* out, const float* x, const float* weight, int64_t rows, int
 void silu_multiply(float* out, const float* gate_up, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for num_threads(threads) if (rows * size > 16384)
     for (int64_t r = 0; r < rows; ++r) {
-        const float *gate = gate_up + r * 2 * size, *up = gate + size;
-        float* to = out + r * size;
-#pragma omp simd
-        for (int64_t d = 0; d < size; ++d) {
-            // of the two forms of the sigmoid, the one whose exponent is not positive
-            const float e = exp_negative(gate[d] > 0 ? -gate[d] : gate[d]);
-            const float sigmoid = (gate[d] > 0 ? 1.0f : e) / (1.0f + e);
-            to[d] = gate[d] * sigmoid * up[d];
-        }
+        const float* gate = gate_up + r * 2 * size;
+        gate_vector(out + r * size, gate, gate + size, size);
     }
 }
 

@@ -31,4 +31,16 @@ void paged_prefill(float* out, int64_t out_stride, const float* q, int64_t q_str
                    int64_t num_tiles, int64_t heads, int64_t kv_heads, int64_t dim,
                    int64_t page_size, int64_t window, float scale, int threads);
 
+// Parts of the above for one row, to be shared out by the caller's threads.
+void linear_row(float* y, const float* x, const void* packed, int64_t code, const float* bias,
+                int64_t in, int64_t out, int64_t first, int64_t last);
+float int8_round(int32_t* codes, const float* x, int64_t in);
+void int8_row(float* y, const int32_t* codes, float step, const int8_t* packed, const float* scale,
+              const int32_t* offsets, const float* bias, int64_t in, int64_t out, int64_t first,
+              int64_t last);
+void decode_heads(float* out, const float* q, const float* keys, int64_t page_stride,
+                  int64_t value_stride, const int32_t* table, int64_t context, int64_t head,
+                  int64_t num, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size,
+                  int64_t window, float scale);
+
 }  // extern "C"

@@ -1,10 +1,13 @@
 // Layers in one call: the kernels of linears, attention and what is between them, one after the
-// other; the embedding before decoder layers and the head behind them, where these are there. Called one by one from Python, a dozen times per layer, they left memory idle for 15 %
-// of a decoding step: between two big linears the interpreter runs from cold caches. Plain twin: the
-// same kernels called one by one (models/halves.py); the bits are equal.
+// other; the embedding before decoder layers and the head behind them, where these are there. Called
+// one by one from Python, a dozen times per layer, they left memory idle for 15 % of a decoding step:
+// between two big linears the interpreter runs from cold caches. Plain twin: the same kernels called
+// one by one (models/halves.py); the bits are equal.
 
 #include "codes.h"
 #include "kernels.h"
+#include "layers.h"
+#include "row.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -15,52 +18,6 @@
 
 namespace blockllm {
 namespace {
-
-constexpr int64_t INT8 = 3;  // a matrix's code, beside those of linear_run
-
-// In 8-byte fields; kernels/layer.py writes them.
-struct Matrix {
-    const void* weights;  // packed; null where the layer lacks this half
-    int64_t code;
-    const float* scale;      // [out] of int8
-    const int32_t* offsets;  // [out] of int8
-    const float* bias;       // [out] or null
-    int64_t in, out;
-    const void* adapters;  // as lora_run takes them, or null
-};
-struct Layer {
-    Matrix qkv, o, gate_up, down;
-    const float *norm, *q_norm, *k_norm, *mlp_norm;  // those of heads may be null
-    int64_t hidden, heads, kv_heads, dim, window;
-    double eps, scale;  // of the norms, of attention
-};
-struct Rows {
-    float* keys;  // of the first layer within the pages
-    int64_t page_size, page_stride, layer_stride, value_stride, layers_per_page;
-    const float *cos, *sin;       // [rows, dim]
-    const int64_t* write_pages;   // [bundles, rows], bundles lie write_stride apart
-    int64_t write_stride;
-    const int64_t* write_offsets;  // [rows]
-    const int32_t* tables;        // [sequences, bundles, width]
-    int64_t bundles, width;
-    const int32_t* tiles;  // [num_tiles, 4] of sequences with several rows
-    int64_t num_tiles;
-    // [singles] of sequences with one row: which, the row, its context; if there are no tiles, all
-    const int64_t *members, *where, *contexts;
-    int64_t singles;
-};
-
-// The table that rows of token ids are looked up in; codes as of a matrix.
-struct Entry {
-    const void* table;  // [vocab, hidden]
-    int64_t code, vocab, hidden;
-};
-// Final norm and projection.
-struct Head {
-    const float* norm;
-    double eps;
-    Matrix projection;
-};
 
 // The rows that go on behind the last attention; the others were there for their keys and values.
 struct Kept {
@@ -259,6 +216,11 @@ void layers_run(float* out, const void* x, int64_t rows, const Layer* const* lay
     float* states = head ? call.active + inner : out;
     if (entry) look_up(states, static_cast<const int64_t*>(x), rows, *entry);
     const float* from = entry ? states : static_cast<const float*>(x);
+    if (rows == 1 && num_kept < 0 && !num_segments && !at->num_tiles) {
+        if (from != states) std::copy_n(from, layers[0]->hidden, states);
+        return row_run({*at, layers, count, head, kv_layer, std::max(sizes.hidden, sizes.inner),
+                        states, call.sum, call.y, fused, call.active, out}, threads);
+    }
     const Kept all{nullptr, -1, nullptr, 0}, some{kept, num_kept, kept_segments, num_kept_segments};
     for (int64_t i = 0; i < count && call.rows; ++i, from = states) {
         call.layer = layers[i];

@@ -169,4 +169,15 @@ void linear_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, co
     }
 }
 
+// Some panels of one row: the same bits. x [in]
+void linear_row(float* y, const float* x, const void* packed, int64_t code, const float* bias,
+                int64_t in, int64_t out, int64_t first, int64_t last) {
+    const Job job{y, 0, x, static_cast<const uint32_t*>(packed), bias, in, out, Tiles(1)};
+    for (int64_t panel = first; panel < last; ++panel) {
+        if (code == 0) run_lone<Floats, 1>(job, panel);
+        if (code == 1) run_lone<Bfloats, 1>(job, panel);
+        if (code == 2) run_lone<Halves, 1>(job, panel);
+    }
+}
+
 }  // extern "C"

@@ -169,4 +169,17 @@ void int8_run(float* y, int64_t y_stride, const float* x, int64_t x_stride, cons
     }
 }
 
+// x [in] -> codes [ceil(in / 4)] for int8_row; returns what a step of theirs is worth
+float int8_round(int32_t* codes, const float* x, int64_t in) { return round_row(codes, x, 1, in); }
+
+// Some panels of one row: the same bits.
+void int8_row(float* y, const int32_t* codes, float step, const int8_t* packed, const float* scale,
+              const int32_t* offsets, const float* bias, int64_t in, int64_t out, int64_t first,
+              int64_t last) {
+    int32_t sums[PANEL];
+    const Job job{y,       0,    codes, &step,            packed, scale,
+                  offsets, bias, sums,  divide_up(in, 4), out,    Tiles(1)};
+    for (int64_t panel = first; panel < last; ++panel) run_tile<1>(job, 0, panel, 0, job.in4);
+}
+
 }  // extern "C"

@@ -5,19 +5,15 @@ A row's result does not depend on the rows beside it, bit for bit.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from blockllm.engine.kernels.layer import CODES, Matrix
+from blockllm.engine.kernels.memory import new_memory
 from blockllm.engine.kernels.native import address, library
 
 PANEL = 32  # outputs whose weights lie together, as in vectors.h
-_HUGE = 1 << 21  # bytes of a huge page of x86
 _INT8 = 3  # a matrix's code in layer.cpp, beside `CODES`
 
 
@@ -109,18 +105,6 @@ def _new_panels(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Te
     group = 4 // dtype.itemsize
     panels = -(-sum(map(len, weights)) // PANEL)
     return new_memory(panels, -(-weights[0].shape[1] // group), PANEL, group, dtype=dtype)
-
-
-def new_memory(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor in memory that nobody has touched, in huge pages where the system has them: rows
-    stream through its weights a few percent faster. Multiples of a huge page are aligned to one."""
-    count = math.prod(shape)
-    nbytes = count * dtype.itemsize
-    room = mmap.mmap(-1, -(-nbytes // _HUGE) * _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # a kernel without them
-            room.madvise(mmap.MADV_HUGEPAGE, 0, nbytes)  # what is behind is never touched
-    return torch.frombuffer(room, dtype=dtype, count=count).view(shape)
 
 
 def _stack(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from blockllm.chain import Route
 from blockllm.chain.spans import num_kv_layers
+from blockllm.engine.kernels.memory import new_memory
 from blockllm.engine.kv.pages import PageGroup, PagePool
 from blockllm.engine.kv.prefix import PageHashes, upstream_keys
 
@@ -82,7 +83,13 @@ class KVCache:
         self.page_size = page_size
         self.pool = PagePool(num_pages, reuse)
         size = (num_pages + 1, layers_per_page, 2, page_size, *shape)
-        self.tensor = torch.empty(size, device=device, dtype=dtype)  # resident once written
+        on_host = device.type == "cpu"
+        empty = (
+            new_memory(*size, dtype=dtype)
+            if on_host
+            else torch.empty(size, device=device, dtype=dtype)
+        )
+        self.tensor = empty  # resident once written
         self.layers = self.tensor.unbind(1)  # views, by layer within a page
         self.tables = np.zeros(table_size, np.int32)
         # tokens of each block that lie on pages this sequence shares and must not write
