@@ -167,7 +167,8 @@ void look_up(float* out, const int64_t* tokens, int64_t rows, const Entry& entry
                 const int64_t count = std::min<int64_t>(LANES, hidden - i);
                 words word{};
                 for (int64_t lane = 0; lane < count; ++lane) word[lane] = from[i + lane];
-                const floats wide = entry.code == 1 ? Bfloats::expand(word, 0) : Halves::expand(word, 0);
+                const floats wide =
+                    entry.code == 1 ? Bfloats::expand(word, 0) : Halves::expand(word, 0);
                 std::memcpy(out + i, &wide, count * 4);
             }
         }
@@ -196,7 +197,8 @@ extern "C" {
 // Keys and values of the rows land on their pages. If num_kept is not negative, only the kept rows go
 // on behind the last attention, and out has num_kept rows.
 void layers_run(float* out, const void* x, int64_t rows, const Layer* const* layers, int64_t count,
-                const Entry* entry, const Head* head, const Rows* at, int64_t kv_layer, const int32_t* segments, int64_t num_segments,
+                const Entry* entry, const Head* head, const Rows* at, int64_t kv_layer,
+                const int32_t* segments, int64_t num_segments,
                 const int64_t* kept, int64_t num_kept, const int32_t* kept_segments,
                 int64_t num_kept_segments, int threads) {
     Sizes sizes;

@@ -84,7 +84,7 @@ public:
     }
 
 private:
-    // Where a thread's part of some columns begins: at a cache line, so that no line is written by two.
+    // Where a thread's part of some columns begins: at a cache line, so that none is written by two.
     int64_t part(int64_t columns, int thread) const {
         return thread == threads_ ? columns : columns * thread / threads_ / 16 * 16;
     }
@@ -166,7 +166,8 @@ void walk(const RowCall& call, Walk&& thread) {
 }  // namespace
 
 void row_run(const RowCall& call, int threads) {
-    const int64_t stride = divide_up(4 * call.count + 1, 16) * 16;  // threads count in lines of their own
+    // runs are counted in cache lines of their own
+    const int64_t stride = divide_up(4 * call.count + 1, 16) * 16;
     std::vector<std::atomic<int32_t>> taken(stride * threads);
 #pragma omp parallel num_threads(threads)
     walk(call, Walk(call, taken.data(), stride, omp_get_thread_num(), omp_get_num_threads()));
