@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -44,14 +44,13 @@ class Executor:
         self._dtype, self._device = dtype, device
         known = {b.id: BlockExecutor(b, load) for span in plan.spans for b in span.blocks}
         self._spans = [tuple(known[block.id] for block in span.blocks) for span in plan.spans]
-        self._passage = functools.lru_cache(_PASSAGES)(self._make_passage)
+        # bound to the spans alone: a cycle would keep the weights until the next collection
+        make = functools.partial(_make_passage, self._spans)
+        self._passage = functools.lru_cache(_PASSAGES)(make)
         self._rotaries = _make_rotaries(known.values(), device, dtype)
         self._no_segments = Segments((), {}, 0, device)
         for block, added in _deltas(plan).items():
             known[block].attach(added, load)
-
-    def _make_passage(self, spans: tuple[int, ...], has_segments: bool) -> Passage:
-        return Passage([block for span in spans for block in self._spans[span]], has_segments)
 
     def run(self, hop: Hop) -> torch.Tensor:
         """Hidden states of the hop's rows [rows, hidden]; behind a head, logits of the members
@@ -138,6 +137,12 @@ class Executor:
             return RopeTable(table.cos[run], table.sin[run])
         (rows,) = upload([hop.rows], self._device)
         return RopeTable(table.cos[rows], table.sin[rows])
+
+
+def _make_passage(
+    known: Sequence[tuple[BlockExecutor, ...]], spans: tuple[int, ...], has_segments: bool
+) -> Passage:
+    return Passage([block for span in spans for block in known[span]], has_segments)
 
 
 def _make_rotaries(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -71,9 +73,27 @@ def parts(engine: Engine, model: str) -> list[str]:
     and `h` where they include embedding and head, which are parts of their own otherwise."""
     seen: list[Passage] = []
     executor = engine.parts.executor
-    executor._passage = lambda *of: seen.append(executor._make_passage(*of)) or seen[-1]  # type: ignore[func-returns-value,assignment]
+    real = executor._passage
+
+    def noted(spans: tuple[int, ...], has_segments: bool) -> Passage:
+        seen.append(real(spans, has_segments))
+        return seen[-1]
+
+    executor._passage = noted  # type: ignore[assignment]
     run(engine, [request("a", model, range(7), greedy(1))])
     return [_name(step.part) for passage in seen for step in passage.steps]
+
+
+def test_weights_go_with_their_engine(adapted: Zoo) -> None:
+    engine = Engine(adapted, ["base"], settings())
+    run(engine, [request("a", "base", range(7), greedy(2))])
+    executor = weakref.ref(engine.parts.executor)
+    gc.disable()
+    try:
+        del engine
+        assert executor() is None
+    finally:
+        gc.enable()
 
 
 def _name(part: Part) -> str:
@@ -104,7 +124,7 @@ def test_blocks_are_alike_where_the_same_models_add_what_fuses(
     adapted: Zoo, second: tuple[tuple[set[str], bool], ...], calls: int
 ) -> None:
     executor = Engine(adapted, ["base"], settings(cut="layers")).parts.executor
-    blocks = executor._make_passage((1, 2), has_segments=False).blocks
+    blocks = executor._passage((1, 2), False).blocks
     of_first = (({"m"}, True), ({"n"}, True))
     for block, riders in zip(blocks, (of_first, second), strict=True):
         block.riders = tuple((frozenset(models), fuses) for models, fuses in riders)
