@@ -37,7 +37,7 @@ def serve(
         float, typer.Option(help="gamma: variation of gaps; bursty: peak over mean rate.")
     ] = 4.0,
     prompt_length: Annotated[
-        str, typer.Option(help="N, uniform:A:B, lognormal:MEDIAN:SIGMA, geometric:MEAN.")
+        str, typer.Option(help="N, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA, geometric:MEAN.")
     ] = "128",
     output_length: Annotated[str, typer.Option(help="The same for outputs.")] = "64",
     popularity: Annotated[str, typer.Option(help="uniform, zipf:ALPHA, maf.")] = "uniform",

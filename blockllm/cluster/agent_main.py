@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from blockllm.cluster.agent import EnginePort, run_agent
-from blockllm.cluster.zmq_link import AgentLink
+from blockllm.cluster.zmq_link import AgentLink, remove_folder
 from blockllm.config import EngineSettings
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,10 @@ def open_engine(options: AgentOptions) -> EnginePort:
     return engine
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(address: str) -> None:
     while sys.stdin.buffer.read(4096):
         pass
+    remove_folder(address)  # a parent that was killed could not
     os._exit(1)
 
 
@@ -57,7 +58,8 @@ def main(make_engine: Callable[[AgentOptions], EnginePort] = open_engine) -> int
     options = msgspec.json.decode(sys.stdin.buffer.readline(), type=AgentOptions)
     # Ctrl-C reaches the whole process group; the front end decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    watch = threading.Thread(target=_end_with_parent, args=(options.address,), daemon=True)
+    watch.start()
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s agent %(levelname)s %(message)s"
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import zmq
 from blockllm.cluster.messages import FromAgent, ToAgent
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024  # a 4 MiB body holds at most ~2 M ids, 5 bytes each
+_SCHEME = "ipc://"
 FLUSH_MS = 2000  # how long a closing end waits for its last messages to leave
 
 T = TypeVar("T")
@@ -57,6 +57,14 @@ def _readable(socket: zmq.Socket[bytes]) -> bool:
     return bool(zmq.zmq_poll([(socket, zmq.POLLIN)], 0))
 
 
+def remove_folder(address: str) -> None:
+    """Remove the private folder of a front end's address, if it is still there."""
+    path = Path(address.removeprefix(_SCHEME))
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+
+
 class AgentLink:
     """The agent's end: blocking."""
 
@@ -91,8 +99,8 @@ class FrontLink:
     """The front end's end: lives on one event loop and calls `deliver` for every message."""
 
     def __init__(self, deliver: Callable[[FromAgent], None]) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="blockllm-"))  # mode 0700: ours alone
-        self.address = f"ipc://{self._folder / 'agent'}"
+        folder = Path(tempfile.mkdtemp(prefix="blockllm-"))  # mode 0700: ours alone
+        self.address = f"{_SCHEME}{folder / 'agent'}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = _make_socket(self._context)
         self._socket.bind(self.address)
@@ -128,4 +136,4 @@ class FrontLink:
         self._loop.remove_reader(self._socket.FD)
         self._socket.close(linger=0)
         self._context.term()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self.address)

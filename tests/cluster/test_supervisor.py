@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -160,7 +161,7 @@ def test_the_agent_ends_when_its_parent_is_killed():
         "async def main():\n"
         "    supervisor = Supervisor(AgentOptions(''), COMMAND)\n"
         "    await supervisor.start()\n"
-        "    print(supervisor.pid, flush=True)\n"
+        "    print(supervisor.pid, supervisor._link.address, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
@@ -168,12 +169,15 @@ def test_the_agent_ends_when_its_parent_is_killed():
         [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, text=True
     ) as parent:
         assert parent.stdout is not None
-        agent = int(parent.stdout.readline())
+        pid, address = parent.stdout.readline().split()
+        agent, folder = int(pid), Path(address.removeprefix("ipc://")).parent
+        assert folder.is_dir()
         parent.kill()
         deadline = time.monotonic() + 5
         while _exists(agent) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not _exists(agent)
+        assert not folder.exists()
 
 
 def _exists(pid: int) -> bool:
