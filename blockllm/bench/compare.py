@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import functools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +13,20 @@ import uvloop
 
 from blockllm.bench.arms import RunningArm
 from blockllm.bench.client import Outcome
-from blockllm.bench.machine import Memory
+from blockllm.bench.machine import Memory, processor_ticks, stolen_share
 from blockllm.bench.metrics import Report, report
 from blockllm.bench.runner import Run, Sender
 from blockllm.bench.spec import AnyArm, Load, Spec
 from blockllm.bench.workload import plan
 
+_REPEATS = 3  # pairs that may be measured again, for each that is wanted
+
 
 class ArmRun(msgspec.Struct):
     """One arm's replay of one pair's plan. `at_rest`: memory after starting and before any
     request, bytes; `after`: when the last answer has ended (looking while a run goes on would
-    disturb it: reading a large process' page tables takes milliseconds)."""
+    disturb it: reading a large process' page tables takes milliseconds). `stolen`: share of the
+    processor time that the host of a virtual machine gave to others meanwhile."""
 
     load: str
     pair: int
@@ -30,6 +34,7 @@ class ArmRun(msgspec.Struct):
     report: Report
     at_rest: Memory
     after: Memory
+    stolen: float
     outcomes: list[Outcome]
 
 
@@ -45,10 +50,11 @@ class Disagreement(msgspec.Struct, frozen=True):
 
 
 class Comparison(NamedTuple):
-    """Everything that was measured."""
+    """Everything that was measured; `repeated`: pairs that were measured again."""
 
     runs: list[ArmRun]
     disagreements: list[Disagreement]
+    repeated: int
 
 
 Say = Callable[[str], None]
@@ -58,11 +64,53 @@ def run_comparison(spec: Spec, out: Path, say: Say) -> Comparison:
     """Measure; logs of the arms go to `out`/logs. Every process started is ended, whatever
     happens. Raises BlockllmError when an arm does not start or dies."""
     measure = _run_together if spec.resident == "together" else _run_alone
-    runs = measure(spec, out / "logs", say)
-    return Comparison(runs, disagreements(spec, runs))
+    pairs = _Pairs(spec, say)
+    runs = measure(spec, pairs, out / "logs", say)
+    return Comparison(runs, disagreements(spec, runs), pairs.repeated)
 
 
-def _run_together(spec: Spec, logs: Path, say: Say) -> list[ArmRun]:
+class _Place(NamedTuple):
+    """A pair, and which plan it replays: one that is measured again gets another."""
+
+    pair: int
+    plan: int
+
+
+class _Pairs:
+    """Takes pairs until there are as many as are wanted. One of which the host has taken too
+    much is given up and measured again, as long as repeats last."""
+
+    def __init__(self, spec: Spec, say: Say) -> None:
+        self._spec, self._say = spec, say
+        self.repeated = 0
+
+    def take(self, measure: Callable[[_Place], Generator[ArmRun]]) -> list[ArmRun]:
+        """All runs of all pairs; `measure` makes the runs of one."""
+        taken: list[ArmRun] = []
+        spare = _REPEATS * self._spec.pairs
+        for pair in range(self._spec.pairs):
+            while True:
+                limit = self._spec.most_stolen if spare else 1.0
+                with closing(measure(_Place(pair, pair + self.repeated))) as runs:
+                    kept = self._undisturbed(runs, limit)
+                if kept is not None:
+                    break
+                self.repeated += 1
+                spare -= 1
+            taken += kept
+        return taken
+
+    def _undisturbed(self, runs: Iterator[ArmRun], limit: float) -> list[ArmRun] | None:
+        taken = []
+        for run in runs:
+            taken.append(run)
+            if run.stolen > limit:
+                self._say(f"again: the host took {run.stolen:.0%} of the processors' time")
+                return None
+        return taken
+
+
+def _run_together(spec: Spec, pairs: _Pairs, logs: Path, say: Say) -> list[ArmRun]:
     runs = []
     with ExitStack() as stack:
         arms = []
@@ -72,27 +120,33 @@ def _run_together(spec: Spec, logs: Path, say: Say) -> list[ArmRun]:
             arms.append(running)
             running.freeze()
         at_rest = [running.memory() for running in arms]
+
+        def measure(load: Load, place: _Place) -> Generator[ArmRun]:
+            for running, memory in zip(arms, at_rest, strict=True):
+                running.thaw()
+                run = _measure(spec, load, place, running, memory, say)
+                running.freeze()
+                yield run
+
         for load in spec.load:
-            for pair in range(spec.pairs):
-                for running, memory in zip(arms, at_rest, strict=True):
-                    running.thaw()
-                    runs.append(_measure(spec, load, pair, running, memory, say))
-                    running.freeze()
+            runs += pairs.take(functools.partial(measure, load))
     return runs
 
 
-def _run_alone(spec: Spec, logs: Path, say: Say) -> list[ArmRun]:
+def _run_alone(spec: Spec, pairs: _Pairs, logs: Path, say: Say) -> list[ArmRun]:
     """An arm runs all loads each time it is started: starting is what takes long."""
-    runs = []
-    for pair in range(spec.pairs):
+
+    def measure(place: _Place) -> Generator[ArmRun]:
         for arm in spec.arm:
             running = _start(spec, arm, logs, say)
             try:
                 at_rest = running.memory()
-                runs += [_measure(spec, load, pair, running, at_rest, say) for load in spec.load]
+                for load in spec.load:
+                    yield _measure(spec, load, place, running, at_rest, say)
             finally:
                 running.stop()
-    return runs
+
+    return pairs.take(measure)
 
 
 def _start(spec: Spec, arm: AnyArm, logs: Path, say: Say) -> RunningArm:
@@ -101,10 +155,10 @@ def _start(spec: Spec, arm: AnyArm, logs: Path, say: Say) -> RunningArm:
 
 
 def _measure(
-    spec: Spec, load: Load, pair: int, arm: RunningArm, at_rest: Memory, say: Say
+    spec: Spec, load: Load, place: _Place, arm: RunningArm, at_rest: Memory, say: Say
 ) -> ArmRun:
     """Each pair has a plan of its own, so that no arm finds an earlier pair's prompts cached."""
-    workload = load.workload(spec.seed + pair)
+    workload = load.workload(spec.seed + place.plan)
     planned = plan(workload)
     sender = Sender(arm.targets, timeout=spec.timeout)
 
@@ -112,18 +166,21 @@ def _measure(
         await sender.warm_up(workload, load.warm_up)
         return await sender.replay(planned, workload.concurrency)
 
+    before = processor_ticks()
     run = uvloop.run(send())
+    stolen = stolen_share(before, processor_ticks())
     after = arm.memory()
     arm.check_alive()
     found = report(run, load.slo)
     total = found.total
     failed = f", FAILED {total.failed}" if total.failed else ""
     say(
-        f"{load.name}, pair {pair + 1} of {spec.pairs}, {arm.arm.name}: "
+        f"{load.name}, pair {place.pair + 1} of {spec.pairs}, {arm.arm.name}: "
         f"{total.output_tokens_per_second:.1f} tokens/s, "
         f"TTFT {total.ttft.p50 if total.ttft else 0:.3f} s{failed}"
     )
-    return ArmRun(load.name, pair, arm.arm.name, found, at_rest, after, run.outcomes)
+    name = arm.arm.name
+    return ArmRun(load.name, place.pair, name, found, at_rest, after, stolen, run.outcomes)
 
 
 def disagreements(spec: Spec, runs: Sequence[ArmRun]) -> list[Disagreement]:

@@ -39,6 +39,29 @@ def _field(file: str, name: str) -> str:
     return ""
 
 
+class Ticks(NamedTuple):
+    """Processor time of all cores since the system's start: `wanted` by anything that runs on it,
+    and `stolen`: the part of this that a virtual machine's host has given to somebody else."""
+
+    wanted: int
+    stolen: int
+
+
+def processor_ticks() -> Ticks:
+    """Zeros where the kernel does not tell."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
+        user, nice, system, _idle, _waiting, hard, soft, stolen = map(int, line.split()[1:9])
+    except (OSError, IndexError, ValueError):
+        return Ticks(0, 0)
+    return Ticks(user + nice + system + hard + soft + stolen, stolen)
+
+
+def stolen_share(before: Ticks, after: Ticks) -> float:
+    """Of the processor time wanted between the two, what the host has given to others."""
+    return (after.stolen - before.stolen) / max(after.wanted - before.wanted, 1)
+
+
 class Memory(NamedTuple):
     """Bytes of some processes. `pss`: pages shared with others count in parts, so that the sum
     over all processes of the machine is what is used; `rss`: they count in full; `own`: pages

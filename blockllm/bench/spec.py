@@ -114,7 +114,8 @@ AnyArm = BlockllmArm | SharedParametersArm | PerModelArm | TransformersArm | Com
 
 class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole comparison. `reference` names the arm that ratios divide by; `resident` says
-    whether all arms stay started (frozen while another one runs) or one at a time."""
+    whether all arms stay started (frozen while another one runs) or one at a time. A pair is
+    measured again if the host of a virtual machine took more than `most_stolen` of its time."""
 
     arm: tuple[AnyArm, ...]
     load: tuple[Load, ...]
@@ -123,6 +124,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     pairs: int = 5
     seed: int = 0
     resident: Resident = "together"
+    most_stolen: float = 1.0
     timeout: float = 600.0
     ready_timeout: float = 600.0
     set: dict[str, str | int | float] = {}
@@ -164,6 +166,7 @@ def select(
     loads: Sequence[str],
     pairs: int | None = None,
     resident: Resident | None = None,
+    most_stolen: float | None = None,
 ) -> Spec:
     """The spec with these arms and loads only (all if none are named), and what else is given
     instead of its own. Raises ConfigError."""
@@ -179,6 +182,7 @@ def select(
         reference=spec.reference if spec.reference in [arm.name for arm in kept] else "",
         pairs=spec.pairs if pairs is None else pairs,
         resident=resident or spec.resident,
+        most_stolen=spec.most_stolen if most_stolen is None else most_stolen,
     )
     _check(selected)
     return selected
@@ -225,6 +229,8 @@ def _check(spec: Spec) -> None:
         raise ConfigError(f'reference: no arm is called "{spec.reference_arm}"')
     if spec.pairs < 1:
         raise ConfigError(f"pairs: expected 1 or more, got {spec.pairs}")
+    if not 0 <= spec.most_stolen <= 1:
+        raise ConfigError(f"most_stolen: expected a share from 0 to 1, got {spec.most_stolen}")
     for load in spec.load:
         try:
             check(load.workload(spec.seed))

@@ -62,19 +62,22 @@ def ratio(spec: Spec, runs: Sequence[ArmRun], load: Load, arm: str) -> Ratio | N
 
 def markdown(spec: Spec, comparison: Comparison) -> str:
     """A table per load: medians over the pairs, least and largest in brackets."""
-    parts = [f"# {spec.name}\n\n{_how(spec)}"]
+    parts = [f"# {spec.name}\n\n{_how(spec, comparison)}"]
     for load in spec.load:
         parts.append(f"## {load.name}\n\n{_work(load)}\n\n{_table(spec, comparison.runs, load)}")
     parts.append(_agreement(spec, comparison))
     return "\n\n".join(parts) + "\n"
 
 
-def _how(spec: Spec) -> str:
+def _how(spec: Spec, comparison: Comparison) -> str:
     facts = machine_facts()
+    stolen = [100 * run.stolen for run in comparison.runs]
+    again = f", {comparison.repeated} pairs over {spec.most_stolen:.0%} were measured again"
     return (
         f"{facts['processor']}, {facts['cores']} cores; {spec.pairs} interleaved pairs, arms "
         f"{'together, idle ones frozen' if spec.resident == 'together' else 'alone'}; "
-        f"medians (least to largest); ratios against {spec.reference_arm}, pair by pair."
+        f"medians (least to largest); ratios against {spec.reference_arm}, pair by pair. The host "
+        f"took {_range(stolen, 0)} % of the processors' time{again if comparison.repeated else ''}."
     )
 
 

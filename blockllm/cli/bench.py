@@ -82,6 +82,10 @@ def compare(
     ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Only these arms; repeat.")] = None,
     load: Annotated[list[str] | None, typer.Option(help="Only these loads; repeat.")] = None,
+    most_stolen: Annotated[
+        float | None,
+        typer.Option(help="Measure a pair again if the machine's host took more of its time: 0.1"),
+    ] = None,
 ) -> None:
     """Run servers against each other on the same requests, interleaved."""
     _need_extra()
@@ -93,7 +97,7 @@ def compare(
 
     console = Console(highlight=False)
     variables = dict(assignment.partition("=")[::2] for assignment in assignments or [])
-    chosen = select(read_spec(spec, variables), arm or [], load or [], pairs, resident)
+    chosen = select(read_spec(spec, variables), arm or [], load or [], pairs, resident, most_stolen)
     # ended from outside, it must not leave servers behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     comparison = run_comparison(chosen, out, lambda line: console.print(line, markup=False))

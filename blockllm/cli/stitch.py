@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blockllm.cli.measure import parse_share
-from blockllm.cli.options import Folder, Json
+from blockllm.cli.options import (
+    Folder,
+    Json,
+    Measured,
+    Rate,
+    Rows,
+    Steps,
+    Text,
+    TrainingWindow,
+)
 from blockllm.cli.output import make_table, print_json, print_table, progress_bars, size_text
 from blockllm.errors import ZooError
 
@@ -25,13 +34,6 @@ Front = Annotated[
 Back = Annotated[
     str,
     typer.Argument(metavar="B@LAYER", help="Model and how many of its layers are skipped."),
-]
-Text = Annotated[
-    Path, typer.Option(exists=True, dir_okay=False, help="Text (UTF-8) to learn from.")
-]
-Measured = Annotated[
-    Path | None,
-    typer.Option(exists=True, dir_okay=False, help="Text to measure on; else a fifth of --text."),
 ]
 MaxRise = Annotated[
     str | None,
@@ -49,10 +51,10 @@ def stitch(
     folder: Folder,
     name: Annotated[str, typer.Option(help="Name of the new model in the zoo.")],
     text: Text,
-    steps: Annotated[int, typer.Option(min=0, help="Steps of distillation.")] = 100,
-    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
-    rows: Annotated[int, typer.Option(min=1, help="Windows in a step.")] = 4,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 128,
+    steps: Steps = 100,
+    rate: Rate = 1e-4,
+    rows: Rows = 4,
+    window: TrainingWindow = 128,
     weight_terms: Annotated[int, typer.Option(min=1, help="Powers of the position.")] = 2,
     bias_terms: Annotated[int, typer.Option(min=1, help="Powers of the position.")] = 2,
     measured: Measured = None,

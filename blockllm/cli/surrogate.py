@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blockllm.cli.options import Folder, Json
+from blockllm.cli.options import (
+    Folder,
+    Json,
+    Measured,
+    Rate,
+    Rows,
+    Steps,
+    Text,
+    TrainingWindow,
+)
 from blockllm.cli.output import make_table, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -19,13 +28,6 @@ Ratio = Annotated[
     typer.Option(
         min=0.01, max=0.95, help="Share of heads and MLP channels to leave out. Repeat it."
     ),
-]
-Text = Annotated[
-    Path, typer.Option(exists=True, dir_okay=False, help="Text (UTF-8) to learn from.")
-]
-Measured = Annotated[
-    Path | None,
-    typer.Option(exists=True, dir_okay=False, help="Text to measure on; else a fifth of --text."),
 ]
 Draft = Annotated[
     str | None,
@@ -46,10 +48,10 @@ def surrogate(
     ratio: Ratio,
     text: Text,
     draft: Draft = None,
-    steps: Annotated[int, typer.Option(min=0, help="Steps of distillation.")] = 100,
-    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
-    rows: Annotated[int, typer.Option(min=1, help="Windows in a step.")] = 4,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window.")] = 128,
+    steps: Steps = 100,
+    rate: Rate = 1e-3,
+    rows: Rows = 4,
+    window: TrainingWindow = 128,
     gamma: Annotated[int, typer.Option(min=1, help="Tokens drafted at a time.")] = 4,
     measured: Measured = None,
     min_agreement: MinAgreement = 0.0,

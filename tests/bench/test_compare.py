@@ -11,9 +11,10 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from blockllm.bench import compare
 from blockllm.bench.compare import run_comparison
 from blockllm.bench.launch import Launch
-from blockllm.bench.machine import memory_of
+from blockllm.bench.machine import Ticks, memory_of, processor_ticks, stolen_share
 from blockllm.bench.process import ServerProcess
 from blockllm.bench.spec import Spec, read_spec
 from blockllm.bench.verdict import write_verdict
@@ -80,6 +81,50 @@ def test_arms_take_turns_on_equal_requests(tmp_path: Path, resident: str) -> Non
     assert set(results["ratios"]["small"]["one"].values()) == {1.0}
     for name in ("table.md", "latency-1.png", "throughput.png", "memory.png"):
         assert (tmp_path / "out" / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize("resident", ["together", "alone"])
+def test_a_pair_that_the_host_disturbed_is_measured_again(
+    tmp_path: Path, resident: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([0.0, 0.5, 0.04, 0.05, 0.3, 0.0, 0.0])  # of each run, in order
+    now = Ticks(0, 0)
+
+    def ticks() -> Ticks:
+        nonlocal now
+        before, now = now, Ticks(now.wanted + 100, now.stolen)
+        if before.wanted % 200:  # a run's end
+            now = Ticks(now.wanted, now.stolen + round(100 * next(shares)))
+        return now
+
+    monkeypatch.setattr(compare, "processor_ticks", ticks)
+    spec = read(tmp_path, extra=f'resident = "{resident}"\nmost_stolen = 0.05\n')
+    said: list[str] = []
+    comparison = run_comparison(spec, tmp_path / "out", said.append)
+    assert [(run.pair, run.stolen) for run in comparison.runs] == [
+        (0, 0.04), (0, 0.05), (1, 0.0), (1, 0.0),
+    ]  # fmt: skip
+    assert comparison.repeated == 2 and sum("again: the host took" in line for line in said) == 2
+    assert comparison.disagreements == []
+    table = write_verdict(spec, comparison, tmp_path / "out")
+    assert "host took 2 (0 to 5) % of the processors' time, 2 pairs over 5% were" in table
+
+
+def test_repeats_end_where_the_host_never_rests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "stolen_share", lambda before, after: 0.9)
+    spec = msgspec.structs.replace(read(tmp_path), most_stolen=0.05)
+    comparison = run_comparison(spec, tmp_path / "out", lambda line: None)
+    assert [run.pair for run in comparison.runs] == [0, 0, 1, 1]
+    assert comparison.repeated == 6
+
+
+def test_stolen_time_is_a_share_of_what_was_wanted() -> None:
+    before, after = processor_ticks(), processor_ticks()
+    assert before.wanted > before.stolen >= 0
+    assert 0 <= stolen_share(before, after) <= 1
+    assert stolen_share(Ticks(1000, 10), Ticks(1400, 110)) == 0.25
 
 
 def test_unequal_outputs_are_caught(tmp_path: Path) -> None:

@@ -102,6 +102,18 @@ def test_int8_equals_plain(rows: int, shape: tuple[int, int], bias: bool) -> Non
     )
 
 
+@pytest.mark.parametrize("size", [2048, 2049, 5000])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_plain_int8_sums_are_exact(size: int, sign: int) -> None:
+    """Where all products are as large as they can be, and one less than that."""
+    weight = torch.full((3, size), 127, dtype=torch.int8)
+    weight[1, ::7], weight[2] = -128, random_int8(1, 1, size)[0]
+    x = torch.full((2, size), 63.0 * sign)
+    x[1, 5] = 62.0 * sign
+    y = plain.int8_linear(x, weight, torch.ones(3), None)
+    assert torch.equal(y, (x.double() @ weight.double().t()).float())
+
+
 @needs_compiler
 def test_int8_does_not_overflow_where_all_products_agree() -> None:
     weight, x = torch.full((40, 512), 127, dtype=torch.int8), torch.full((3, 512), -2.0)

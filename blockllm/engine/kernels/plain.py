@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+_EXACT_INPUTS = 2**24 // (63 * 128) // 64 * 64  # of rounded rows times int8 weights, see below
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Root-mean-square norm over the last dimension, computed in fp32."""
@@ -59,4 +61,8 @@ def _exact_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         rows = max(32, -(-len(codes) // 8) * 8)  # what the GPU's integer product takes
         padded = F.pad(codes.to(torch.int8), (0, 0, 0, rows - len(codes)))
         return torch._int_mm(padded, weight.t())[: len(codes)].float()
-    return (codes.double() @ weight.double().t()).float()
+    # sums of whole numbers below 2^24 are exact in fp32, whatever their order
+    firsts = range(0, codes.shape[1], _EXACT_INPUTS)
+    parts = [slice(first, first + _EXACT_INPUTS) for first in firsts]
+    sums = [F.linear(codes[:, part], weight[:, part].to(codes.dtype)) for part in parts]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(0, dtype=torch.float64).float()
