@@ -157,8 +157,8 @@ def _start(spec: Spec, arm: AnyArm, logs: Path, say: Say) -> RunningArm:
 def _measure(
     spec: Spec, load: Load, place: _Place, arm: RunningArm, at_rest: Memory, say: Say
 ) -> ArmRun:
-    """Each pair has a plan of its own, so that no arm finds an earlier pair's prompts cached."""
-    workload = load.workload(spec.seed + place.plan)
+    """Each pair and load has a plan of its own, so that no arm finds earlier prompts cached."""
+    workload = load.workload((spec.seed + place.plan) * len(spec.load) + spec.load.index(load))
     planned = plan(workload)
     sender = Sender(arm.targets, timeout=spec.timeout)
 

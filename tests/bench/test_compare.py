@@ -127,6 +127,16 @@ def test_stolen_time_is_a_share_of_what_was_wanted() -> None:
     assert stolen_share(Ticks(1000, 10), Ticks(1400, 110)) == 0.25
 
 
+def test_no_prompt_comes_twice(tmp_path: Path) -> None:
+    """Else an arm that keeps prompts finds those of an earlier load or pair."""
+    spec = read(tmp_path)
+    loads = [msgspec.structs.replace(spec.load[0], name=name) for name in ("first", "second")]
+    spec = msgspec.structs.replace(spec, arm=spec.arm[:1], load=tuple(loads))
+    comparison = run_comparison(spec, tmp_path / "out", lambda line: None)
+    texts = [outcome.text for run in comparison.runs for outcome in run.outcomes]
+    assert len(texts) == 2 * 2 * 4 == len(set(texts))
+
+
 def test_unequal_outputs_are_caught(tmp_path: Path) -> None:
     read(tmp_path)
     arguments = ["bench", "compare", str(tmp_path / "spec.toml"), "--out", str(tmp_path / "out")]
