@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from blockllm.bench.kernel_setup import Setup, tolerance
 from blockllm.bench.kernels import Call, Case
-from blockllm.engine.kernels import packed, plain
+from blockllm.engine.kernels import native, packed, plain
 from blockllm.engine.kernels.matmul import make_matmul, packs
 
 
@@ -81,14 +81,14 @@ def pack(s: Setup) -> Iterator[Case]:
             weight = s.random(seed, out, size)
             return Call(
                 lambda: packed.pack_floats([weight]),
-                lambda: plain.pack(weight, 1, packed.PANEL),
+                lambda: plain.pack(weight, 1, native.panel_width()),
             )
 
         def int8(seed: int, out: int = out, size: int = size) -> Call:
             weight = _random_int8(s, seed, out, size)
             return Call(
                 lambda: packed.pack_int8([weight]),
-                lambda: (plain.pack(weight, 4, packed.PANEL), plain.int8_offsets(weight)),
+                lambda: (plain.pack(weight, 4, native.panel_width()), plain.int8_offsets(weight)),
             )
 
         for kind, make, width in (("fp32", floats, 4), ("int8", int8, 1)):

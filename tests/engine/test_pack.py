@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockllm.engine.kernels import packed, plain
+from blockllm.engine.kernels import native, packed, plain
 from blockllm.engine.kernels.build import native_library
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
@@ -34,7 +34,7 @@ def check_floats(outs: list[int], size: int, seed: int, dtype: torch.dtype = FLO
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(out, size, generator=generator).to(dtype) for out in outs]
     kept = torch.float32 if size % 2 else dtype
-    expected = plain.pack(torch.cat(weights).to(kept), 4 // kept.itemsize, packed.PANEL)
+    expected = plain.pack(torch.cat(weights).to(kept), 4 // kept.itemsize, native.panel_width())
     assert torch.equal(packed.pack_floats(weights), expected)
 
 
@@ -45,7 +45,7 @@ def check_int8(outs: list[int], size: int, seed: int) -> None:
     ]
     found, offsets = packed.pack_int8(weights)
     together = torch.cat(weights)
-    assert torch.equal(found, plain.pack(together, 4, packed.PANEL))
+    assert torch.equal(found, plain.pack(together, 4, native.panel_width()))
     assert torch.equal(offsets, plain.int8_offsets(together))
 
 
@@ -65,7 +65,9 @@ def test_any_stack_of_floats(outs: list[int], size: int, seed: int) -> None:
 
 def test_mixed_floats_become_fp32() -> None:
     weights = [torch.randn(40, 6).bfloat16(), torch.randn(9, 6)]
-    expected = plain.pack(torch.cat([weight.float() for weight in weights]), 1, packed.PANEL)
+    expected = plain.pack(
+        torch.cat([weight.float() for weight in weights]), 1, native.panel_width()
+    )
     assert torch.equal(packed.pack_floats(weights), expected)
 
 
@@ -79,7 +81,7 @@ def test_bits_that_are_no_numbers_stay() -> None:
     bits = torch.tensor([0x7FC00001, -0x400000 + 5, -(2**31), 1], dtype=torch.int32)
     weight = bits.repeat(40, 8).view(torch.float32)
     got = packed.pack_floats([weight]).view(torch.int32)
-    assert torch.equal(got, plain.pack(weight.view(torch.int32), 1, packed.PANEL))
+    assert torch.equal(got, plain.pack(weight.view(torch.int32), 1, native.panel_width()))
 
 
 def test_weights_need_not_lie_together() -> None:
@@ -94,4 +96,4 @@ def test_packed_weights_outlive_their_source() -> None:
     kept = weight.clone()
     found = packed.pack_floats([weight])
     weight.zero_()
-    assert torch.equal(found, plain.pack(kept, 1, packed.PANEL))
+    assert torch.equal(found, plain.pack(kept, 1, native.panel_width()))

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 
 from blockllm.engine.kernels import native
 from blockllm.engine.kernels.adapters import AddUpdates, panels
-from blockllm.engine.kernels.packed import PANEL
 
 
 class Coded(NamedTuple):
@@ -134,8 +133,8 @@ class PackedDifferences:
             codes, scales, bits = difference
             group = codes.shape[1] * 8 // bits // scales.shape[1]
             return (
-                self._keep(panels(codes, PANEL)),
-                self._keep(panels(scales, PANEL)),
+                self._keep(panels(codes, native.panel_width())),
+                self._keep(panels(scales, native.panel_width())),
                 0,
                 bits,
                 group,

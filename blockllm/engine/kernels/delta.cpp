@@ -15,8 +15,8 @@ constexpr int64_t AHEAD = 1024;  // bytes of codes that are asked for ahead
 
 // Of one model and one linear, in 8-byte fields; kernels/coded.py writes them.
 struct Part {
-    const void* codes;      // [panels, in * bits / 8, 32] bytes; sparse: int32 columns
-    const float* values;    // scales [panels, groups, 32]; sparse: elements
+    const void* codes;      // [panels, in * bits / 8, PANEL] bytes; sparse: int32 columns
+    const float* values;    // scales [panels, groups, PANEL]; sparse: elements
     const int32_t* ends;    // sparse: where each output's elements end
     int64_t bits;           // 0: sparse, -1: no such part
     int64_t group;          // inputs of one scale
@@ -26,7 +26,7 @@ struct Part {
 typedef int32_t ints __attribute__((vector_size(LANES * 4)));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
 
-// Inputs from..to of a panel -> weights [to - from, 32]. `from` and the group begin with a byte.
+// Inputs from..to of a panel -> weights [to - from, PANEL]. `from` and the group begin with a byte.
 template <int BITS>
 void decode(float* weights, const Part& part, int64_t panel, int64_t in, int64_t from, int64_t to) {
     constexpr int COUNT = 8 / BITS, MASK = (1 << BITS) - 1;
@@ -66,7 +66,7 @@ struct Rows {
     Tiles tiles;
 };
 
-// sums [rows, 32] += the coded panel times the rows
+// sums [rows, PANEL] += the coded panel times the rows
 void add_coded(float* sums, const Rows& rows, const Part& part, int64_t panel) {
     alignas(64) float weights[DEPTH * PANEL];
     const int64_t step = PANEL * part.bits / 8;  // bytes per input
@@ -87,7 +87,7 @@ void add_coded(float* sums, const Rows& rows, const Part& part, int64_t panel) {
     }
 }
 
-// sums [rows, 32] += the panel's elements times the rows
+// sums [rows, PANEL] += the panel's elements times the rows
 void add_sparse(float* sums, const Rows& rows, const Part& part, int64_t panel) {
     const int32_t* columns = static_cast<const int32_t*>(part.codes);
     const int64_t first = panel * PANEL;

@@ -1,5 +1,5 @@
-// y = x W^T + b in fp32 with W packed once: panels of 32 outputs, [panels, in, 32] in fp32 or
-// [panels, in / 2, 32, 2] in 16 bits, which become fp32 on their way into the sums.
+// y = x W^T + b in fp32 with W packed once: panels of outputs, [panels, in, PANEL] in fp32
+// or [panels, in / 2, PANEL, 2] in 16 bits, which become fp32 on their way into the sums.
 //
 // All rows of a hop stream through a panel while it is in cache; the sum over `in` runs in one fixed
 // order, so a row's bits do not depend on the rows beside it. Plain twin: torch's linear.
@@ -39,8 +39,8 @@ struct Block {
 
 // What one thread needs between tiles. It is kept from call to call: new memory costs more.
 struct Room {
-    std::vector<float> sums;  // [tiles, height, panels, 32]: rows of y lie pages apart
-    alignas(64) float expanded[PAIR * DEPTH * PANEL];  // a block in fp32, [DEPTH, panels, 32]
+    std::vector<float> sums;  // [tiles, height, panels, PANEL]: rows of y lie pages apart
+    alignas(64) float expanded[PAIR * DEPTH * PANEL];  // a block in fp32, [DEPTH, panels, PANEL]
 };
 
 template <int HEIGHT, int PANELS>

@@ -1,5 +1,5 @@
-// y = x W^T + b with int8 weights: W ~ packed * scale per output, packed once into panels of 32
-// outputs, [panels, in / 4, 32, 4].
+// y = x W^T + b with int8 weights: W ~ packed * scale per output, packed once into panels of
+// outputs, [panels, in / 4, PANEL, 4].
 //
 // Every row of x is rounded to 7 bits by its own largest value, so its bits do not depend on the
 // rows beside it, and pairs of products fit the 16-bit sums of machines without VNNI. Sums are exact
@@ -81,7 +81,7 @@ struct Job {
     const float* scale;      // [out]
     const int32_t* offsets;  // [out] ROUND_ZERO times the sum of an output's weights
     const float* bias;
-    int32_t* sums;  // [rows, 32] of one thread, for the blocks between the first and the last
+    int32_t* sums;  // [rows, PANEL] of one thread, for the blocks between the first and the last
     int64_t in4, out;
     Tiles tiles;
 };

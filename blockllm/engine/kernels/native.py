@@ -34,6 +34,11 @@ def library() -> ctypes.CDLL:
     return found
 
 
+def panel_width() -> int:
+    """How many outputs' weights lie together in the panels that the kernels read."""
+    return ctypes.c_int32.in_dll(library(), "panel_width").value
+
+
 def address(tensor: torch.Tensor | None) -> int:
     """Where the tensor's memory begins; null for none."""
     return 0 if tensor is None else tensor.data_ptr()

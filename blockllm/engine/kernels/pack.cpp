@@ -1,9 +1,8 @@
-// Weights as they are stored, [out, in], to the panels that the linears read: [panels, in, 32] of
-// fp32, [panels, in / 2, 32, 2] of 16 bits, [panels, ceil(in / 4), 32, 4] of int8. In all a panel is
-// the transpose of 32 rows of 4-byte words. Loading should be as fast as memory: each line of a
-// weight is read once, each line
-// of a panel written once, and squares of words turn in registers. Plain twin: torch's permute, in
-// the tests.
+// Weights as they are stored, [out, in], to the panels that the linears read: [panels, in, PANEL] of
+// fp32, [panels, in / 2, PANEL, 2] of 16 bits, [panels, ceil(in / 4), PANEL, 4] of int8. In all a
+// panel is the transpose of PANEL rows of 4-byte words. Loading should be as fast as memory: each
+// line of a weight is read once, each line of a panel written once, and squares of words turn in
+// registers. Plain twin: torch's permute, in the tests.
 
 #include "vectors.h"
 
@@ -101,15 +100,17 @@ using namespace blockllm;
 
 extern "C" {
 
-// weight [out, words] -> outputs first_row.. of packed [panels, words, 32], whose other outputs stay
-// as they are
+extern const int32_t panel_width = PANEL;
+
+// weight [out, words] -> outputs first_row.. of packed [panels, words, PANEL], whose other outputs
+// stay as they are
 void linear_pack(void* packed, const void* weight, int64_t first_row, int64_t out, int64_t words,
                  int threads) {
     const Weight rows{static_cast<const char*>(weight), first_row, out, words * 4};
     pack(static_cast<uint32_t*>(packed), rows, threads, [](int64_t, int64_t) {});
 }
 
-// The same for weight [out, in] int8 and packed [panels, in / 4, 32, 4]; offsets [out] are of all
+// The same for weight [out, in] int8 and packed [panels, in / 4, PANEL, 4]; offsets [out] are of all
 // outputs
 void int8_pack(int8_t* packed, int32_t* offsets, const int8_t* weight, int64_t first_row,
                int64_t out, int64_t in, int threads) {

@@ -11,9 +11,8 @@ import torch
 
 from blockllm.engine.kernels.layer import CODES, Matrix
 from blockllm.engine.kernels.memory import new_memory
-from blockllm.engine.kernels.native import address, library
+from blockllm.engine.kernels.native import address, library, panel_width
 
-PANEL = 32  # outputs whose weights lie together, as in vectors.h
 _INT8 = 3  # a matrix's code in layer.cpp, beside `CODES`
 
 
@@ -76,7 +75,7 @@ class PackedInt8:
 
 
 def pack_floats(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Weights [out, in], stacked → [panels, in / group, 32, group]: groups of 4 bytes. Bf16 and
+    """Weights [out, in], stacked → [panels, in / group, panel, group]: groups of 4 bytes. Bf16 and
     fp16 stay what they are; fp32 where they are mixed or `in` is odd. Plain twin: `plain.pack`."""
     size, dtypes = weights[0].shape[1], {weight.dtype for weight in weights}
     dtype = torch.float32 if len(dtypes) > 1 or size % 2 else dtypes.pop()
@@ -88,8 +87,8 @@ def pack_floats(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def pack_int8(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights [out, in] int8, stacked → [panels, in / 4, 32, 4], and the offsets [out] of the sums.
-    Plain twin: `plain.pack`."""
+    """Weights [out, in] int8, stacked → [panels, in / 4, panel, 4], and the offsets [out] of the
+    sums. Plain twin: `plain.pack`."""
     size, out = weights[0].shape[1], sum(map(len, weights))
     packed = _new_panels(weights, torch.int8)
     offsets = torch.empty(out, dtype=torch.int32)
@@ -101,14 +100,14 @@ def pack_int8(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
 
 
 def _new_panels(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """[panels, in / group, 32, group] of which nothing is written"""
-    group = 4 // dtype.itemsize
-    panels = -(-sum(map(len, weights)) // PANEL)
-    return new_memory(panels, -(-weights[0].shape[1] // group), PANEL, group, dtype=dtype)
+    """[panels, in / group, panel, group] of which nothing is written"""
+    group, width = 4 // dtype.itemsize, panel_width()
+    panels = -(-sum(map(len, weights)) // width)
+    return new_memory(panels, -(-weights[0].shape[1] // group), width, group, dtype=dtype)
 
 
 def _stack(
-    packed: torch.Tensor,  # [panels, in / group, 32, group]
+    packed: torch.Tensor,  # [panels, in / group, panel, group]
     weights: Sequence[torch.Tensor],
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The weights in the panels' dtype, each with its first output among all. Then what lies behind
@@ -117,5 +116,5 @@ def _stack(
     for weight in weights:
         yield row, weight.to(packed.dtype).contiguous()
         row += len(weight)
-    if row % PANEL:
-        packed[-1, :, row % PANEL :] = 0
+    if rest := row % packed.shape[2]:
+        packed[-1, :, rest:] = 0

@@ -16,10 +16,10 @@ constexpr int LANES = 16;
 constexpr int TILE = 12;  // rows of x that go through the weights together: 24 accumulators
 #else
 constexpr int LANES = 8;
-constexpr int TILE = 3;  // 12 accumulators
+constexpr int TILE = 6;  // 12 accumulators
 #endif
-constexpr int PANEL = 32;  // outputs whose weights lie together
-constexpr int VECTORS = PANEL / LANES;
+constexpr int VECTORS = 2;
+constexpr int PANEL = VECTORS * LANES;  // outputs whose weights lie together
 constexpr int32_t ROUND_ZERO = 64;  // what stands for 0 in rows of x rounded to 7 bits
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
