@@ -22,6 +22,7 @@ _FLAGS = (
     "-O3",
     "-march=native",
     "-fno-math-errno",
+    "-fno-trapping-math",  # else GCC does not vectorise a choice of lanes without masks
     "-ffp-contract=fast",
     "-shared",
     "-fPIC",

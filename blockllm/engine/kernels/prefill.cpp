@@ -63,10 +63,12 @@ void attend_tile(const Run& run, Scratch& s, int64_t start, int64_t first, int64
         if (to < 0) to = 0;
         if (from > to) from = to;
         float best = s.best[start + r];
+#pragma omp simd reduction(max : best)
         for (int64_t t = from; t < to; ++t) best = scores[r][t] > best ? scores[r][t] : best;
         const bool any = to > from;
         const float keep = any ? exp_negative(s.best[start + r] - best) : 1.0f;
         float total = 0;
+#pragma omp simd reduction(+ : total)
         for (int64_t t = 0; t < BLOCK; ++t) {
             const bool seen = t >= from && t < to;
             const float weight = exp_negative(seen ? scores[r][t] - best : 0.0f);
