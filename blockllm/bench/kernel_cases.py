@@ -92,20 +92,21 @@ def rotate_and_write(s: Setup) -> Iterator[Case]:
             heads = s.random(seed, rows, s.heads + 2 * s.kv_heads, s.head_dim)
             angles = s.random(seed + 1, rows, 1, s.head_dim // 2).repeat(1, 1, 2)
             cos, sin = angles.cos(), angles.sin()
-            kv = torch.zeros(rows, 2, _PAGE, s.kv_heads, s.head_dim, device=s.device, dtype=s.dtype)
+            kv = torch.zeros(rows, 2, s.kv_heads, _PAGE, s.head_dim, device=s.device, dtype=s.dtype)
             pages = torch.randperm(rows).to(s.device)
             offsets = torch.arange(rows, device=s.device) % _PAGE
 
             def kernel() -> list[torch.Tensor]:
                 fused.rotate_and_write(heads, cos, sin, kv, pages, offsets)
-                return [heads, kv[pages, :, offsets]]
+                return [heads, kv[pages, :, :, offsets]]
 
             def twin() -> list[torch.Tensor]:
                 turned = heads[:, : -s.kv_heads]
                 turned.copy_(plain.rotate(turned, cos, sin))
-                kv[:, 0].index_put_((pages, offsets), heads[:, -2 * s.kv_heads : -s.kv_heads])
-                kv[:, 1].index_put_((pages, offsets), heads[:, -s.kv_heads :])
-                return [heads, kv[pages, :, offsets]]
+                keys, values = kv.transpose(2, 3).unbind(1)
+                keys.index_put_((pages, offsets), heads[:, -2 * s.kv_heads : -s.kv_heads])
+                values.index_put_((pages, offsets), heads[:, -s.kv_heads :])
+                return [heads, kv[pages, :, :, offsets]]
 
             return Call(kernel, twin)
 

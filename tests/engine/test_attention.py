@@ -87,7 +87,7 @@ def test_batched_backends_equal_plain(
     for i, (first, _) in enumerate(spans):  # what earlier turns wrote
         table = cache.tables[i, bundle]
         for token in range(first):
-            kv[table[token // PAGE], :, token % PAGE] = torch.randn(
+            kv[table[token // PAGE], :, :, token % PAGE] = torch.randn(
                 2, heads[1], 8, generator=generator
             )
     q = torch.randn(int(rows.starts[-1]), heads[0], 8, generator=generator)
@@ -113,7 +113,7 @@ def test_shared_pages_are_not_written() -> None:
     rows.write(cache.tensor[:, 0], 0, k, v)
     pages = cache.tables[0, 0]
     assert not cache.tensor[pages[0]].any()
-    assert cache.tensor[pages[1], 0, :, :2].all()
+    assert cache.tensor[pages[1], 0, :, :, :2].all()
 
 
 @pytest.mark.gpu

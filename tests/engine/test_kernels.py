@@ -225,15 +225,15 @@ def test_native_rotation_and_writing_equal_plain(heads: int, kv_heads: int, dim:
     rows, page_size = 5, 4
     fused = torch.randn(rows, heads + 2 * kv_heads, dim)
     cos, sin = (f(torch.randn(rows, 1, dim // 2)).repeat(1, 1, 2) for f in (torch.cos, torch.sin))
-    kv = torch.zeros(3, 2, 2, page_size, kv_heads, dim)[:, 1]  # one layer of two
+    kv = torch.zeros(3, 2, 2, kv_heads, page_size, dim)[:, 1]  # one layer of two
     where = (torch.tensor([0, 2, 2, 1, 0]), torch.tensor([0, 3, 1, 2, 1]))
     q = plain.rotate(fused[:, :heads], cos, sin)
     k = plain.rotate(fused[:, heads:-kv_heads], cos, sin)
     v = fused[:, -kv_heads:].clone()
     native.rotate_and_write(fused, cos, sin, kv, *where)
     torch.testing.assert_close(fused[:, :heads], q, rtol=0, atol=1e-6)
-    torch.testing.assert_close(kv[where[0], 0, where[1]], k, rtol=0, atol=1e-6)
-    assert torch.equal(kv[where[0], 1, where[1]], v)
+    torch.testing.assert_close(kv[where[0], 0, :, where[1]], k, rtol=0, atol=1e-6)
+    assert torch.equal(kv[where[0], 1, :, where[1]], v)
     assert int((kv != 0).any(-1).sum()) == 2 * rows * kv_heads, "it wrote somewhere else"
 
 

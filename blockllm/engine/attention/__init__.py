@@ -25,7 +25,7 @@ class Attention(Protocol):
         q: torch.Tensor,  # [rows, heads, head_dim], rotated
         k: torch.Tensor,  # [rows, kv_heads, head_dim], rotated; already on its page
         v: torch.Tensor,  # [rows, kv_heads, head_dim]
-        kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, head_dim], this layer's
+        kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, head_dim], this layer's
         bundle: int,  # which of the block's page tables holds this layer
         rows: AttentionRows,
         window: int | None,

@@ -56,7 +56,8 @@ def _prefill(
     context = first + count
     if first:
         pages = rows.tensors.tables[member, bundle, : -(-context // rows.page_size)]
-        k, v = kv[pages].transpose(0, 1).flatten(1, 2)[:, :context]  # [context, kv_heads, d]
+        both = kv[pages].permute(1, 0, 3, 2, 4)  # [2, pages, page_size, kv_heads, d]
+        k, v = both.flatten(1, 2)[:, :context]  # [context, kv_heads, d]
     kv_heads = k.shape[1]
     groups = q.shape[1] // kv_heads
     mask = rows.prompts.get((member, window))

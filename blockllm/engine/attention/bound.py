@@ -21,14 +21,14 @@ class BoundAttention:
     backend: Attention
     rows: AttentionRows
     table: RopeTable
-    kv: torch.Tensor  # [pages, 2, page_size, kv_heads, head_dim] of the layer
+    kv: torch.Tensor  # [pages, 2, kv_heads, page_size, head_dim] of the layer
     bundle: int
 
     def __call__(self, fused: torch.Tensor, window: int | None) -> torch.Tensor:
         """[rows, heads + 2 kv_heads, head_dim] → [rows, heads, head_dim]"""
         kv = self.kv
         self.rows.place(fused, self.table, kv, self.bundle)
-        kv_heads = kv.shape[3]
+        kv_heads = kv.shape[2]
         q, kv_new = fused[:, : -2 * kv_heads], fused[:, -2 * kv_heads :]
         k, v = kv_new.chunk(2, dim=1)
         return self.backend.attend(q, k, v, kv, self.bundle, self.rows, window)

@@ -21,12 +21,12 @@ def gathered_decode(
     index = rows.decode.get(window)
     if index is None:
         index = rows.decode[window] = _decode_index(rows, members, window, q.dtype)
-    gathered = kv[index.tables[:, bundle]]  # [n, width, 2, page_size, kv_heads, d]
+    gathered = kv[index.tables[:, bundle]]  # [n, width, 2, kv_heads, page_size, d]
     sequence, page, offset = index.padding
     # a stale NaN in a slot that nobody reads would survive any mask, since 0 * NaN = NaN
-    gathered[sequence, page, :, offset] = 0
-    keys = gathered[:, :, 0].flatten(1, 2).transpose(1, 2)  # [n, kv_heads, tokens, d]
-    values = gathered[:, :, 1].flatten(1, 2).transpose(1, 2)
+    gathered[sequence, page, :, :, offset] = 0
+    both = gathered.permute(2, 0, 3, 1, 4, 5)  # [2, n, kv_heads, width, page_size, d]
+    keys, values = both.flatten(3, 4)  # [n, kv_heads, tokens, d]
     grouped = q.reshape(len(q), keys.shape[1], -1, q.shape[-1])  # [n, kv_heads, groups, d]
     out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=index.mask)
     return out.reshape(q.shape)

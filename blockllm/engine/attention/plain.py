@@ -24,7 +24,8 @@ class PlainAttention:
         for i, context in enumerate(rows.contexts.tolist()):
             start, stop = int(rows.starts[i]), int(rows.starts[i + 1])
             pages = rows.tensors.tables[i, bundle, : -(-context // rows.page_size)]
-            keys, values = kv[pages].transpose(0, 1).flatten(1, 2)[:, :context]  # [context, kvh, d]
+            both = kv[pages].permute(1, 0, 3, 2, 4)  # [2, pages, page_size, kvh, d]
+            keys, values = both.flatten(1, 2)[:, :context]  # [context, kvh, d]
             groups = q.shape[1] // keys.shape[1]
             keys = keys.repeat_interleave(groups, dim=1)  # [context, heads, d]
             values = values.repeat_interleave(groups, dim=1)

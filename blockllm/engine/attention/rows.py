@@ -188,7 +188,7 @@ class AttentionRows:
 
     def locate(self, kv_layer: int) -> tuple[torch.Tensor, int]:
         """Keys and values of the rows' chains' layer of this number among those that keep any
-        [pages, 2, page_size, kv_heads, d], and the bundle it is in."""
+        [pages, 2, kv_heads, page_size, d], and the bundle it is in."""
         layers = self.gathered.cache.layers
         bundle, within = divmod(kv_layer, len(layers))
         return layers[within], bundle - self.first_bundle
@@ -217,15 +217,15 @@ class AttentionRows:
 
     def place(self, fused: torch.Tensor, table: RopeTable, kv: torch.Tensor, bundle: int) -> None:
         """Rotate the queries and keys of `fused` [rows, heads + 2 kv_heads, d] in place and put
-        keys and values on their pages. kv: [pages, 2, page_size, kv_heads, d] of one layer"""
+        keys and values on their pages. kv: [pages, 2, kv_heads, page_size, d] of one layer"""
         where = (self._write_pages[bundle], self.tensors.write_offsets)
         kernels.rotate_and_write(fused, *table, kv, *where)
 
     def write(self, kv: torch.Tensor, bundle: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put the rows' keys and values on their pages.
 
-        kv: [pages, 2, page_size, kv_heads, head_dim] of one layer; k, v: [rows, kv_heads, head_dim]
+        kv: [pages, 2, kv_heads, page_size, head_dim] of one layer; k, v: [rows, kv_heads, head_dim]
         """
         where = (self._write_pages[bundle], self.tensors.write_offsets)
-        kv[:, 0].index_put_(where, k)
-        kv[:, 1].index_put_(where, v)
+        kv[:, 0].transpose(1, 2).index_put_(where, k)
+        kv[:, 1].transpose(1, 2).index_put_(where, v)

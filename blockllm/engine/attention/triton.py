@@ -36,6 +36,6 @@ class TritonAttention:
         if len(singles):
             paged_decode(q, kv, tables, visible, singles, window, out)
         if rows.has_runs:
-            size = tile_rows(q.dtype, q.shape[2], q.shape[1] // kv.shape[3])
+            size = tile_rows(q.dtype, q.shape[2], q.shape[1] // kv.shape[2])
             paged_prefill(q, kv, tables, rows.tiles(size), window, out)
         return out

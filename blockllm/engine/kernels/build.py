@@ -41,7 +41,7 @@ _SIGNATURES = {
     "layers_run": "ppipipppipipipi",
     "paged_decode": "ppipiipipiiiiiif",
     "paged_prefill": "pipipiipipiiiiiif",
-    "rotate_and_write": "ppppiippiiii",
+    "rotate_and_write": "ppppiippiiiii",
     "rms_norm": "pppiiiiif",
     "silu_multiply": "ppii",
 }

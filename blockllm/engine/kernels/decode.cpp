@@ -11,10 +11,10 @@ namespace blockllm {
 namespace {
 
 struct Pages {
-    const float* data;      // [pages, ..., 2, page_size, kv_heads, dim], from one layer's keys
+    const float* data;      // [pages, ..., 2, kv_heads, page_size, dim], from one layer's keys
     int64_t page_stride;    // floats from page to page
     int64_t value_stride;   // floats from a page's keys to its values
-    int64_t page_size, kv_heads;
+    int64_t page_size;
 };
 
 // Even plus odd units of UNIT lanes, a's and then b's, within every SCOPE lanes.
@@ -30,76 +30,90 @@ inline floats fold(floats a, floats b, std::integer_sequence<unsigned, I...>) {
     return even + odd;
 }
 
-// One KV head's keys or values of some neighbouring tokens, `width` floats apart.
-struct Vectors {
-    const float* first;
-    int64_t width;
-    const float* operator[](int64_t token) const { return first + token * width; }
-};
-
-// Products of COUNT tokens from `token` on with the queries of GROUPS heads, each summed over all
-// lanes but LANES / COUNT: with COUNT == LANES, lane i is token i's. Tokens behind `last` count as
-// it. A tree, so that sums over lanes cost three operations a token.
-template <int DIM, int GROUPS, int COUNT>
-inline void score_tokens(floats (&sums)[GROUPS], const float* query, const Vectors& keys,
-                         int64_t token, int64_t last) {
+// Lane i: the sum of all lanes of sums[i]. A tree, so that it costs three operations a sum.
+template <int COUNT = LANES>
+inline floats join(const floats* sums) {
     if constexpr (COUNT == 1) {
-        const float* key = keys[token < last ? token : last];
-        for (int g = 0; g < GROUPS; ++g) sums[g] = load(query + g * DIM) * load(key);
-        for (int d = LANES; d < DIM; d += LANES) {
-            const floats part = load(key + d);
-            for (int g = 0; g < GROUPS; ++g) sums[g] += load(query + g * DIM + d) * part;
-        }
+        return sums[0];
     } else {
-        floats right[GROUPS];
-        score_tokens<DIM, GROUPS, COUNT / 2>(sums, query, keys, token, last);
-        score_tokens<DIM, GROUPS, COUNT / 2>(right, query, keys, token + COUNT / 2, last);
         constexpr bool NEAR = COUNT <= 4;
-        for (int g = 0; g < GROUPS; ++g)
-            sums[g] = fold<NEAR ? 1 : 4, NEAR ? 4 : LANES>(
-                sums[g], right[g], std::make_integer_sequence<unsigned, LANES>());
+        return fold<NEAR ? 1 : 4, NEAR ? 4 : LANES>(
+            join<COUNT / 2>(sums), join<COUNT / 2>(sums + COUNT / 2),
+            std::make_integer_sequence<unsigned, LANES>());
     }
+}
+
+// Products of LANES tokens' keys with the queries of GROUPS heads, lane i token i's. Tokens behind
+// `last` count as it.
+template <int DIM, int GROUPS>
+inline void score_tokens(floats (&scores)[GROUPS], const float* query, const float* keys,
+                         int64_t last) {
+    constexpr int TOGETHER = 4;  // tokens that a load of the query serves
+    floats sums[GROUPS][LANES];
+    for (int t = 0; t < LANES; t += TOGETHER) {
+        const float* key[TOGETHER];
+        for (int i = 0; i < TOGETHER; ++i) key[i] = keys + (t + i < last ? t + i : last) * DIM;
+        floats own[GROUPS][TOGETHER] = {};
+        for (int d = 0; d < DIM; d += LANES)
+            for (int i = 0; i < TOGETHER; ++i) {
+                const floats part = load(key[i] + d);
+                for (int g = 0; g < GROUPS; ++g) own[g][i] += load(query + g * DIM + d) * part;
+            }
+        for (int g = 0; g < GROUPS; ++g) std::memcpy(&sums[g][t], own[g], sizeof own[g]);
+    }
+    for (int g = 0; g < GROUPS; ++g) scores[g] = join(sums[g]);
 }
 
 // rows[g * stride + t] = query g . key t
 template <int DIM, int GROUPS>
-inline void score(float* rows, int64_t stride, const float* query, const Vectors& keys,
+inline void score(float* rows, int64_t stride, const float* query, const float* keys,
                   int64_t tokens, int64_t dim) {
     if constexpr (DIM > 0) {
         for (int64_t t = 0; t < tokens; t += LANES) {
             const int64_t count = tokens - t < LANES ? tokens - t : LANES;
-            floats sums[GROUPS];
-            score_tokens<DIM, GROUPS, LANES>(sums, query, keys, t, tokens - 1);
-            for (int g = 0; g < GROUPS; ++g)
-                std::memcpy(rows + g * stride + t, &sums[g], count * sizeof(float));
+            floats scores[GROUPS];
+            score_tokens<DIM, GROUPS>(scores, query, keys + t * DIM, count - 1);
+            for (int g = 0; g < GROUPS; ++g) {
+                float* to = rows + g * stride + t;
+                if (count == LANES) store(to, scores[g]);
+                else for (int64_t i = 0; i < count; ++i) to[i] = scores[g][i];
+            }
         }
     } else {
         for (int64_t t = 0; t < tokens; ++t) {
             rows[t] = 0;
-            for (int64_t d = 0; d < dim; ++d) rows[t] += query[d] * keys[t][d];
+            for (int64_t d = 0; d < dim; ++d) rows[t] += query[d] * keys[t * dim + d];
         }
     }
 }
 
+// The most vectors, up to `most`, that a row of `count` is cut into without a rest.
+constexpr int largest_part(int count, int most) {
+    while (count % most) --most;
+    return most;
+}
+
 // out[g] += sum over tokens of weights[g * stride + t] times value t
 template <int DIM, int GROUPS>
-inline void add_values(float* out, const float* weights, int64_t stride, const Vectors& values,
+inline void add_values(float* out, const float* weights, int64_t stride, const float* values,
                        int64_t tokens, int64_t dim) {
     if constexpr (DIM > 0) {
-        floats sums[GROUPS][DIM / LANES];  // in registers over the page
-        for (int g = 0; g < GROUPS; ++g)
-            for (int v = 0; v < DIM / LANES; ++v) sums[g][v] = load(out + g * DIM + v * LANES);
-        for (int64_t t = 0; t < tokens; ++t) {
-            for (int v = 0; v < DIM / LANES; ++v) {
-                const floats value = load(values[t] + v * LANES);
-                for (int g = 0; g < GROUPS; ++g) sums[g][v] += weights[g * stride + t] * value;
-            }
+        constexpr int PART = largest_part(DIM / LANES, (LANES == 16 ? 24 : 12) / GROUPS);
+        for (int first = 0; first < DIM; first += PART * LANES) {
+            floats sums[GROUPS][PART];  // in registers over the page
+            for (int g = 0; g < GROUPS; ++g)
+                std::memcpy(sums[g], out + g * DIM + first, sizeof sums[g]);
+            for (int64_t t = 0; t < tokens; ++t)
+                for (int v = 0; v < PART; ++v) {
+                    const floats value = load(values + t * DIM + first + v * LANES);
+                    for (int g = 0; g < GROUPS; ++g) sums[g][v] += weights[g * stride + t] * value;
+                }
+            for (int g = 0; g < GROUPS; ++g)
+                std::memcpy(out + g * DIM + first, sums[g], sizeof sums[g]);
         }
-        for (int g = 0; g < GROUPS; ++g)
-            for (int v = 0; v < DIM / LANES; ++v) store(out + g * DIM + v * LANES, sums[g][v]);
     } else {
         for (int64_t t = 0; t < tokens; ++t)
-            for (int64_t d = 0; d < dim; ++d) out[d] += weights[t] * values[t][d];
+            for (int64_t d = 0; d < dim; ++d) out[d] += weights[t] * values[t * dim + d];
     }
 }
 
@@ -116,17 +130,17 @@ inline void each_group(int64_t groups, Function&& function) {
     for (; g < groups; ++g) function.template operator()<1>(g);
 }
 
-// Calls visit(rows of the page, first token, number of tokens) for every page of tokens
-// first..context.
+// Calls visit(where its vectors of the first head begin, first token, number of tokens) for every
+// page of tokens first..context.
 template <typename Visit>
-void each_page(const Pages& pages, const int32_t* table, int64_t offset, int64_t width,
+void each_page(const Pages& pages, const int32_t* table, int64_t offset, int64_t dim,
                int64_t first, int64_t context, Visit visit) {
     const int64_t size = pages.page_size;
     for (int64_t p = first / size; p * size < context; ++p) {
         const int64_t from = p * size > first ? p * size : first;
         const int64_t to = (p + 1) * size < context ? (p + 1) * size : context;
         const float* page = pages.data + table[p] * pages.page_stride + offset;
-        visit(page + (from - p * size) * width, from - first, to - from);
+        visit(page + (from - p * size) * dim, from - first, to - from);
     }
 }
 
@@ -151,16 +165,16 @@ void attend_heads(float* out, const float* q, const Pages& pages, const int32_t*
                   int64_t head, int64_t num, int64_t groups, int64_t first, int64_t context,
                   float scale, int64_t any_dim, std::vector<float>& scratch) {
     const int64_t dim = DIM ? DIM : any_dim;
-    const int64_t count = context - first, width = pages.kv_heads * dim;
+    const int64_t count = context - first, head_stride = pages.page_size * dim;
     scratch.resize(num * groups * count);
     float* weights = scratch.data();  // [num * groups, count]
-    each_page(pages, table, 0, width, first, context,
+    each_page(pages, table, 0, dim, first, context,
               [&](const float* keys, int64_t start, int64_t tokens) {
         for (int64_t h = 0; h < num; ++h)
             each_group<DIM>(groups, [&]<int GROUPS>(int64_t g) {
                 const int64_t own = h * groups + g;
                 score<DIM, GROUPS>(weights + own * count + start, count, q + own * dim,
-                                   {keys + (head + h) * dim, width}, tokens, dim);
+                                   keys + (head + h) * head_stride, tokens, dim);
             });
     });
     for (int64_t h = 0; h < num * groups; ++h) {
@@ -169,13 +183,13 @@ void attend_heads(float* out, const float* q, const Pages& pages, const int32_t*
         softmax(row, count);
     }
     std::memset(out, 0, sizeof(float) * num * groups * dim);
-    each_page(pages, table, pages.value_stride, width, first, context,
+    each_page(pages, table, pages.value_stride, dim, first, context,
               [&](const float* values, int64_t start, int64_t tokens) {
         for (int64_t h = 0; h < num; ++h)
             each_group<DIM>(groups, [&]<int GROUPS>(int64_t g) {
                 const int64_t own = h * groups + g;
                 add_values<DIM, GROUPS>(out + own * dim, weights + own * count + start, count,
-                                        {values + (head + h) * dim, width}, tokens, dim);
+                                        values + (head + h) * head_stride, tokens, dim);
             });
     });
 }
@@ -193,7 +207,7 @@ void decode_heads(float* out, const float* q, const float* keys, int64_t page_st
                   int64_t num, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size,
                   int64_t window, float scale) {
     thread_local std::vector<float> scratch;
-    const Pages pages{keys, page_stride, value_stride, page_size, kv_heads};
+    const Pages pages{keys, page_stride, value_stride, page_size};
     const int64_t groups = heads / kv_heads, own = head * groups * dim;
     const int64_t first = window && context > window ? context - window : 0;
     auto run = dim == 64    ? attend_heads<64>

@@ -61,7 +61,7 @@ def rotate_and_write(
     fused: torch.Tensor,  # [rows, heads + 2 kv_heads, dim], contiguous
     cos: torch.Tensor,  # [rows, 1, dim], contiguous
     sin: torch.Tensor,
-    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     write_pages: torch.Tensor,  # [rows] int64
     write_offsets: torch.Tensor,  # [rows] int64
 ) -> None:
@@ -73,8 +73,9 @@ def rotate_and_write(
 
         rotate.rotate_and_write(fused, cos, sin, kv, write_pages, write_offsets)
     else:
-        kv_heads = kv.shape[3]
+        kv_heads = kv.shape[2]
         turned = fused[:, : fused.shape[1] - kv_heads]
         turned.copy_(plain.rotate(turned, cos, sin))
-        kv[:, 0].index_put_((write_pages, write_offsets), fused[:, -2 * kv_heads : -kv_heads])
-        kv[:, 1].index_put_((write_pages, write_offsets), fused[:, -kv_heads:])
+        keys, values = kv.transpose(2, 3).unbind(1)  # [pages, page_size, kv_heads, dim]
+        keys.index_put_((write_pages, write_offsets), fused[:, -2 * kv_heads : -kv_heads])
+        values.index_put_((write_pages, write_offsets), fused[:, -kv_heads:])

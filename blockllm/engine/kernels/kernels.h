@@ -19,7 +19,7 @@ void silu_multiply(float* out, const float* gate_up, int64_t rows, int64_t size,
 void rotate_and_write(float* qkv, const float* cos, const float* sin, float* keys,
                       int64_t page_stride, int64_t value_stride, const int64_t* write_pages,
                       const int64_t* write_offsets, int64_t rows, int64_t heads, int64_t kv_heads,
-                      int64_t dim, int threads);
+                      int64_t dim, int64_t page_size, int threads);
 void paged_decode(float* out, const float* q, int64_t q_stride, const float* keys,
                   int64_t page_stride, int64_t value_stride, const int32_t* tables,
                   int64_t table_stride, const int64_t* contexts, int64_t n, int64_t heads,

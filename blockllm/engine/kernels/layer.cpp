@@ -107,7 +107,7 @@ void attend(const Call& call, float* out, float* fused) {
     norm_heads(call, fused + layer.heads * layer.dim, layer.kv_heads, layer.k_norm);
     rotate_and_write(fused, at.cos, at.sin, call.keys(), at.page_stride, at.value_stride,
                      at.write_pages + call.bundle() * at.write_stride, at.write_offsets, call.rows,
-                     layer.heads, layer.kv_heads, layer.dim, call.threads);
+                     layer.heads, layer.kv_heads, layer.dim, at.page_size, call.threads);
     const int32_t* tables = at.tables + call.bundle() * at.width;
     const int64_t table_stride = at.bundles * at.width;
     if (!at.num_tiles) return decode(call, out, fused, layer.qkv.out, tables, table_stride);

@@ -81,31 +81,31 @@ def rotate_and_write(
     fused: torch.Tensor,  # [rows, heads + 2 kv_heads, dim], contiguous; rotated in place
     cos: torch.Tensor,  # [rows, 1, dim], contiguous
     sin: torch.Tensor,
-    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     write_pages: torch.Tensor,  # [rows] int64
     write_offsets: torch.Tensor,  # [rows] int64
 ) -> None:
     """Rotate queries and keys, then put keys and values on their pages."""
-    kv_heads, dim = kv.shape[3:]
+    kv_heads, page_size, dim = kv.shape[2:]
     heads = fused.shape[1] - 2 * kv_heads
     library().rotate_and_write(
         *(fused.data_ptr(), cos.data_ptr(), sin.data_ptr()),
         *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
         *(write_pages.data_ptr(), write_offsets.data_ptr()),
-        *(len(fused), heads, kv_heads, dim, torch.get_num_threads()),
+        *(len(fused), heads, kv_heads, dim, page_size, torch.get_num_threads()),
     )
 
 
 def paged_decode(
     q: torch.Tensor,  # [n, heads, dim], rows may lie apart
-    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     tables: torch.Tensor,  # [n, width] int32, rows may lie apart
     contexts: torch.Tensor,  # [n] int64
     window: int | None,
 ) -> torch.Tensor:
     """Attention of one row per sequence over its pages. [n, heads, dim]"""
     n, heads, dim = q.shape
-    page_size, kv_heads = kv.shape[2:4]
+    kv_heads, page_size = kv.shape[2:4]
     out = torch.empty(q.shape)
     library().paged_decode(
         *(out.data_ptr(), q.data_ptr(), q.stride(0)),
@@ -119,14 +119,14 @@ def paged_decode(
 def paged_prefill(
     out: torch.Tensor,  # [rows, heads, dim], contiguous; rows of the tiles are written
     q: torch.Tensor,  # [rows, heads, dim], rows may lie apart
-    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     tables: torch.Tensor,  # [n, width] int32, rows may lie apart
     tiles: torch.Tensor,  # [tiles, 4] int32: sequence, first row, end, position of the first
     window: int | None,
 ) -> None:
     """Causal attention of runs of rows over their sequences' pages."""
     heads, dim = q.shape[1:]
-    page_size, kv_heads = kv.shape[2:4]
+    kv_heads, page_size = kv.shape[2:4]
     library().paged_prefill(
         *(out.data_ptr(), out.stride(0), q.data_ptr(), q.stride(0)),
         *(kv.data_ptr(), kv.stride(0), kv.stride(1)),

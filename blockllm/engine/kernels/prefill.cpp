@@ -29,12 +29,12 @@ struct Scratch {
 // Keys and values of tokens first..first + count of one head: keys [dim, BLOCK], values
 // [BLOCK, width] with zeros behind `dim`
 void gather(Scratch& s, const float* keys, int64_t page_stride, int64_t value_stride,
-            const int32_t* table, int64_t page_size, int64_t token_stride, int64_t first,
-            int64_t count, int64_t dim, int64_t width) {
+            const int32_t* table, int64_t page_size, int64_t first, int64_t count, int64_t dim,
+            int64_t width) {
     for (int64_t t = 0; t < count; ++t) {
         const int64_t token = first + t;
         const float* key = keys + table[token / page_size] * page_stride +
-                           token % page_size * token_stride;
+                           token % page_size * dim;
         for (int64_t d = 0; d < dim; ++d) s.keys[d * BLOCK + t] = key[d];
         std::memcpy(&s.values[t * width], key + value_stride, dim * sizeof(float));
     }
@@ -94,8 +94,7 @@ void attend_tile(const Run& run, Scratch& s, int64_t start, int64_t first, int64
 }
 
 void attend_run(const Run& run, Scratch& s, const float* keys, int64_t page_stride,
-                int64_t value_stride, const int32_t* table, int64_t page_size,
-                int64_t token_stride) {
+                int64_t value_stride, const int32_t* table, int64_t page_size) {
     const int64_t vectors = run.rows * run.groups, width = divide_up(run.dim, PANEL) * PANEL;
     const Tiles tiles(vectors);
     s.keys.resize(run.dim * BLOCK);
@@ -119,8 +118,7 @@ void attend_run(const Run& run, Scratch& s, const float* keys, int64_t page_stri
     int64_t first = run.window && run.position + 1 > run.window ? run.position + 1 - run.window : 0;
     for (; first < context; first += BLOCK) {
         const int64_t count = context - first < BLOCK ? context - first : BLOCK;
-        gather(s, keys, page_stride, value_stride, table, page_size, token_stride, first, count,
-               run.dim, width);
+        gather(s, keys, page_stride, value_stride, table, page_size, first, count, run.dim, width);
         for (int64_t tile = 0; tile < tiles.count; ++tile) {
             const int64_t last = (tiles.start(tile + 1) - 1) / run.groups;
             if (run.position + last < first) continue;  // all of its rows lie before the block
@@ -162,8 +160,8 @@ void paged_prefill(float* out, int64_t out_stride, const float* q, int64_t q_str
                           out + tile[1] * out_stride + head * groups * dim,
                           q_stride, out_stride, tile[2] - tile[1], tile[3],
                           groups, dim, window, scale};
-            attend_run(run, scratch, keys + head * dim, page_stride, value_stride,
-                       tables + tile[0] * table_stride, page_size, kv_heads * dim);
+            attend_run(run, scratch, keys + head * page_size * dim, page_stride, value_stride,
+                       tables + tile[0] * table_stride, page_size);
         }
     }
 }

@@ -18,7 +18,7 @@
 namespace blockllm {
 namespace {
 
-constexpr int64_t TAKEN = 2;  // panels that a thread takes at once
+constexpr int64_t TAKEN = 64 / PANEL;  // panels that a thread takes at once
 
 // One matrix's panels, of which every thread has a run to itself and then helps the others.
 struct Runs {
@@ -119,17 +119,17 @@ private:
         const Rows& at = call_.at;
         float* keys = at.keys + kv_layer % at.layers_per_page * at.layer_stride;
         const int64_t bundle = kv_layer / at.layers_per_page, dim = layer.dim;
-        const int64_t groups = layer.heads / layer.kv_heads, width = layer.kv_heads * dim;
-        float* key = keys + at.write_pages[bundle * at.write_stride] * at.page_stride +
-                     *at.write_offsets * width;
-        float *k = call_.fused + layer.heads * dim, *v = k + width;
+        const int64_t groups = layer.heads / layer.kv_heads;
+        float *k = call_.fused + layer.heads * dim, *v = k + layer.kv_heads * dim;
         const int64_t first = layer.kv_heads * me_ / threads_;
         const int64_t num = layer.kv_heads * (me_ + 1) / threads_ - first;
         if (!num) return;
         prepare(call_.fused + first * groups * dim, num * groups, layer.q_norm, layer);
         prepare(k + first * dim, num, layer.k_norm, layer);
-        std::memcpy(key + first * dim, k + first * dim, num * dim * sizeof(float));
-        std::memcpy(key + at.value_stride + first * dim, v + first * dim, num * dim * sizeof(float));
+        float* key = keys + at.write_pages[bundle * at.write_stride] * at.page_stride +
+                     (first * at.page_size + *at.write_offsets) * dim;
+        write_heads(key, k + first * dim, num, dim, at.page_size);
+        write_heads(key + at.value_stride, v + first * dim, num, dim, at.page_size);
         decode_heads(call_.active, call_.fused, keys, at.page_stride, at.value_stride,
                      at.tables + bundle * at.width, *at.contexts, first, num, layer.heads,
                      layer.kv_heads, dim, at.page_size, layer.window,

@@ -34,6 +34,13 @@ inline void rotate_heads(float* heads, int64_t count, const float* cos, const fl
     }
 }
 
+// One token's keys or values of `count` heads to their page: heads lie page_size * dim apart there.
+inline void write_heads(float* to, const float* heads, int64_t count, int64_t dim,
+                        int64_t page_size) {
+    for (int64_t h = 0; h < count; ++h)
+        std::memcpy(to + h * page_size * dim, heads + h * dim, dim * sizeof(float));
+}
+
 // to = silu(gate) * up
 inline void gate_vector(float* to, const float* gate, const float* up, int64_t size) {
 #pragma omp simd

@@ -1,6 +1,6 @@
 """KV memory of one KV shape: the tensor, the page tables of all sequences, and their pages.
 
-    tensor  [pages, layers_per_page, 2 (key, value), page_size, kv_heads, head_dim]
+    tensor  [pages, layers_per_page, 2 (key, value), kv_heads, page_size, head_dim]
     tables  [slots, bundles, page index] → page; a bundle is `layers_per_page` layers of a chain
 
 Page 0 is spare: rows whose KV must not be written (their page is shared) write there.
@@ -82,7 +82,7 @@ class KVCache:
         self.layers_per_page = layers_per_page
         self.page_size = page_size
         self.pool = PagePool(num_pages, reuse)
-        size = (num_pages + 1, layers_per_page, 2, page_size, *shape)
+        size = (num_pages + 1, layers_per_page, 2, shape.num_kv_heads, page_size, shape.head_dim)
         on_host = device.type == "cpu"
         empty = (
             new_memory(*size, dtype=dtype)

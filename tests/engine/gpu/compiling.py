@@ -75,7 +75,7 @@ def small_kernels(dtype: torch.dtype, dim: int) -> None:
     activation.silu_multiply(x)
     fused = torch.zeros(4, 12, dim, dtype=dtype)
     norm.rms_norm_heads(fused, 0, 8, fused[0, 0], 1e-5)
-    kv = torch.zeros(2, 2, 16, 2, dim, dtype=dtype)
+    kv = torch.zeros(2, 2, 2, 16, dim, dtype=dtype)
     where = torch.zeros(4, dtype=torch.int64)
     table = torch.zeros(4, 1, dim, dtype=dtype)
     rotate.rotate_and_write(fused, table, table, kv, where, where)
@@ -83,7 +83,7 @@ def small_kernels(dtype: torch.dtype, dim: int) -> None:
 
 def attention(dtype: torch.dtype, dim: int, groups: int) -> None:
     """Single rows with one part and with many, and runs of rows."""
-    kv = torch.zeros(2, 2, 16, 2, dim, dtype=dtype)
+    kv = torch.zeros(2, 2, 2, 16, dim, dtype=dtype)
     index = torch.zeros(600, 256, dtype=torch.int32)
     for n in (1, 600):
         q = torch.zeros(n, 2 * groups, dim, dtype=dtype)

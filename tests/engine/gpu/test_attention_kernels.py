@@ -37,7 +37,7 @@ def check(
         table = cache.tables[i, bundle]
         for token in range(first):
             pair = torch.randn(2, heads[1], dim, generator=generator)
-            kv[table[token // PAGE], :, token % PAGE] = pair.to(DEVICE, dtype)
+            kv[table[token // PAGE], :, :, token % PAGE] = pair.to(DEVICE, dtype)
     fused = torch.randn(int(rows.starts[-1]), heads[0] + 2 * heads[1], dim, generator=generator)
     fused = fused.to(DEVICE, dtype)
     q, k, v = fused.split([heads[0], heads[1], heads[1]], dim=1)

@@ -85,7 +85,7 @@ def test_rotation_and_writing(
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     pages = torch.tensor([0, 2, 2, 1, 0], device=device)
     offsets = torch.tensor([0, 3, 1, 2, 1], device=device)
-    twin, kv = states.clone(), torch.zeros(3, 2, 2, 4, kv_heads, dim, dtype=dtype, device=device)
+    twin, kv = states.clone(), torch.zeros(3, 2, 2, kv_heads, 4, dim, dtype=dtype, device=device)
     expected = kv.clone()
     fused.rotate_and_write(twin, cos, sin, expected[:, 1], pages, offsets)
     rotate.rotate_and_write(states, cos, sin, kv[:, 1], pages, offsets)  # one layer of two

@@ -21,7 +21,7 @@ EVERYTHING = 1 << 30  # as a window: more positions than any context has
 @triton.jit
 def _decode_kernel(
     q_ptr,  # [rows, KV_HEADS * GROUPS, DIM], heads contiguous
-    kv_ptr,  # [pages, 2, PAGE, KV_HEADS, DIM], one layer's
+    kv_ptr,  # [pages, 2, KV_HEADS, PAGE, DIM], one layer's
     tables_ptr,  # [sequences, width] int32
     contexts_ptr,  # [sequences] int32
     members_ptr,  # [n, 2] int32: sequence, its row in q and out
@@ -64,7 +64,7 @@ def _decode_kernel(
     for start in range(begin, end, BLOCK_N):
         token = start + tl.arange(0, BLOCK_N)
         alive = token < end
-        slot = slots(table, token, alive, kv_head, page_stride, KV_HEADS, DIM, PAGE)
+        slot = slots(table, token, alive, kv_head, page_stride, DIM, PAGE)
         seen = alive[None, :]
         best, total, out = take_in(
             q, kv_ptr, kv_ptr + value_stride, slot, alive, seen, scale, best, total, out,
@@ -116,7 +116,7 @@ def num_splits(n: int, kv_heads: int, tokens: int, block: int) -> int:
 
 def paged_decode(
     q: torch.Tensor,  # [rows, heads, dim], rows may lie apart
-    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     tables: torch.Tensor,  # [sequences, width] int32, rows may lie apart
     contexts: torch.Tensor,  # [sequences] int32
     members: torch.Tensor,  # [n, 2] int32: which sequences, and which rows of q they are
@@ -124,7 +124,7 @@ def paged_decode(
     out: torch.Tensor,  # as q; only the members' rows are written
 ) -> None:
     """Attention of one row per sequence over its pages."""
-    (_, heads, dim), (page_size, kv_heads), n = q.shape, kv.shape[2:4], len(members)
+    (_, heads, dim), (kv_heads, page_size), n = q.shape, kv.shape[2:4], len(members)
     block_d = max(triton.next_power_of_2(dim), 16)
     block_n = 64 if block_d * q.dtype.itemsize <= 256 else 32 if q.dtype.itemsize == 2 else 16
     tokens = min(tables.shape[1] * page_size, window or EVERYTHING)

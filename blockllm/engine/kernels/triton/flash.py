@@ -13,13 +13,12 @@ def slots(
     alive,  # [BLOCK_N] whether they are in the context
     kv_head,
     page_stride,
-    KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
 ):
     """Where the tokens' keys of one head begin in the layer's pages. [BLOCK_N] int64"""
     page = tl.load(table_ptr + token // PAGE, alive, other=0).to(tl.int64)
-    return page * page_stride + (token % PAGE * KV_HEADS + kv_head) * DIM
+    return page * page_stride + (kv_head * PAGE + token % PAGE) * DIM
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from blockllm.engine.kernels.triton.flash import slots, take_in
 @triton.jit
 def _prefill_kernel(
     q_ptr,  # [rows, KV_HEADS * GROUPS, DIM], heads contiguous
-    kv_ptr,  # [pages, 2, PAGE, KV_HEADS, DIM], one layer's
+    kv_ptr,  # [pages, 2, KV_HEADS, PAGE, DIM], one layer's
     tables_ptr,  # [sequences, width] int32
     tiles_ptr,  # [tiles, 4] int32: sequence, first row, end, position of the first row
     out_ptr,  # as q
@@ -59,7 +59,7 @@ def _prefill_kernel(
     for start in range(begin, end, BLOCK_N):
         token = start + tl.arange(0, BLOCK_N)
         alive = token < end
-        slot = slots(table, token, alive, kv_head, page_stride, KV_HEADS, DIM, PAGE)
+        slot = slots(table, token, alive, kv_head, page_stride, DIM, PAGE)
         gap = position[:, None] - token[None, :]
         seen = (gap >= 0) & (gap < window)
         best, total, out = take_in(
@@ -87,7 +87,7 @@ def tile_rows(dtype: torch.dtype, dim: int, groups: int) -> int:
 
 def paged_prefill(
     q: torch.Tensor,  # [rows, heads, dim], rows may lie apart
-    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     tables: torch.Tensor,  # [sequences, width] int32, rows may lie apart
     tiles: torch.Tensor,  # [tiles, 4] int32: sequence, first row, end, position of first row
     window: int | None,
@@ -95,7 +95,7 @@ def paged_prefill(
 ) -> None:
     """Attention of runs of rows over their sequences' pages, which hold the rows' own keys and
     values already. No tile has more than `tile_rows` rows."""
-    (_, heads, dim), (page_size, kv_heads) = q.shape, kv.shape[2:4]
+    (_, heads, dim), (kv_heads, page_size) = q.shape, kv.shape[2:4]
     block_g = triton.next_power_of_2(heads // kv_heads)
     rows = tile_rows(q.dtype, dim, heads // kv_heads)
     _prefill_kernel[(len(tiles), kv_heads)](

@@ -20,11 +20,12 @@ def _rotate_and_write_kernel(
     fused_ptr,  # [rows, HEADS + 2 * KV_HEADS, 2 * HALF], contiguous
     cos_ptr,  # [rows, 1, 2 * HALF], contiguous
     sin_ptr,  # as cos
-    kv_ptr,  # [pages, 2, page_size, KV_HEADS, 2 * HALF], one layer's
+    kv_ptr,  # [pages, 2, KV_HEADS, page_size, 2 * HALF], one layer's
     page_ptr,  # [rows] int64
     offset_ptr,  # [rows] int64
     page_stride,
     value_stride,
+    page_size,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -63,7 +64,7 @@ def _rotate_and_write_kernel(
         kv_head = head - HEADS - is_value * KV_HEADS
         page, offset = tl.load(page_ptr + row), tl.load(offset_ptr + row)
         slot = page * page_stride + is_value * value_stride
-        place = kv_ptr + slot + (offset * KV_HEADS + kv_head) * 2 * HALF + column
+        place = kv_ptr + slot + (kv_head * page_size + offset) * 2 * HALF + column
         tl.store(place, left.to(kind), inside)
         tl.store(place + HALF, right.to(kind), inside)
 
@@ -72,13 +73,13 @@ def rotate_and_write(
     fused: torch.Tensor,  # [rows, heads + 2 kv_heads, dim], contiguous
     cos: torch.Tensor,  # [rows, 1, dim], contiguous
     sin: torch.Tensor,
-    kv: torch.Tensor,  # [pages, 2, page_size, kv_heads, dim], one layer's
+    kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     write_pages: torch.Tensor,  # [rows] int64
     write_offsets: torch.Tensor,  # [rows] int64
 ) -> None:
     """Rotate queries and keys, then put keys and values on their pages."""
     rows, all_heads, dim = fused.shape
-    kv_heads = kv.shape[3]
+    kv_heads, page_size = kv.shape[2:4]
     _rotate_and_write_kernel[(rows, all_heads)](
         fused,
         cos,
@@ -88,6 +89,7 @@ def rotate_and_write(
         write_offsets,
         kv.stride(0),
         kv.stride(1),
+        page_size,
         HEADS=all_heads - 2 * kv_heads,
         KV_HEADS=kv_heads,
         HALF=dim // 2,
