@@ -18,6 +18,7 @@ from blockllm.bench.metrics import Report, report
 from blockllm.bench.runner import Run, Sender
 from blockllm.bench.spec import AnyArm, Load, Spec
 from blockllm.bench.workload import plan
+from blockllm.errors import BlockllmError
 
 _REPEATS = 3  # pairs that may be measured again, for each that is wanted
 
@@ -50,11 +51,13 @@ class Disagreement(msgspec.Struct, frozen=True):
 
 
 class Comparison(NamedTuple):
-    """Everything that was measured; `repeated`: pairs that were measured again."""
+    """Everything that was measured; `repeated`: pairs that were measured again; `stopped`: what
+    ended it before all pairs were complete."""
 
     runs: list[ArmRun]
     disagreements: list[Disagreement]
     repeated: int
+    stopped: BaseException | None
 
 
 Say = Callable[[str], None]
@@ -62,11 +65,17 @@ Say = Callable[[str], None]
 
 def run_comparison(spec: Spec, out: Path, say: Say) -> Comparison:
     """Measure; logs of the arms go to `out`/logs. Every process started is ended, whatever
-    happens. Raises BlockllmError when an arm does not start or dies."""
+    happens. An arm that dies and Ctrl-C leave what was complete by then; raises BlockllmError or
+    KeyboardInterrupt if nothing was."""
     measure = _run_together if spec.resident == "together" else _run_alone
-    pairs = _Pairs(spec, say)
-    runs = measure(spec, pairs, out / "logs", say)
-    return Comparison(runs, disagreements(spec, runs), pairs.repeated)
+    pairs, stopped = _Pairs(spec, say), None
+    try:
+        measure(spec, pairs, out / "logs", say)
+    except (BlockllmError, KeyboardInterrupt) as error:
+        if not pairs.runs:
+            raise
+        stopped = error
+    return Comparison(pairs.runs, disagreements(spec, pairs.runs), pairs.repeated, stopped)
 
 
 class _Place(NamedTuple):
@@ -82,11 +91,11 @@ class _Pairs:
 
     def __init__(self, spec: Spec, say: Say) -> None:
         self._spec, self._say = spec, say
+        self.runs: list[ArmRun] = []  # of complete pairs
         self.repeated = 0
 
-    def take(self, measure: Callable[[_Place], Generator[ArmRun]]) -> list[ArmRun]:
+    def take(self, measure: Callable[[_Place], Generator[ArmRun]]) -> None:
         """All runs of all pairs; `measure` makes the runs of one."""
-        taken: list[ArmRun] = []
         spare = _REPEATS * self._spec.pairs
         for pair in range(self._spec.pairs):
             while True:
@@ -97,8 +106,7 @@ class _Pairs:
                     break
                 self.repeated += 1
                 spare -= 1
-            taken += kept
-        return taken
+            self.runs += kept
 
     def _undisturbed(self, runs: Iterator[ArmRun], limit: float) -> list[ArmRun] | None:
         taken = []
@@ -110,8 +118,7 @@ class _Pairs:
         return taken
 
 
-def _run_together(spec: Spec, pairs: _Pairs, logs: Path, say: Say) -> list[ArmRun]:
-    runs = []
+def _run_together(spec: Spec, pairs: _Pairs, logs: Path, say: Say) -> None:
     with ExitStack() as stack:
         arms = []
         for arm in spec.arm:
@@ -129,11 +136,10 @@ def _run_together(spec: Spec, pairs: _Pairs, logs: Path, say: Say) -> list[ArmRu
                 yield run
 
         for load in spec.load:
-            runs += pairs.take(functools.partial(measure, load))
-    return runs
+            pairs.take(functools.partial(measure, load))
 
 
-def _run_alone(spec: Spec, pairs: _Pairs, logs: Path, say: Say) -> list[ArmRun]:
+def _run_alone(spec: Spec, pairs: _Pairs, logs: Path, say: Say) -> None:
     """An arm runs all loads each time it is started: starting is what takes long."""
 
     def measure(place: _Place) -> Generator[ArmRun]:
@@ -146,7 +152,7 @@ def _run_alone(spec: Spec, pairs: _Pairs, logs: Path, say: Say) -> list[ArmRun]:
             finally:
                 running.stop()
 
-    return pairs.take(measure)
+    pairs.take(measure)
 
 
 def _start(spec: Spec, arm: AnyArm, logs: Path, say: Say) -> RunningArm:

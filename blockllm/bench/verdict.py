@@ -28,8 +28,11 @@ class Ratio(msgspec.Struct, frozen=True):
 
 
 def write_verdict(spec: Spec, comparison: Comparison, out: Path) -> str:
-    """Write everything into `out`; returns the Markdown table."""
+    """Write everything into `out`; returns the Markdown table. Of a comparison that was stopped:
+    the loads that have complete pairs."""
     out.mkdir(parents=True, exist_ok=True)
+    begun = {run.load for run in comparison.runs}
+    spec = msgspec.structs.replace(spec, load=tuple(x for x in spec.load if x.name in begun))
     content = {
         "name": spec.name,
         "machine": machine_facts(),
@@ -56,13 +59,16 @@ def ratio(spec: Spec, runs: Sequence[ArmRun], load: Load, arm: str) -> Ratio | N
         if total.failed or not total.output_tokens:
             return None
         speeds[run.arm, run.pair] = total.output_tokens_per_second
-    pairs = [speeds[arm, pair] / speeds[spec.reference_arm, pair] for pair in range(spec.pairs)]
+    measured = sorted({pair for _, pair in speeds})
+    pairs = [speeds[arm, pair] / speeds[spec.reference_arm, pair] for pair in measured]
     return Ratio(statistics.median(pairs), min(pairs), max(pairs))
 
 
 def markdown(spec: Spec, comparison: Comparison) -> str:
     """A table per load: medians over the pairs, least and largest in brackets."""
     parts = [f"# {spec.name}\n\n{_how(spec, comparison)}"]
+    if comparison.stopped is not None:
+        parts.append(_ending(spec, comparison.runs, comparison.stopped))
     for load in spec.load:
         parts.append(f"## {load.name}\n\n{_work(load)}\n\n{_table(spec, comparison.runs, load)}")
     parts.append(_agreement(spec, comparison))
@@ -79,6 +85,12 @@ def _how(spec: Spec, comparison: Comparison) -> str:
         f"medians (least to largest); ratios against {spec.reference_arm}, pair by pair. The host "
         f"took {_range(stolen, 0)} % of the processors' time{again if comparison.repeated else ''}."
     )
+
+
+def _ending(spec: Spec, runs: Sequence[ArmRun], error: BaseException) -> str:
+    counts = (f"{load.name}: {len(_of(runs, load.name, spec.arm[0].name))}" for load in spec.load)
+    cause = "interrupted" if isinstance(error, KeyboardInterrupt) else error
+    return f"**Stopped** before all pairs were complete ({', '.join(counts)}): {cause}."
 
 
 def _work(load: Load) -> str:

@@ -102,6 +102,8 @@ def compare(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     comparison = run_comparison(chosen, out, lambda line: console.print(line, markup=False))
     console.print(write_verdict(chosen, comparison, out), markup=False, soft_wrap=True)
+    if comparison.stopped is not None:
+        raise comparison.stopped
     if comparison.disagreements:
         raise BlockllmError(f"{len(comparison.disagreements)} outputs differ: see {out}/table.md")
 

@@ -120,6 +120,36 @@ def test_repeats_end_where_the_host_never_rests(
     assert comparison.repeated == 6
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BlockllmError("one died")])
+def test_what_is_complete_outlives_an_early_end(tmp_path: Path, error: BaseException) -> None:
+    spec = read(tmp_path)
+    later = msgspec.structs.replace(spec.load[0], name="never begun")
+    spec = msgspec.structs.replace(spec, load=(*spec.load, later))
+
+    def say(line: str) -> None:
+        if "pair 2 of 2, one" in line:
+            raise error
+
+    comparison = run_comparison(spec, tmp_path / "out", say)
+    assert [(run.pair, run.arm) for run in comparison.runs] == [(0, "one"), (0, "other")]
+    assert comparison.stopped is error
+    table = write_verdict(spec, comparison, tmp_path / "out")
+    assert f"complete (small: 1): {str(error) or 'interrupted'}." in table
+    assert "never begun" not in table and "Outputs are equal within fakes." in table
+
+
+@pytest.mark.parametrize("resident", ["together", "alone"])
+def test_an_early_end_without_a_complete_pair_is_an_error(tmp_path: Path, resident: str) -> None:
+    spec = read(tmp_path, extra=f'resident = "{resident}"\n')
+
+    def say(line: str) -> None:
+        if "pair 1 of 2, other" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(spec, tmp_path / "out", say)
+
+
 def test_stolen_time_is_a_share_of_what_was_wanted() -> None:
     before, after = processor_ticks(), processor_ticks()
     assert before.wanted > before.stolen >= 0

@@ -4,10 +4,9 @@
 // line of a weight is read once, each line of a panel written once, and squares of words turn in
 // registers. Plain twin: torch's permute, in the tests.
 
-#include "vectors.h"
+#include "transpose.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace blockllm {
 namespace {
@@ -15,23 +14,6 @@ namespace {
 constexpr int64_t CHUNK = 1 << 21;  // bytes that a thread takes at once: a huge page of x86
 
 constexpr int64_t WIDTH = sizeof(words);
-
-// The lanes of b that lack the bit STEP trade places with those of a that have it.
-template <int STEP, unsigned... LANE>
-inline void exchange(words& a, words& b, std::integer_sequence<unsigned, LANE...>) {
-    const words left = a, right = b;
-    a = BLOCKLLM_SHUFFLE(left, right, (LANE & STEP ? LANES + LANE - STEP : LANE)...);
-    b = BLOCKLLM_SHUFFLE(left, right, (LANE & STEP ? LANES + LANE : LANE + STEP)...);
-}
-
-template <int STEP = LANES / 2>
-inline void transpose(words (&square)[LANES]) {
-    for (int r = 0; r < LANES; ++r)
-        if (!(r & STEP))
-            exchange<STEP>(square[r], square[r + STEP],
-                           std::make_integer_sequence<unsigned, LANES>());
-    if constexpr (STEP > 1) transpose<STEP / 2>(square);
-}
 
 // The next `bytes` of each of LANES rows, a vector at most, to as many columns of a panel.
 inline void pack_square(uint32_t* to, const char* from, int64_t row_bytes, int64_t bytes) {

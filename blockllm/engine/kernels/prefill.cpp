@@ -4,7 +4,7 @@
 
 #include "exponential.h"
 #include "kernels.h"
-#include "vectors.h"
+#include "transpose.h"
 
 #include <vector>
 
@@ -23,24 +23,36 @@ struct Run {
 };
 
 struct Scratch {
-    std::vector<float> keys, values, q, weights, sums, best, total;
+    std::vector<float> keys, values, q, sums, best, total;
 };
 
 // Keys and values of tokens first..first + count of one head: keys [dim, BLOCK], values
-// [BLOCK, width] with zeros behind `dim`
+// [BLOCK, width] with zeros behind `dim`. Behind `count` is nothing but zeros: nobody sees those
+// tokens, but 0 * NaN would be seen.
 void gather(Scratch& s, const float* keys, int64_t page_stride, int64_t value_stride,
             const int32_t* table, int64_t page_size, int64_t first, int64_t count, int64_t dim,
             int64_t width) {
-    for (int64_t t = 0; t < count; ++t) {
-        const int64_t token = first + t;
-        const float* key = keys + table[token / page_size] * page_stride +
-                           token % page_size * dim;
-        for (int64_t d = 0; d < dim; ++d) s.keys[d * BLOCK + t] = key[d];
-        std::memcpy(&s.values[t * width], key + value_stride, dim * sizeof(float));
-    }
-    for (int64_t t = count; t < BLOCK; ++t) {  // nobody sees them, but 0 * NaN would be seen
-        for (int64_t d = 0; d < dim; ++d) s.keys[d * BLOCK + t] = 0;
-        std::memset(&s.values[t * width], 0, width * sizeof(float));
+    for (int64_t t = 0; t < BLOCK; t += LANES) {
+        const float* key[LANES];
+        for (int i = 0; i < LANES; ++i) {
+            const int64_t token = first + (t + i < count ? t + i : count - 1);
+            key[i] = keys + table[token / page_size] * page_stride + token % page_size * dim;
+            float* value = &s.values[(t + i) * width];
+            if (t + i < count) std::memcpy(value, key[i] + value_stride, dim * sizeof(float));
+            else std::memset(value, 0, dim * sizeof(float));
+        }
+        int64_t d = 0;
+        for (; d + LANES <= dim; d += LANES) {
+            words square[LANES];
+            for (int i = 0; i < LANES; ++i)
+                square[i] = t + i < count ? load_words(key[i] + d) : words{};
+            transpose(square);
+            for (int c = 0; c < LANES; ++c)
+                std::memcpy(&s.keys[(d + c) * BLOCK + t], &square[c], sizeof(words));
+        }
+        for (; d < dim; ++d)
+            for (int i = 0; i < LANES; ++i)
+                s.keys[d * BLOCK + t + i] = t + i < count ? key[i][d] : 0.0f;
     }
 }
 
@@ -55,7 +67,6 @@ void attend_tile(const Run& run, Scratch& s, int64_t start, int64_t first, int64
         multiply<HEIGHT, PANEL, 0>(sums, q, &s.keys[c], BLOCK, run.dim);
         for (int r = 0; r < HEIGHT; ++r) std::memcpy(&scores[r][c], sums[r], PANEL * 4);
     }
-    float* weights = s.weights.data();  // [BLOCK, HEIGHT]
     for (int r = 0; r < HEIGHT; ++r) {
         const int64_t row = run.position + (start + r) / run.groups;
         int64_t from = run.window && row - run.window + 1 > first ? row - run.window + 1 - first : 0;
@@ -75,7 +86,6 @@ void attend_tile(const Run& run, Scratch& s, int64_t start, int64_t first, int64
             scores[r][t] = seen ? weight : 0.0f;
             total += scores[r][t];
         }
-        for (int64_t t = 0; t < BLOCK; ++t) weights[t * HEIGHT + r] = scores[r][t];
         s.total[start + r] = s.total[start + r] * keep + total;
         if (any) s.best[start + r] = best;
         if (keep != 1.0f)
@@ -86,7 +96,7 @@ void attend_tile(const Run& run, Scratch& s, int64_t start, int64_t first, int64
         for (int r = 0; r < HEIGHT; ++r)
             for (int v = 0; v < VECTORS; ++v)
                 sums[r][v] = load(&s.sums[(start + r) * width + c + v * LANES]);
-        multiply<HEIGHT, PANEL, 0>(sums, weights, &s.values[c], width, BLOCK);
+        multiply<HEIGHT, PANEL, 0, Floats, 1, BLOCK>(sums, scores[0], &s.values[c], width, BLOCK);
         for (int r = 0; r < HEIGHT; ++r)
             for (int v = 0; v < VECTORS; ++v)
                 store(&s.sums[(start + r) * width + c + v * LANES], sums[r][v]);
@@ -100,7 +110,6 @@ void attend_run(const Run& run, Scratch& s, const float* keys, int64_t page_stri
     s.keys.resize(run.dim * BLOCK);
     s.values.assign(BLOCK * width, 0.0f);
     s.q.resize(vectors * run.dim);
-    s.weights.resize(BLOCK * TILE);
     s.sums.assign(vectors * width, 0.0f);
     s.best.assign(vectors, -3e38f);
     s.total.assign(vectors, 0.0f);

@@ -86,10 +86,11 @@ struct Floats {
 };
 
 // The one inner loop: sums[r] += x[k][r] * weights[k] over k, for WIDTH outputs: neighbours, or of
-// panels that lie panel_stride apart; strides are in words. `ahead` is memory that will be read
+// panels that lie panel_stride apart; strides are in words, STEP is that of k in x and ROW that of r. `ahead` is memory that will be read
 // soon: at every word, ASKED lines of it are asked for, and it advances by `ahead_step` bytes.
 // Weights of another code than Floats are left in `expanded`, if given: [depth, WIDTH].
-template <int HEIGHT, int WIDTH, int ASKED = WIDTH * 4 / 64, typename Code = Floats, typename Word>
+template <int HEIGHT, int WIDTH, int ASKED = WIDTH * 4 / 64, typename Code = Floats,
+          int STEP = HEIGHT, int ROW = 1, typename Word>
 inline void multiply(floats (&sums)[HEIGHT][WIDTH / LANES], const float* x, const Word* weights,
                      int64_t weights_stride, int64_t depth, const char* ahead = nullptr,
                      int64_t ahead_step = 0, int64_t panel_stride = PANEL,
@@ -108,7 +109,7 @@ inline void multiply(floats (&sums)[HEIGHT][WIDTH / LANES], const float* x, cons
             if (Code::INPUTS > 1 && expanded)
                 for (int v = 0; v < COUNT; ++v, expanded += LANES) store(expanded, own[v]);
             for (int r = 0; r < HEIGHT; ++r)
-                for (int v = 0; v < COUNT; ++v) sums[r][v] += x[(k + i) * HEIGHT + r] * own[v];
+                for (int v = 0; v < COUNT; ++v) sums[r][v] += x[(k + i) * STEP + r * ROW] * own[v];
         }
     }
 }
