@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -98,8 +97,8 @@ def compare(
     console = Console(highlight=False)
     variables = dict(assignment.partition("=")[::2] for assignment in assignments or [])
     chosen = select(read_spec(spec, variables), arm or [], load or [], pairs, resident, most_stolen)
-    # ended from outside, it must not leave servers behind
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # ended from outside, it must neither leave servers behind nor lose what it measured
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     comparison = run_comparison(chosen, out, lambda line: console.print(line, markup=False))
     console.print(write_verdict(chosen, comparison, out), markup=False, soft_wrap=True)
     if comparison.stopped is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -148,6 +150,22 @@ def test_an_early_end_without_a_complete_pair_is_an_error(tmp_path: Path, reside
 
     with pytest.raises(KeyboardInterrupt):
         run_comparison(spec, tmp_path / "out", say)
+
+
+def test_a_terminated_comparison_keeps_what_is_complete(tmp_path: Path) -> None:
+    read(tmp_path)
+    out = tmp_path / "out"
+    arguments = ["bench", "compare", str(tmp_path / "spec.toml"), "--out", str(out), "--set"]
+    command = [sys.executable, "-m", "blockllm", *arguments, "shift=0", "--pairs", "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "pair 2 of 1000, one" in line:
+                break
+        process.terminate()
+        process.stdout.read()
+        assert process.wait(60) != 0
+    assert re.search(r"\*\*Stopped\*\* .* \(small: [1-9]", (out / "table.md").read_text())
 
 
 def test_stolen_time_is_a_share_of_what_was_wanted() -> None:
