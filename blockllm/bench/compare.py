@@ -57,7 +57,7 @@ class Comparison(NamedTuple):
     runs: list[ArmRun]
     disagreements: list[Disagreement]
     repeated: int
-    stopped: BaseException | None
+    stopped: BlockllmError | KeyboardInterrupt | None
 
 
 Say = Callable[[str], None]
@@ -68,7 +68,8 @@ def run_comparison(spec: Spec, out: Path, say: Say) -> Comparison:
     happens. An arm that dies and Ctrl-C leave what was complete by then; raises BlockllmError or
     KeyboardInterrupt if nothing was."""
     measure = _run_together if spec.resident == "together" else _run_alone
-    pairs, stopped = _Pairs(spec, say), None
+    pairs = _Pairs(spec, say)
+    stopped: BlockllmError | KeyboardInterrupt | None = None
     try:
         measure(spec, pairs, out / "logs", say)
     except (BlockllmError, KeyboardInterrupt) as error:

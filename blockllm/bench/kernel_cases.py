@@ -103,9 +103,7 @@ def rotate_and_write(s: Setup) -> Iterator[Case]:
             def twin() -> list[torch.Tensor]:
                 turned = heads[:, : -s.kv_heads]
                 turned.copy_(plain.rotate(turned, cos, sin))
-                keys, values = kv.transpose(2, 3).unbind(1)
-                keys.index_put_((pages, offsets), heads[:, -2 * s.kv_heads : -s.kv_heads])
-                values.index_put_((pages, offsets), heads[:, -s.kv_heads :])
+                plain.write(kv, pages, offsets, *heads[:, -2 * s.kv_heads :].chunk(2, dim=1))
                 return [heads, kv[pages, :, :, offsets]]
 
             return Call(kernel, twin)

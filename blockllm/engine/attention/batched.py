@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from blockllm.engine.attention.gathered import gathered_decode
-from blockllm.engine.attention.plain import visible
+from blockllm.engine.attention.plain import read, visible
 from blockllm.engine.attention.rows import AttentionRows
 
 
@@ -56,8 +56,7 @@ def _prefill(
     context = first + count
     if first:
         pages = rows.tensors.tables[member, bundle, : -(-context // rows.page_size)]
-        both = kv[pages].permute(1, 0, 3, 2, 4)  # [2, pages, page_size, kv_heads, d]
-        k, v = both.flatten(1, 2)[:, :context]  # [context, kv_heads, d]
+        k, v = read(kv, pages, context)  # [context, kv_heads, d]
     kv_heads = k.shape[1]
     groups = q.shape[1] // kv_heads
     mask = rows.prompts.get((member, window))

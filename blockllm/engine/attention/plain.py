@@ -24,8 +24,7 @@ class PlainAttention:
         for i, context in enumerate(rows.contexts.tolist()):
             start, stop = int(rows.starts[i]), int(rows.starts[i + 1])
             pages = rows.tensors.tables[i, bundle, : -(-context // rows.page_size)]
-            both = kv[pages].permute(1, 0, 3, 2, 4)  # [2, pages, page_size, kvh, d]
-            keys, values = both.flatten(1, 2)[:, :context]  # [context, kvh, d]
+            keys, values = read(kv, pages, context)  # [context, kvh, d]
             groups = q.shape[1] // keys.shape[1]
             keys = keys.repeat_interleave(groups, dim=1)  # [context, heads, d]
             values = values.repeat_interleave(groups, dim=1)
@@ -34,6 +33,13 @@ class PlainAttention:
             weights = scores.float().masked_fill(hidden, float("-inf")).softmax(-1)
             out[start:stop] = torch.einsum("hqk,khd->qhd", weights.to(q.dtype), values)
         return out
+
+
+def read(kv: torch.Tensor, pages: torch.Tensor, context: int) -> torch.Tensor:
+    """Keys and values of one sequence's first tokens. kv: [pages, 2, kv_heads, page_size, d] of one
+    layer → [2, context, kv_heads, d]"""
+    both = kv[pages].permute(1, 0, 3, 2, 4)  # [2, pages, page_size, kv_heads, d]
+    return both.flatten(1, 2)[:, :context]
 
 
 def visible(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from blockllm.engine.batch import Hop, Ints, RowSet, Turn
 from blockllm.engine.kernels import fused as kernels
+from blockllm.engine.kernels import plain
 from blockllm.engine.kernels.layer import Rows
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.rope import RopeTable
@@ -226,6 +227,4 @@ class AttentionRows:
 
         kv: [pages, 2, kv_heads, page_size, head_dim] of one layer; k, v: [rows, kv_heads, head_dim]
         """
-        where = (self._write_pages[bundle], self.tensors.write_offsets)
-        kv[:, 0].transpose(1, 2).index_put_(where, k)
-        kv[:, 1].transpose(1, 2).index_put_(where, v)
+        plain.write(kv, self._write_pages[bundle], self.tensors.write_offsets, k, v)

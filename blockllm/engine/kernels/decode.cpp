@@ -98,7 +98,7 @@ template <int DIM, int GROUPS>
 inline void add_values(float* out, const float* weights, int64_t stride, const float* values,
                        int64_t tokens, int64_t dim) {
     if constexpr (DIM > 0) {
-        constexpr int PART = largest_part(DIM / LANES, (LANES == 16 ? 24 : 12) / GROUPS);
+        constexpr int PART = largest_part(DIM / LANES, MOST_SUMS / GROUPS);
         for (int first = 0; first < DIM; first += PART * LANES) {
             floats sums[GROUPS][PART];  // in registers over the page
             for (int g = 0; g < GROUPS; ++g)

@@ -76,6 +76,5 @@ def rotate_and_write(
         kv_heads = kv.shape[2]
         turned = fused[:, : fused.shape[1] - kv_heads]
         turned.copy_(plain.rotate(turned, cos, sin))
-        keys, values = kv.transpose(2, 3).unbind(1)  # [pages, page_size, kv_heads, dim]
-        keys.index_put_((write_pages, write_offsets), fused[:, -2 * kv_heads : -kv_heads])
-        values.index_put_((write_pages, write_offsets), fused[:, -kv_heads:])
+        k, v = fused[:, -2 * kv_heads :].chunk(2, dim=1)
+        plain.write(kv, write_pages, write_offsets, k, v)

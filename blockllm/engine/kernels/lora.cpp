@@ -19,7 +19,7 @@ constexpr int GROUP = 4;   // ranks that are summed together; in A they take tur
 constexpr int CHUNK = 16;  // so many inputs each
 constexpr int WIDE = 64;   // outputs whose B lies together
 constexpr int WIDTH = GROUP * LANES;       // outputs that are summed together
-constexpr int ROWS = LANES == 16 ? 6 : 3;  // of a tile: ROWS * GROUP sums stay in registers
+constexpr int ROWS = MOST_SUMS / GROUP;    // of a tile
 constexpr int64_t AHEAD = 2048;  // bytes that are asked for ahead of reads
 
 // Of one model and one linear, in 8-byte fields; kernels/adapters.py writes them.

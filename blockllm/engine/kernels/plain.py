@@ -27,6 +27,19 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
+def write(
+    kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
+    pages: torch.Tensor,  # [rows] int64
+    offsets: torch.Tensor,  # [rows] int64
+    k: torch.Tensor,  # [rows, kv_heads, dim]
+    v: torch.Tensor,
+) -> None:
+    """Put rows' keys and values on their pages."""
+    keys, values = kv.transpose(2, 3).unbind(1)  # [pages, page_size, kv_heads, dim]
+    keys.index_put_((pages, offsets), k)
+    values.index_put_((pages, offsets), v)
+
+
 def int8_linear(
     x: torch.Tensor,  # [rows, in]
     weight: torch.Tensor,  # [out, in] int8

@@ -20,6 +20,7 @@ constexpr int TILE = 6;  // 12 accumulators
 #endif
 constexpr int VECTORS = 2;
 constexpr int PANEL = VECTORS * LANES;  // outputs whose weights lie together
+constexpr int MOST_SUMS = TILE * VECTORS;  // vectors that stay in registers beside what they add
 constexpr int32_t ROUND_ZERO = 64;  // what stands for 0 in rows of x rounded to 7 bits
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
@@ -86,9 +87,10 @@ struct Floats {
 };
 
 // The one inner loop: sums[r] += x[k][r] * weights[k] over k, for WIDTH outputs: neighbours, or of
-// panels that lie panel_stride apart; strides are in words, STEP is that of k in x and ROW that of r. `ahead` is memory that will be read
-// soon: at every word, ASKED lines of it are asked for, and it advances by `ahead_step` bytes.
-// Weights of another code than Floats are left in `expanded`, if given: [depth, WIDTH].
+// panels that lie panel_stride apart; strides are in words, STEP is that of k in x and ROW that of r.
+// `ahead` is memory that will be read soon: at every word, ASKED lines of it are asked for, and it
+// advances by `ahead_step` bytes. Weights of another code than Floats are left in `expanded`, if
+// given: [depth, WIDTH].
 template <int HEIGHT, int WIDTH, int ASKED = WIDTH * 4 / 64, typename Code = Floats,
           int STEP = HEIGHT, int ROW = 1, typename Word>
 inline void multiply(floats (&sums)[HEIGHT][WIDTH / LANES], const float* x, const Word* weights,
