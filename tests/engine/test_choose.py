@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockllm.engine.kernels import native
 from blockllm.engine.sampling.choose import Filters, TopPick, pick_sorted, pick_top
 from blockllm.engine.tally import Tally
 
@@ -76,3 +77,61 @@ def test_counts_follow_a_growing_text(text: list[int], steps: list[int]) -> None
         order = seen.argsort()
         assert np.array_equal(seen[order], expected[0])
         assert np.array_equal(counts[order], expected[1])
+
+
+def allows(
+    logits: torch.Tensor, token: int, temperature: float, min_p: float, k: int, p: float, u: float
+) -> bool:
+    """Whether the definition, in double precision, gives the token: equal logits in order of index,
+    and either of two neighbours where less than 1e-6 of the mass decides between them."""
+    weights = ((logits.double() - logits.max()) / temperature).exp()
+    weights[weights < min_p * (1 - 1e-6)] = 0
+    filtered = k < len(weights) or p < 1
+    order = weights.argsort(descending=True, stable=True) if filtered else torch.arange(len(logits))
+    weights = weights[order]
+    after = weights.cumsum(0)
+    before = after - weights
+    total, slack = after[min(k, len(weights)) - 1], 1e-6 * after[-1]
+    fewest = max(1, int((before[:k] < p * total - slack).sum()))
+    most = max(1, int((before[:k] < p * total + slack).sum()))
+    place = int((order == token).nonzero())
+    reached = before[place] <= u * after[most - 1] + slack
+    return (
+        place < most
+        and weights[place] > 0
+        and reached
+        and after[place] >= u * after[fewest - 1] - slack
+    )
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from([1, 7, 256, 257, 1500]),
+    st.sampled_from([0.05, 1.0, 4.0]),
+    st.lists(
+        st.tuples(
+            st.sampled_from([1e-5, 0.7, 1.0, 3.0]),
+            st.sampled_from([0.0, 0.05, 1.0]),
+            st.sampled_from([1, 2, 50, 1499, 1500]),
+            st.sampled_from([0.1, 0.9, 0.99999, 1.0]),
+            st.sampled_from([0.0, 0.3, 0.999999, 1 - 2**-53]),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    st.integers(0, 2**32),
+)
+def test_the_kernel_draws_what_the_definition_says(
+    vocab: int, spread: float, options: list[tuple[float, float, int, float, float]], seed: int
+) -> None:
+    if not native.available(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    generator = torch.Generator().manual_seed(seed)
+    # on a grid, so that logits are equal or well apart
+    logits = (torch.randn(2 * len(options), vocab, generator=generator) * spread * 4).round() / 4
+    options = [(t, least, min(k, vocab), p, u) for t, least, k, p, u in options]
+    rows = torch.arange(len(options)) * 2
+    t, least, k, p, u = (torch.tensor(column) for column in zip(*options, strict=True))
+    tokens = native.draw(logits, rows, u.double(), t, least, k, p.double())
+    for row, token, each in zip(logits[::2], tokens.tolist(), options, strict=True):
+        assert allows(row, token, *each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,21 @@ from blockllm.core import (
     Request,
     Sampling,
 )
+from blockllm.engine.kernels import native
 from blockllm.engine.kv.cache import RouteKV
 from blockllm.engine.sampling import sample
 from blockllm.engine.sampling.uniform import uniforms
 from blockllm.engine.sequence import RouteState, Sequence
 
 VOCAB = 12
+
+
+@pytest.fixture(autouse=True, scope="module", params=["kernel", "twin"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whoever draws follows the same definitions."""
+    native.enable(request.param == "kernel")
+    yield
+    native.enable(True)
 
 
 def make_sequence(prompt: list[int] | None = None, output: tuple[int, ...] = (), **options: Any):
@@ -114,11 +124,13 @@ def test_logprobs_are_the_models_own() -> None:
     assert [token for token, _ in sampled.logprobs.top] == [VOCAB - 1, VOCAB - 2]
 
 
-def test_rows_that_are_not_finite_fail_alone() -> None:
-    rows = torch.stack([LOGITS, torch.full((VOCAB,), float("nan")), LOGITS])
-    sequences = [make_sequence(temperature=0.0) for _ in range(3)]
-    tokens = [s.token for s in sample(rows, sequences)]
-    assert tokens == [VOCAB - 1, None, VOCAB - 1]
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"seed": 1}, {"seed": 1, "top_p": 0.9}])
+def test_rows_that_are_not_finite_fail_alone(value: float, options: dict[str, Any]) -> None:
+    rows = torch.stack([LOGITS, torch.full((VOCAB,), value), LOGITS])
+    sequences = [make_sequence(**options) for _ in range(3)]
+    first, second, third = (each.token for each in sample(rows, sequences))
+    assert second is None and first == third is not None
 
 
 OPTIONS = st.fixed_dictionaries(

@@ -133,3 +133,22 @@ def paged_prefill(
         *(tables.data_ptr(), tables.stride(0), tiles.data_ptr(), len(tiles)),
         *(heads, kv_heads, dim, page_size, window or 0, dim**-0.5, torch.get_num_threads()),
     )
+
+
+def draw(
+    logits: torch.Tensor,  # [rows, vocab] with unit inner stride
+    rows: torch.Tensor,  # [k] int64, those that draw
+    u: torch.Tensor,  # [k] float64 in [0, 1)
+    temperatures: torch.Tensor,  # [k] float32, above 0
+    min_p: torch.Tensor,  # [k] float32
+    top_k: torch.Tensor,  # [k] int64, 1 to vocab
+    top_p: torch.Tensor,  # [k] float64
+) -> torch.Tensor:
+    """Tokens drawn as `sampling/choose.py` does. [k] int64"""
+    tokens = torch.empty_like(rows)
+    library().draw_rows(
+        *(tokens.data_ptr(), logits.data_ptr(), logits.stride(0), rows.data_ptr(), u.data_ptr()),
+        *(temperatures.data_ptr(), min_p.data_ptr(), top_k.data_ptr(), top_p.data_ptr()),
+        *(len(rows), logits.shape[1], torch.get_num_threads()),
+    )
+    return tokens

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from blockllm.core import Sampling
-from blockllm.engine.sampling.choose import Filters, TopPick, pick, pick_top
+from blockllm.engine.sampling.choose import TopPick
 from blockllm.engine.sampling.draw import Asked, Draw, Sampled
 from blockllm.engine.sampling.penalties import adjust, adjusts
+from blockllm.engine.sampling.random import Drawing, choose_random
 from blockllm.engine.sampling.uniform import uniforms
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.transfer import upload
@@ -42,7 +43,7 @@ def draw(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> Draw:
         adjust(rows, [sequences[i] for i in changed])
         logits[where] = rows
         tokens[where], _ = _best(rows)
-    return Draw(tokens, finite, asked, _choose_random(logits, options, sequences, tokens))
+    return Draw(tokens, finite, asked, _draw_random(logits, options, sequences, tokens))
 
 
 def _indices(rows: list[int], device: torch.device) -> torch.Tensor:
@@ -71,55 +72,16 @@ def _ask(logits: torch.Tensor, options: list[Sampling]) -> Asked | None:
     return Asked(rows, counts, where, torch.log_softmax(logits[where], -1))
 
 
-def _choose_random(
+def _draw_random(
     logits: torch.Tensor,
     options: list[Sampling],
     sequences: SequenceOf[Sequence],
     tokens: torch.Tensor,
 ) -> tuple[TopPick, np.ndarray] | None:
-    """Overwrite the tokens of rows that draw theirs. The choice among filtered ones, and whose."""
-    random = np.array([i for i, o in enumerate(options) if o.temperature > 0], np.int64)
-    if not len(random):
+    rows = np.array([i for i, o in enumerate(options) if o.temperature > 0], np.int64)
+    if not len(rows):
         return None
-    seeds = np.array([sequences[i].seed & (2**64 - 1) for i in random], np.uint64)
-    draws = uniforms(seeds, np.array([sequences[i].num_total for i in random], np.uint64))
-    filtered = np.array([options[i].top_p < 1 or options[i].top_k > 0 for i in random])
-    picked = None
-    for mask in (~filtered, filtered):
-        if not mask.any():
-            continue
-        rows = random[mask]
-        where, u = upload([rows, draws[mask]], logits.device)
-        own = [options[i] for i in rows]
-        weights = _probabilities(logits[where], own)
-        if mask is filtered:
-            found = pick_top(weights, *_filters(own, weights), u)
-            tokens[where], picked = found.tokens, (found, rows)
-        else:
-            tokens[where] = pick(weights, u)
-    return picked
-
-
-def _column(values: list[float], device: torch.device) -> torch.Tensor:
-    (column,) = upload([np.array(values, np.float32)], device)
-    return column[:, None]
-
-
-def _probabilities(logits: torch.Tensor, options: list[Sampling]) -> torch.Tensor:
-    """Softmax at each row's temperature; tokens below min_p of the best get zero, the others are
-    not renormalised. [rows, vocab]"""
-    temperature = _column([max(o.temperature, 1e-5) for o in options], logits.device)
-    weights = torch.softmax(logits / temperature, -1)
-    if any(o.min_p > 0 for o in options):
-        shares = _column([o.min_p for o in options], logits.device)
-        weights = weights.masked_fill(weights < shares * weights.amax(-1, keepdim=True), 0.0)
-    return weights
-
-
-def _filters(options: list[Sampling], weights: torch.Tensor) -> tuple[Filters, int]:
-    """And the largest top_k that leaves something out, or 0."""
-    vocab = weights.shape[-1]
-    top_k = np.array([min(o.top_k or vocab, vocab) for o in options], np.int64)
-    top_p = np.array([o.top_p for o in options], np.float64)
-    most = int(top_k.max(where=top_k < vocab, initial=0))
-    return Filters(*upload([top_k, top_p], weights.device)), most
+    seeds = np.array([sequences[i].seed & (2**64 - 1) for i in rows], np.uint64)
+    u = uniforms(seeds, np.array([sequences[i].num_total for i in rows], np.uint64))
+    drawing = Drawing.of([options[i] for i in rows], rows, u, logits.shape[-1])
+    return choose_random(logits, drawing, tokens)
