@@ -135,3 +135,18 @@ def test_the_kernel_draws_what_the_definition_says(
     tokens = native.draw(logits, rows, u.double(), t, least, k, p.double())
     for row, token, each in zip(logits[::2], tokens.tolist(), options, strict=True):
         assert allows(row, token, *each)
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 64, 1501])
+def test_the_kernel_finds_the_first_of_the_largest(vocab: int) -> None:
+    if not native.available(torch.device("cpu")):
+        pytest.skip("no C++ compiler")
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randint(-9, 9, (40, vocab), generator=generator).float()
+    for row, value in ((1, float("nan")), (2, float("inf")), (3, float("-inf"))):
+        logits[row, generator.initial_seed() % vocab] = value
+    logits[4] = float("-inf")
+    tokens, finite = native.best(logits)
+    largest = logits.amax(-1)  # NaN if there is one
+    assert torch.equal(finite, largest.isfinite())
+    assert torch.equal(tokens[finite], (logits == largest[:, None]).int().argmax(-1)[finite])

@@ -147,8 +147,8 @@ def test_an_id_may_come_back_while_its_last_token_is_in_flight(zoo: Zoo) -> None
 def test_a_choice_made_again_voids_what_was_computed_of_the_first(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With few candidates looked at, the device goes on from tokens that are then revised. The CPU's
-    kernel revises nothing."""
+    """With few candidates looked at, the device goes on from tokens that are then revised; the
+    CPU's kernel revises nothing."""
     monkeypatch.setattr(choose, "_CANDIDATES", 4)
     sampling = Sampling(max_tokens=20, temperature=1.5, top_p=0.95, seed=8, logprobs=2)
     asked = [request(m, m, PROMPT[:9], sampling) for m in MODELS]

@@ -44,6 +44,7 @@ _SIGNATURES = {
     "rotate_and_write": "ppppiippiiiii",
     "rms_norm": "pppiiiiif",
     "silu_multiply": "ppii",
+    "best_rows": "pppiii",
     "draw_rows": "ppippppppii",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}

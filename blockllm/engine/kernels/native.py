@@ -135,6 +135,18 @@ def paged_prefill(
     )
 
 
+def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first of each row's largest logits, int64, and whether all of the row is ordered and that
+    one finite, bool. logits: [rows, vocab] with unit inner stride → [rows] each"""
+    rows, vocab = logits.shape
+    tokens, finite = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.bool)
+    library().best_rows(
+        *(tokens.data_ptr(), finite.data_ptr(), logits.data_ptr(), logits.stride(0)),
+        *(rows, vocab, torch.get_num_threads()),
+    )
+    return tokens, finite
+
+
 def draw(
     logits: torch.Tensor,  # [rows, vocab] with unit inner stride
     rows: torch.Tensor,  # [k] int64, those that draw

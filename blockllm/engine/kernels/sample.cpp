@@ -1,6 +1,7 @@
-// Tokens drawn from rows of logits: softmax at a temperature, filters, and the token at which the
-// running sum of what is kept passes the row's random number. Nothing of the vocabulary is sorted
-// but the tokens that may be kept. The plain twin is sampling/choose.py.
+// Tokens of rows of logits: the most likely one, or one that is drawn: softmax at a temperature,
+// filters, and the token at which the running sum of what is kept passes the row's random number.
+// Nothing of the vocabulary is sorted but the tokens that may be kept. The plain twins are
+// sampling/sampler.py and sampling/choose.py.
 
 #include "exponential.h"
 
@@ -42,13 +43,18 @@ float weight_of(uint64_t candidate) { return float_of(candidate >> 32); }
 
 int64_t index_of(uint64_t candidate) { return ~static_cast<uint32_t>(candidate); }
 
+float largest_of(const float* values, int64_t count) {
+    float largest = values[0];
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < count; ++i) largest = values[i] > largest ? values[i] : largest;
+    return largest;
+}
+
 // weights = exp((logits - largest) / temperature), 0 below least
 void weigh(Row& row, const float* logits, float temperature, float least) {
     const int64_t vocab = row.vocab();
     float* weights = row.weights.data();
-    float largest = logits[0];
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < vocab; ++i) largest = logits[i] > largest ? logits[i] : largest;
+    const float largest = largest_of(logits, vocab);
     row.mass = 0;
     for (int64_t from = 0; from < vocab; from += BLOCK) {
         const int64_t end = std::min(from + BLOCK, vocab);
@@ -152,6 +158,31 @@ int64_t draw_filtered(Row& row, int64_t top_k, double top_p, double u) {
 using namespace blockllm;
 
 extern "C" {
+
+// tokens [rows]: the first of each row's largest logits; finite [rows]: whether that one is finite
+// and no logit is a NaN
+void best_rows(int64_t* tokens, bool* finite, const float* logits, int64_t stride, int64_t rows,
+               int64_t vocab, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* own = logits + row * stride;
+        float largest = own[0];
+        int64_t block = 0;  // where it is
+        int32_t unordered = 0;
+        for (int64_t from = 0; from < vocab; from += BLOCK) {
+            const int64_t end = std::min(from + BLOCK, vocab);
+            float most = own[from];
+#pragma omp simd reduction(max : most) reduction(+ : unordered)
+            for (int64_t i = from; i < end; ++i) {
+                most = own[i] > most ? own[i] : most;
+                unordered += own[i] != own[i];
+            }
+            if (most > largest) largest = most, block = from;
+        }
+        finite[row] = !unordered && std::isfinite(largest);
+        tokens[row] = finite[row] ? std::find(own + block, own + vocab, largest) - own : 0;
+    }
+}
 
 // tokens [count]: drawn from rows [count] of logits, `stride` apart, each by its own u in [0, 1),
 // temperature, least share of the largest (min_p), top_k (vocab: all) and top_p (1: all). Rows

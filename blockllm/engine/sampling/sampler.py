@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from blockllm.core import Sampling
+from blockllm.engine.kernels import native
 from blockllm.engine.sampling.choose import TopPick
 from blockllm.engine.sampling.draw import Asked, Draw, Sampled
 from blockllm.engine.sampling.penalties import adjust, adjusts
@@ -54,11 +55,8 @@ def _indices(rows: list[int], device: torch.device) -> torch.Tensor:
 def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The first of each row's largest logits, and whether that one is finite; a NaN counts as
     largest. [rows] each"""
-    if logits.device.type == "cpu":  # numpy's is vectorised: measured 8 times as fast as torch's
-        host = logits.numpy()
-        best = host.argmax(-1)
-        finite = np.isfinite(host[np.arange(len(host)), best])
-        return torch.from_numpy(best), torch.from_numpy(finite)
+    if native.usable(logits):
+        return native.best(logits)
     tokens = logits.argmax(-1)
     return tokens, torch.isfinite(logits.gather(-1, tokens[:, None])[:, 0])
 
