@@ -28,7 +28,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: str = "auto"
     page_size: int = 16
     max_rows: int = 512
-    max_turn_seconds: float = 0.0
+    max_turn_seconds: float = 0.5
     max_sequences: int = 64
     max_context: int = 0
     max_waiting: int = 2048

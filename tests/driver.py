@@ -77,5 +77,6 @@ def settings(**values: object) -> EngineSettings:
         "memory": "64MiB",
         "dtype": "float32",
         "max_sequences": 8,
+        "max_turn_seconds": 0.0,  # how long a turn takes must not decide what is in the next
     }
     return EngineSettings(**{**defaults, **values})  # type: ignore[arg-type]

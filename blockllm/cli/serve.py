@@ -25,6 +25,9 @@ def serve(
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; 0: all cores.")] = None,
     max_rows: Annotated[int | None, typer.Option(help="Tokens computed per turn.")] = None,
+    max_turn_seconds: Annotated[
+        float | None, typer.Option(help="Wanted length of a turn while something decodes.")
+    ] = None,
     max_sequences: Annotated[int | None, typer.Option(help="Sequences running at once.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Cap on every model's context.")] = None,
     overlap: Annotated[
@@ -47,6 +50,7 @@ def serve(
         "dtype": dtype,
         "threads": threads,
         "max_rows": max_rows,
+        "max_turn_seconds": max_turn_seconds,
         "max_sequences": max_sequences,
         "max_context": max_context,
         "overlap": overlap,

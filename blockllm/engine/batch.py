@@ -79,6 +79,11 @@ class Turn:
         self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows]
         self.gathered: dict[int, GatheredRows] = {}  # by number of the set that is gathered
 
+    @property
+    def has_prompts(self) -> bool:
+        """Whether some sequence has several rows."""
+        return len(self.tokens) > len(self.sequences)
+
     def unrotated(self) -> Ints:
         """Rows whose keys are given as if rotated: virtual tokens of models with a prefix."""
         if self.virtual is None:

@@ -8,6 +8,7 @@ the agent that owns the engine calls `step` while there is work.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as SequenceOf
 from typing import Final
 
@@ -18,6 +19,7 @@ from blockllm.core import Finish, Request, TokenEvent
 from blockllm.engine.batch import Turn
 from blockllm.engine.finish import finish_reason
 from blockllm.engine.flight import Flight, Logits, overlaps, take_off
+from blockllm.engine.pace import ObservedPace
 from blockllm.engine.queues import SpanQueues
 from blockllm.engine.roster import Grants, Roster
 from blockllm.engine.sampling import Sampled
@@ -49,6 +51,7 @@ class Engine:
         self._counters = HopCounters(len(self.parts.plan.spans))
         self._flight: Flight | None = None  # what was sampled last, if it is not collected yet
         self._overlaps = overlaps(self.settings.overlap, parts.caches[0].tensor.device)
+        self._observed = parts.pace if isinstance(parts.pace, ObservedPace) else None
 
     @property
     def has_work(self) -> bool:
@@ -65,7 +68,7 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """One turn: at most one new token per sequence. [] when there is nothing to do, and where
         turns overlap, when the first one has just been launched."""
-        part = self._timeline.part
+        part, start = self._timeline.part, time.perf_counter()
         with part("turn"):
             with part("admit"):
                 grants = self._roster.grant()
@@ -74,7 +77,12 @@ class Engine:
             if launched is not None:
                 with part("sample"):
                     self._flight = take_off(*launched, self._roster.awaits_token)
-            return events if self._overlaps else self._collect()
+            if self._overlaps:
+                return events
+            events = self._collect()
+        if launched is not None and self._observed is not None and launched[0].has_prompts:
+            self._observed.observe(len(launched[0].tokens), time.perf_counter() - start)
+        return events
 
     @torch.inference_mode()
     def _launch(self, grants: Grants) -> tuple[Turn, Logits]:

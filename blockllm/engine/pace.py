@@ -1,18 +1,22 @@
-"""How many rows a turn may take so that those who decode do not wait too long. Pure (law 7).
+"""How many rows a turn may take so that those who decode do not wait too long.
 
 Chunked prompts share turns with decoding sequences (Sarathi-Serve, arXiv 2403.02310). Here the
-chunk is what the spans' measured costs say fits into a turn of the wanted length.
+chunk is what fits into a turn of the wanted length, by the spans' measured costs or, where these
+are not known, by how long the engine's own turns have taken.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from blockllm.engine.cost import HopSize, SpanCost
 
 # a prompt always gets on, however crowded the turn
 LEAST_ROWS = 16
+_RECENT = 8  # turns that are remembered
 
 
 class Load(NamedTuple):
@@ -22,15 +26,44 @@ class Load(NamedTuple):
     context: int
 
 
-class Pace(NamedTuple):
+class Pace(Protocol):
+    """Who limits the rows of a turn."""
+
+    def rows(self, decoding: Sequence[Load], prompt: Load, max_rows: int) -> int:
+        """Rows of a turn: one for each decoding sequence, the rest for the prompt. All that are
+        allowed if nobody decodes."""
+
+
+class ObservedPace:
+    """The wanted length of a turn, and how long recent ones took."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._recent: deque[float] = deque(maxlen=_RECENT)  # seconds per row
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A turn with parts of prompts took so long. Turns of a few rows tell nothing of larger
+        ones."""
+        if rows > LEAST_ROWS:
+            self._recent.append(seconds / rows)
+
+    def rows(self, decoding: Sequence[Load], prompt: Load, max_rows: int) -> int:
+        """See `Pace`. What a turn costs beside its rows is spread over them, so the number settles
+        where turns take as long as wanted."""
+        if not decoding or not self._recent:
+            return max_rows
+        fitting = self._seconds / statistics.median_low(self._recent)
+        return int(min(max_rows, max(fitting, len(decoding) + LEAST_ROWS)))
+
+
+class ProfiledPace(NamedTuple):
     """The wanted length of a turn, and what each span costs."""
 
     seconds: float
     costs: Mapping[int, SpanCost]
 
     def rows(self, decoding: Sequence[Load], prompt: Load, max_rows: int) -> int:
-        """Rows of a turn: one for each decoding sequence, the rest for the prompt. All that are
-        allowed if nobody decodes."""
+        """See `Pace`."""
         if not decoding:
             return max_rows
         sizes = _decoding_sizes(decoding)

@@ -21,7 +21,7 @@ from blockllm.engine.kernels.matmul import packs
 from blockllm.engine.kv.cache import KVCache, route_kv
 from blockllm.engine.loader import PackStore, TensorLoader
 from blockllm.engine.memory import KVClass, Precision, context_of, plan_kv, weight_bytes
-from blockllm.engine.pace import Pace
+from blockllm.engine.pace import ObservedPace, ProfiledPace
 from blockllm.engine.place import Place
 from blockllm.engine.profiles import FindingStore, describe_device, find_costs
 from blockllm.engine.sequence import RouteState, StopState
@@ -45,7 +45,7 @@ class Parts(NamedTuple):
     precision: Precision
     weight_bytes: int  # of distinct tensors in memory
     weight_bytes_unshared: int  # if every model had its own copy
-    pace: Pace | None  # how long a turn may take; None: no limit
+    pace: ObservedPace | ProfiledPace | None  # how long a turn may take; None: no limit
 
 
 def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSettings) -> Parts:
@@ -96,24 +96,22 @@ def _pace(
     device: torch.device,
     dtype: torch.dtype,
     settings: EngineSettings,
-) -> Pace | None:
+) -> ObservedPace | ProfiledPace | None:
     if not settings.max_turn_seconds:
         return None
     costs = {}
     if isinstance(zoo, FindingStore):
         costs = find_costs(zoo, plan, describe_device(device, dtype, settings))
-    missing = len(plan.spans) - len(costs)
-    if missing:
-        raise ConfigError(
-            f"max_turn_seconds: {missing} of {len(plan.spans)} spans are not profiled on this "
-            "device with these settings; run `blockllm zoo profile` with the same models first"
-        )
-    return Pace(settings.max_turn_seconds, costs)
+    if len(costs) < len(plan.spans):
+        return ObservedPace(settings.max_turn_seconds)
+    return ProfiledPace(settings.max_turn_seconds, costs)
 
 
 def _check(settings: EngineSettings) -> None:
     if settings.page_size < 1 or settings.max_sequences < 1:
         raise ConfigError("page_size and max_sequences: expected at least 1")
+    if not settings.max_turn_seconds >= 0:
+        raise ConfigError(f"max_turn_seconds: expected 0 or more, got {settings.max_turn_seconds}")
     if settings.max_rows < settings.max_sequences:
         raise ConfigError(
             f"max_rows: expected at least max_sequences ({settings.max_sequences}), so that every "
