@@ -143,9 +143,9 @@ def test_the_kernel_finds_the_first_of_the_largest(vocab: int) -> None:
         pytest.skip("no C++ compiler")
     generator = torch.Generator().manual_seed(vocab)
     logits = torch.randint(-9, 9, (40, vocab), generator=generator).float()
-    for row, value in ((1, float("nan")), (2, float("inf")), (3, float("-inf"))):
-        logits[row, generator.initial_seed() % vocab] = value
-    logits[4] = float("-inf")
+    for row, value in enumerate(("nan", "inf", "-inf")):
+        logits[row, 0] = logits[3 + row, vocab // 2] = float(value)
+    logits[6] = float("-inf")
     tokens, finite = native.best(logits)
     largest = logits.amax(-1)  # NaN if there is one
     assert torch.equal(finite, largest.isfinite())
