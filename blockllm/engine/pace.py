@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from blockllm.engine.cost import HopSize, SpanCost
 
@@ -24,14 +24,6 @@ class Load(NamedTuple):
 
     spans: Sequence[int]
     context: int
-
-
-class Pace(Protocol):
-    """Who limits the rows of a turn."""
-
-    def rows(self, decoding: Sequence[Load], prompt: Load, max_rows: int) -> int:
-        """Rows of a turn: one for each decoding sequence, the rest for the prompt. All that are
-        allowed if nobody decodes."""
 
 
 class ObservedPace:
@@ -48,8 +40,8 @@ class ObservedPace:
             self._recent.append(seconds / rows)
 
     def rows(self, decoding: Sequence[Load], prompt: Load, max_rows: int) -> int:
-        """See `Pace`. What a turn costs beside its rows is spread over them, so the number settles
-        where turns take as long as wanted."""
+        """As `ProfiledPace.rows`. What a turn costs beside its rows is spread over them, so the
+        number settles where turns take as long as wanted."""
         if not decoding or not self._recent:
             return max_rows
         fitting = self._seconds / statistics.median_low(self._recent)
@@ -63,7 +55,8 @@ class ProfiledPace(NamedTuple):
     costs: Mapping[int, SpanCost]
 
     def rows(self, decoding: Sequence[Load], prompt: Load, max_rows: int) -> int:
-        """See `Pace`."""
+        """Rows of a turn: one for each decoding sequence, the rest for the prompt. All that are
+        allowed if nobody decodes."""
         if not decoding:
             return max_rows
         sizes = _decoding_sizes(decoding)
@@ -87,6 +80,9 @@ class ProfiledPace(NamedTuple):
             grown = size._replace(rows=size.rows + rows, pairs=pairs, chunks=1)
             total += self.costs[span].seconds(grown)
         return total
+
+
+Pace = ObservedPace | ProfiledPace
 
 
 def _decoding_sizes(decoding: Sequence[Load]) -> dict[int, HopSize]:

@@ -128,9 +128,12 @@ class Roster:
         limit = self._settings.max_rows
         if self._pace is None:
             return limit
-        prompts = [s for s in self._running if s.remaining > 1] + list(islice(self._waiting, 1))
+        running = (sequence for sequence in self._running if sequence.remaining > 1)
+        prompt = next(running, None) or next(iter(self._waiting), None)
+        if prompt is None:
+            return limit
         decoding = [_load(s) for s in self._running if s.remaining == 1]
-        return self._pace.rows(decoding, _load(prompts[0]), limit) if prompts else limit
+        return self._pace.rows(decoding, _load(prompt), limit)
 
     def _pages_for(self, sequence: Sequence, rows: int) -> int:
         assert sequence.kv is not None

@@ -21,7 +21,7 @@ from blockllm.engine.kernels.matmul import packs
 from blockllm.engine.kv.cache import KVCache, route_kv
 from blockllm.engine.loader import PackStore, TensorLoader
 from blockllm.engine.memory import KVClass, Precision, context_of, plan_kv, weight_bytes
-from blockllm.engine.pace import ObservedPace, ProfiledPace
+from blockllm.engine.pace import ObservedPace, Pace, ProfiledPace
 from blockllm.engine.place import Place
 from blockllm.engine.profiles import FindingStore, describe_device, find_costs
 from blockllm.engine.sequence import RouteState, StopState
@@ -45,7 +45,7 @@ class Parts(NamedTuple):
     precision: Precision
     weight_bytes: int  # of distinct tensors in memory
     weight_bytes_unshared: int  # if every model had its own copy
-    pace: ObservedPace | ProfiledPace | None  # how long a turn may take; None: no limit
+    pace: Pace | None  # how long a turn may take; None: no limit
 
 
 def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSettings) -> Parts:
@@ -96,7 +96,7 @@ def _pace(
     device: torch.device,
     dtype: torch.dtype,
     settings: EngineSettings,
-) -> ObservedPace | ProfiledPace | None:
+) -> Pace | None:
     if not settings.max_turn_seconds:
         return None
     costs = {}
