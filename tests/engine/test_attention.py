@@ -60,13 +60,15 @@ def attend_parts(
     return torch.cat(outs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 21), st.integers(1, 6)), min_size=1, max_size=5),
     st.sampled_from([None, 1, 3, 8, 40]),
     st.sampled_from([(1, 1), (2, 1), (6, 2), (7, 1), (3, 3)]),
     st.integers(0, 1),
     st.integers(0, 4),
+    st.sampled_from([8, 64, 80]),
+    st.sampled_from([0.2, 1.0, 5.0]),
 )
 def test_batched_backends_equal_plain(
     spans: list[tuple[int, int]],
@@ -74,12 +76,14 @@ def test_batched_backends_equal_plain(
     heads: tuple[int, int],
     bundle: int,
     cut: int,
+    dim: int,
+    sharpness: float,
 ) -> None:
     generator = torch.Generator().manual_seed(len(spans))
     device, width = torch.device("cpu"), 8
     size = (len(spans), BUNDLES, width)
     cache = KVCache(
-        KVShape(heads[1], 8), 1, PAGE, len(spans) * BUNDLES * width, size, device, torch.float32
+        KVShape(heads[1], dim), 1, PAGE, len(spans) * BUNDLES * width, size, device, torch.float32
     )
     cache.tensor.fill_(float("nan"))  # whatever is read without having been written shows
     rows = make_rows(spans, cache)
@@ -88,10 +92,11 @@ def test_batched_backends_equal_plain(
         table = cache.tables[i, bundle]
         for token in range(first):
             kv[table[token // PAGE], :, :, token % PAGE] = torch.randn(
-                2, heads[1], 8, generator=generator
+                2, heads[1], dim, generator=generator
             )
-    q = torch.randn(int(rows.starts[-1]), heads[0], 8, generator=generator)
-    k, v = torch.randn(2, len(q), heads[1], 8, generator=generator)
+    # sharp weights leave one token: whoever forgets a new best score on a later page errs a lot
+    q = torch.randn(int(rows.starts[-1]), heads[0], dim, generator=generator) * sharpness
+    k, v = torch.randn(2, len(q), heads[1], dim, generator=generator)
     parts = make_parts(spans, cache, cut)
     for part in parts:
         own = part.part.within[1]
@@ -100,7 +105,7 @@ def test_batched_backends_equal_plain(
     assert torch.isfinite(expected).all()
     for name in ("plain", "gathered", "native"):
         got = attend_parts(name, parts, (q, k, v), kv, bundle, window)
-        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6 * max(1.0, sharpness))
 
 
 def test_shared_pages_are_not_written() -> None:

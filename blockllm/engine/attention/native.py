@@ -49,7 +49,7 @@ def describe(rows: AttentionRows, table: RopeTable) -> Rows:
     known = rows.described.get(id(table))
     if known is None:
         part, of = rows.part, rows.gathered.addresses
-        _, bundles, width = rows.gathered.arrays.tables.shape
+        _, bundles, width = rows.gathered.pages.tables.shape
         tiles = decoding = None
         if part.has_runs:
             tiles, decoding = rows.tiles(_TILE), rows.decoding

@@ -36,12 +36,20 @@ class Decoding(NamedTuple):
     contexts: torch.Tensor  # [n] tokens visible to each
 
 
-class RowArrays(NamedTuple):
-    """What the device needs to know of k sequences and their rows, on the host."""
+class PageArrays(NamedTuple):
+    """Where k sequences and their rows find their pages, on the host."""
 
     tables: NDArray[np.int32]  # [k, bundles, width] pages of each sequence
     write_pages: Ints  # [bundles, rows]
     write_offsets: Ints  # [rows]
+
+
+class RowArrays(NamedTuple):
+    """What the device needs to know of k sequences and their rows, on the host."""
+
+    tables: NDArray[np.int32]  # as in `PageArrays`, as the next two
+    write_pages: Ints
+    write_offsets: Ints
     visible: NDArray[np.int32]  # [k] tokens visible to each sequence's last row
     singles: NDArray[np.int32]  # [n, 2] sequences with one row, and that row
 
@@ -82,9 +90,9 @@ class GatheredRows:
         self.rows, self.cache = rows, cache
         self.counts, self.firsts = turn.counts[rows.members], turn.firsts[rows.members]
         self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
-        self.arrays = self._make_arrays(turn)
+        self.pages = self._find_pages(turn)
 
-    def _make_arrays(self, turn: Turn) -> RowArrays:
+    def _find_pages(self, turn: Turn) -> PageArrays:
         rows, cache = self.rows, self.cache
         slots = turn.slots[rows.members]
         if rows.has_runs:
@@ -95,14 +103,18 @@ class GatheredRows:
         page, offsets = np.divmod(positions, cache.page_size)
         pages = cache.tables[row_slots, :, page].astype(np.int64)  # [rows, bundles]
         pages[positions[:, None] < cache.adopted[row_slots]] = 0  # never written again
-        return RowArrays(
+        return PageArrays(
             # kernels walk a table's row page by page
             tables=np.ascontiguousarray(cache.tables[slots, :, :width]),
             write_pages=np.ascontiguousarray(pages.T),
             write_offsets=offsets,
-            visible=self.contexts.astype(np.int32),
-            singles=single_rows(rows),
         )
+
+    @functools.cached_property
+    def arrays(self) -> RowArrays:
+        """All that a device needs to know of the rows."""
+        visible = self.contexts.astype(np.int32)
+        return RowArrays(*self.pages, visible, single_rows(self.rows))
 
     @functools.cached_property
     def tensors(self) -> RowTensors:
@@ -114,7 +126,7 @@ class GatheredRows:
         """Where kernels on the host find the arrays."""
         kv = self.cache.tensor
         pages = (kv.data_ptr(), self.cache.page_size, *kv.stride()[:3], kv.shape[1])
-        arrays = (*self.arrays[:3], self.contexts)
+        arrays = (*self.pages, self.contexts)
         return Addresses(pages, *(array.ctypes.data for array in arrays))
 
 

@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "vectors.h"
 
+#include <limits>
 #include <vector>
 
 namespace blockllm {
@@ -130,68 +131,102 @@ inline void each_group(int64_t groups, Function&& function) {
     for (; g < groups; ++g) function.template operator()<1>(g);
 }
 
-// Calls visit(where its vectors of the first head begin, first token, number of tokens) for every
-// page of tokens first..context.
+// Calls visit(where the keys of a KV head begin, the same on the next page, number of tokens) for
+// every page of tokens first..context. The last page is its own next one.
 template <typename Visit>
-void each_page(const Pages& pages, const int32_t* table, int64_t offset, int64_t dim,
-               int64_t first, int64_t context, Visit visit) {
-    const int64_t size = pages.page_size;
-    for (int64_t p = first / size; p * size < context; ++p) {
+void each_page(const Pages& pages, const int32_t* table, int64_t head, int64_t dim, int64_t first,
+               int64_t context, Visit visit) {
+    const int64_t size = pages.page_size, last = (context - 1) / size;
+    const auto keys = [&](int64_t p) {
+        return pages.data + table[p] * pages.page_stride + head * size * dim;
+    };
+    for (int64_t p = first / size; p <= last; ++p) {
         const int64_t from = p * size > first ? p * size : first;
-        const int64_t to = (p + 1) * size < context ? (p + 1) * size : context;
-        const float* page = pages.data + table[p] * pages.page_stride + offset;
-        visit(page + (from - p * size) * dim, from - first, to - from);
+        const int64_t to = p < last ? (p + 1) * size : context;
+        visit(keys(p) + (from - p * size) * dim, keys(p < last ? p + 1 : p), to - from);
     }
 }
 
-void softmax(float* row, int64_t count) {
-    float best = row[0], total = 0;
-#pragma omp simd reduction(max : best)
-    for (int64_t t = 1; t < count; ++t) best = row[t] > best ? row[t] : best;
-#pragma omp simd reduction(+ : total)
-    for (int64_t t = 0; t < count; ++t) {
-        row[t] = exp_negative(row[t] - best);
-        total += row[t];
-    }
-    const float inverse = 1.0f / total;
+// One query head's softmax over the tokens seen so far; weights are relative to the best score of
+// these (Milakov and Gimelshein, arXiv 1805.02867).
+struct Softmax {
+    floats total = {};  // of all weights, lane by lane
+    float best = -std::numeric_limits<float>::infinity();
+
+    // Scores of some more tokens -> their weights. `out`, the weighted sum so far, is made to fit
+    // where there is a new best. There is room for whole vectors of scores.
+    void weigh(float* scores, int64_t tokens, float scale, float* out, int64_t dim) {
+        const int64_t end = divide_up(tokens, LANES) * LANES;
+        for (int64_t t = tokens; t < end; ++t) scores[t] = -std::numeric_limits<float>::infinity();
+        floats tops = floats{} + best;
+        for (int64_t t = 0; t < end; t += LANES) {
+            const floats scaled = load(scores + t) * scale;
+            store(scores + t, scaled);
+            tops = scaled > tops ? scaled : tops;
+        }
+        float top = best;
+#pragma omp simd reduction(max : top)
+        for (int i = 0; i < LANES; ++i) top = tops[i] > top ? tops[i] : top;
+        if (top > best) {
+            const float shrink = exp_negative(best - top);
+            total *= shrink;
+            for (int64_t d = 0; d < dim; ++d) out[d] *= shrink;
+            best = top;
+        }
+        for (int64_t t = 0; t < end; t += LANES) {
 #pragma omp simd
-    for (int64_t t = 0; t < count; ++t) row[t] *= inverse;
-}
+            for (int64_t i = t; i < t + LANES; ++i) scores[i] = exp_negative(scores[i] - top);
+            total += load(scores + t);
+        }
+    }
+
+    void finish(float* out, int64_t dim) const {
+        float sum = 0;
+        for (int i = 0; i < LANES; ++i) sum += total[i];
+        const float inverse = 1.0f / sum;
+        for (int64_t d = 0; d < dim; ++d) out[d] *= inverse;
+    }
+};
+
+// What one thread needs for a sequence. It is kept from call to call: new memory costs more.
+struct Room {
+    std::vector<float> weights;  // [heads, page_size in whole vectors]
+    std::vector<Softmax> known;  // [heads]
+};
 
 // KV heads head..head + num of one sequence with all query heads that share them; q and out
-// point at the first of those. Softmax over tokens first..context.
+// point at the first of those. Softmax over tokens first..context, page by page.
 template <int DIM>
 void attend_heads(float* out, const float* q, const Pages& pages, const int32_t* table,
                   int64_t head, int64_t num, int64_t groups, int64_t first, int64_t context,
-                  float scale, int64_t any_dim, std::vector<float>& scratch) {
-    const int64_t dim = DIM ? DIM : any_dim;
-    const int64_t count = context - first, head_stride = pages.page_size * dim;
-    scratch.resize(num * groups * count);
-    float* weights = scratch.data();  // [num * groups, count]
-    each_page(pages, table, 0, dim, first, context,
-              [&](const float* keys, int64_t start, int64_t tokens) {
+                  float scale, int64_t any_dim, Room& room) {
+    const int64_t dim = DIM ? DIM : any_dim, head_stride = pages.page_size * dim;
+    const int64_t heads = num * groups, width = divide_up(pages.page_size, LANES) * LANES;
+    room.weights.resize(heads * width);
+    room.known.assign(heads, Softmax());
+    float* weights = room.weights.data();
+    std::memset(out, 0, sizeof(float) * heads * dim);
+    each_page(pages, table, head, dim, first, context,
+              [&](const float* keys, const float* next, int64_t tokens) {
         for (int64_t h = 0; h < num; ++h)
             each_group<DIM>(groups, [&]<int GROUPS>(int64_t g) {
                 const int64_t own = h * groups + g;
-                score<DIM, GROUPS>(weights + own * count + start, count, q + own * dim,
-                                   keys + (head + h) * head_stride, tokens, dim);
+                score<DIM, GROUPS>(weights + own * width, width, q + own * dim,
+                                   keys + h * head_stride, tokens, dim);
             });
-    });
-    for (int64_t h = 0; h < num * groups; ++h) {
-        float* row = weights + h * count;
-        for (int64_t t = 0; t < count; ++t) row[t] *= scale;
-        softmax(row, count);
-    }
-    std::memset(out, 0, sizeof(float) * num * groups * dim);
-    each_page(pages, table, pages.value_stride, dim, first, context,
-              [&](const float* values, int64_t start, int64_t tokens) {
-        for (int64_t h = 0; h < num; ++h)
+        for (int64_t h = 0; h < heads; ++h)
+            room.known[h].weigh(weights + h * width, tokens, scale, out + h * dim, dim);
+        for (int64_t h = 0; h < num; ++h) {
+            for (int64_t i = 0; i < head_stride; i += 16)  // a processor's own asking ends at 4 KB
+                __builtin_prefetch(next + h * head_stride + i, 0, 2);
             each_group<DIM>(groups, [&]<int GROUPS>(int64_t g) {
                 const int64_t own = h * groups + g;
-                add_values<DIM, GROUPS>(out + own * dim, weights + own * count + start, count,
-                                        values + (head + h) * head_stride, tokens, dim);
+                add_values<DIM, GROUPS>(out + own * dim, weights + own * width, width,
+                                        keys + pages.value_stride + h * head_stride, tokens, dim);
             });
+        }
     });
+    for (int64_t h = 0; h < heads; ++h) room.known[h].finish(out + h * dim, dim);
 }
 
 }  // namespace
@@ -206,7 +241,7 @@ void decode_heads(float* out, const float* q, const float* keys, int64_t page_st
                   int64_t value_stride, const int32_t* table, int64_t context, int64_t head,
                   int64_t num, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size,
                   int64_t window, float scale) {
-    thread_local std::vector<float> scratch;
+    thread_local Room room;
     const Pages pages{keys, page_stride, value_stride, page_size};
     const int64_t groups = heads / kv_heads, own = head * groups * dim;
     const int64_t first = window && context > window ? context - window : 0;
@@ -215,7 +250,7 @@ void decode_heads(float* out, const float* q, const float* keys, int64_t page_st
                : dim == 96  ? attend_heads<96>
                : dim == 80  ? attend_heads<80>
                             : attend_heads<0>;
-    run(out + own, q + own, pages, table, head, num, groups, first, context, scale, dim, scratch);
+    run(out + own, q + own, pages, table, head, num, groups, first, context, scale, dim, room);
 }
 
 // out [n, heads, dim]; q: rows of q_stride floats; tables: rows of table_stride page numbers
