@@ -12,7 +12,7 @@ from blockllm.core import Delta, Rope
 from blockllm.engine.attention import Attention, AttentionRows
 from blockllm.engine.attention.bound import BoundAttention
 from blockllm.engine.attention.rows import gather
-from blockllm.engine.batch import Hop, fill_tokens
+from blockllm.engine.batch import Hop, Turn, fill_tokens
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.block import Added, BlockExecutor, Passage
 from blockllm.engine.models.decoder import DecoderLayer
@@ -127,16 +127,22 @@ class Executor:
         turn, run = hop.turn, hop.plan.carried.run
         table = turn.rope_tables.get(rotary)
         if table is None:
-            where = upload([turn.positions, turn.rope_lengths], self._device)
-            table = rotary.table(*where)
-            if turn.virtual is not None:
-                (unrotated,) = upload([turn.unrotated()], self._device)
-                table.cos[unrotated], table.sin[unrotated] = 1.0, 0.0
-            turn.rope_tables[rotary] = table
+            table = turn.rope_tables[rotary] = self._make_turn_table(turn, rotary)
         if run is not None:
-            return RopeTable(table.cos[run], table.sin[run])
+            return table.part(run)
         (rows,) = upload([hop.rows], self._device)
-        return RopeTable(table.cos[rows], table.sin[rows])
+        return table.part(rows)
+
+    def _make_turn_table(self, turn: Turn, rotary: RotaryEmbedding) -> RopeTable:
+        if self._device.type == "cpu" and turn.virtual is None:  # kernels there look rows up
+            known = rotary.by_position(int(turn.positions.max()) + 1)
+            if known is not None:
+                return known._replace(at=upload([turn.positions], self._device)[0])
+        table = rotary.table(*upload([turn.positions, turn.rope_lengths], self._device))
+        if turn.virtual is not None:
+            (unrotated,) = upload([turn.unrotated()], self._device)
+            table.cos[unrotated], table.sin[unrotated] = 1.0, 0.0
+        return table
 
 
 def _make_passage(

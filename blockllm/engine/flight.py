@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +43,8 @@ def take_off(turn: Turn, logits: Logits, awaits_token: Callable[[Sequence], bool
     draws: list[tuple[Draw, list[Sequence]]] = []
     for parts in by_vocab.values():
         joined = parts[0][1] if len(parts) == 1 else torch.cat([part for _, part in parts])
-        members = np.concatenate([h.members[turn.wants_logits[h.members]] for h, _ in parts])
-        sequences = [turn.sequences[i] for i in members]
+        members = (h.members[turn.wants_logits[h.members]].tolist() for h, _ in parts)
+        sequences = [turn.sequences[i] for i in chain.from_iterable(members)]
         kept = [i for i, sequence in enumerate(sequences) if awaits_token(sequence)]
         if len(kept) < len(sequences):
             (rows,) = upload([np.array(kept, np.int64)], joined.device)

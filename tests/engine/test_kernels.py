@@ -220,17 +220,22 @@ def test_native_activation_keeps_nan_and_survives_extremes() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(1, 1, 2), (6, 2, 64), (7, 1, 80)])
-def test_native_rotation_and_writing_equal_plain(heads: int, kv_heads: int, dim: int) -> None:
+def test_native_rotation_and_writing_equal_plain(
+    heads: int, kv_heads: int, dim: int, in_order: bool
+) -> None:
     rows, page_size = 5, 4
     fused = torch.randn(rows, heads + 2 * kv_heads, dim)
-    cos, sin = (f(torch.randn(rows, 1, dim // 2)).repeat(1, 1, 2) for f in (torch.cos, torch.sin))
+    known = [f(torch.randn(9, 1, dim // 2)).repeat(1, 1, 2) for f in (torch.cos, torch.sin)]
+    at = torch.arange(rows) if in_order else torch.tensor([8, 0, 3, 3, 7])
+    cos, sin = (table[at] for table in known)
     kv = torch.zeros(3, 2, 2, kv_heads, page_size, dim)[:, 1]  # one layer of two
     where = (torch.tensor([0, 2, 2, 1, 0]), torch.tensor([0, 3, 1, 2, 1]))
     q = plain.rotate(fused[:, :heads], cos, sin)
     k = plain.rotate(fused[:, heads:-kv_heads], cos, sin)
     v = fused[:, -kv_heads:].clone()
-    native.rotate_and_write(fused, cos, sin, kv, *where)
+    native.rotate_and_write(fused, *known, kv, *where, None if in_order else at)
     torch.testing.assert_close(fused[:, :heads], q, rtol=0, atol=1e-6)
     torch.testing.assert_close(kv[where[0], 0, :, where[1]], k, rtol=0, atol=1e-6)
     assert torch.equal(kv[where[0], 1, :, where[1]], v)

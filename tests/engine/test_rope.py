@@ -49,3 +49,21 @@ def test_tables_equal_the_reference(name: str) -> None:
     )
     torch.testing.assert_close(table.cos[:, 0], cos[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(table.sin[:, 0], sin[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_kept_table_holds_what_single_rows_give(name: str) -> None:
+    rope, _ = SCALINGS[name]
+    rotary = RotaryEmbedding(rope, 32, torch.device("cpu"), torch.float32)
+    for count in (1, 1024, 1025, 3000, 5):  # it grows and stays
+        known = rotary.by_position(count)
+        if rope.kind == "dynamic":
+            assert known is None
+            continue
+        assert known is not None
+        at = torch.tensor([0, count - 1, count // 2])
+        rows = rotary.table(at, at)
+        part = known._replace(at=at).part(slice(1, 3))
+        assert part.at is not None
+        assert torch.equal(part.cos[part.at], rows.cos[1:])
+        assert torch.equal(part.sin[part.at], rows.sin[1:])

@@ -59,7 +59,7 @@ def describe(rows: AttentionRows, table: RopeTable) -> Rows:
             contexts, singles = of.contexts + _LONG * part.first_member, len(part.members)
         described = Rows(
             *of.pages,
-            table.cos.data_ptr(), table.sin.data_ptr(),
+            table.cos.data_ptr(), table.sin.data_ptr(), address(table.at),
             of.write_pages + _LONG * part.first_row, len(rows.gathered.rows.rows),
             of.write_offsets + _LONG * part.first_row,
             of.tables + _INT * part.first_member * bundles * width, bundles, width,

@@ -232,7 +232,7 @@ class AttentionRows:
         """Rotate the queries and keys of `fused` [rows, heads + 2 kv_heads, d] in place and put
         keys and values on their pages. kv: [pages, 2, kv_heads, page_size, d] of one layer"""
         where = (self._write_pages[bundle], self.tensors.write_offsets)
-        kernels.rotate_and_write(fused, *table, kv, *where)
+        kernels.rotate_and_write(fused, table.cos, table.sin, kv, *where, table.at)
 
     def write(self, kv: torch.Tensor, bundle: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put the rows' keys and values on their pages.

@@ -41,7 +41,7 @@ _SIGNATURES = {
     "layers_run": "ppipipppipipipi",
     "paged_decode": "ppipiipipiiiiiif",
     "paged_prefill": "pipipiipipiiiiiif",
-    "rotate_and_write": "ppppiippiiiii",
+    "rotate_and_write": "pppppiippiiiii",
     "rms_norm": "pppiiiiif",
     "silu_multiply": "ppii",
     "best_rows": "pppiii",

@@ -10,20 +10,22 @@ using namespace blockllm;
 extern "C" {
 
 // Rotate the query and key heads of qkv [rows, heads + 2 kv_heads, dim] in place, then put keys
-// and values on their pages. cos, sin: [rows, dim], both halves alike.
-void rotate_and_write(float* qkv, const float* cos, const float* sin, float* keys,
-                      int64_t page_stride, int64_t value_stride, const int64_t* write_pages,
+// and values on their pages. cos, sin: [.., dim], both halves alike; rotations: which of them is
+// each row's, null if they are in order.
+void rotate_and_write(float* qkv, const float* cos, const float* sin, const int64_t* rotations,
+                      float* keys, int64_t page_stride, int64_t value_stride, const int64_t* write_pages,
                       const int64_t* write_offsets, int64_t rows, int64_t heads, int64_t kv_heads,
                       int64_t dim, int64_t page_size, int threads) {
     const int64_t row_size = (heads + 2 * kv_heads) * dim;
 #pragma omp parallel for num_threads(threads) if (rows * row_size > 16384)
     for (int64_t r = 0; r < rows; ++r) {
         float* row = qkv + r * row_size;
-        rotate_heads(row, heads + kv_heads, cos + r * dim, sin + r * dim, dim);
+        const int64_t own = (rotations ? rotations[r] : r) * dim;
+        rotate_heads(row, heads + kv_heads, cos + own, sin + own, dim);
         float* key = keys + write_pages[r] * page_stride + write_offsets[r] * dim;
-        const float* own = row + heads * dim;
-        write_heads(key, own, kv_heads, dim, page_size);
-        write_heads(key + value_stride, own + kv_heads * dim, kv_heads, dim, page_size);
+        const float* states = row + heads * dim;
+        write_heads(key, states, kv_heads, dim, page_size);
+        write_heads(key + value_stride, states + kv_heads * dim, kv_heads, dim, page_size);
     }
 }
 

@@ -59,16 +59,20 @@ def silu_multiply(gate_up: torch.Tensor) -> torch.Tensor:
 
 def rotate_and_write(
     fused: torch.Tensor,  # [rows, heads + 2 kv_heads, dim], contiguous
-    cos: torch.Tensor,  # [rows, 1, dim], contiguous
+    cos: torch.Tensor,  # [.., 1, dim], contiguous
     sin: torch.Tensor,
     kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     write_pages: torch.Tensor,  # [rows] int64
     write_offsets: torch.Tensor,  # [rows] int64
+    rotations: torch.Tensor | None = None,  # [rows] int64, rows of cos and sin; None: in order
 ) -> None:
     """Rotate queries and keys in place, then put keys and values on their pages."""
     if native.usable(fused):
-        native.rotate_and_write(fused, cos, sin, kv, write_pages, write_offsets)
-    elif gpu.usable(fused):
+        native.rotate_and_write(fused, cos, sin, kv, write_pages, write_offsets, rotations)
+        return
+    if rotations is not None:
+        cos, sin = cos[rotations], sin[rotations]
+    if gpu.usable(fused):
         from blockllm.engine.kernels.triton import rotate
 
         rotate.rotate_and_write(fused, cos, sin, kv, write_pages, write_offsets)

@@ -16,8 +16,8 @@ void lora_run(float* y, int64_t y_stride, const float* x, int64_t x_stride,
 void rms_norm(float* out, const float* x, const float* weight, int64_t rows, int64_t inner,
               int64_t dim, int64_t out_stride, int64_t x_stride, float eps, int threads);
 void silu_multiply(float* out, const float* gate_up, int64_t rows, int64_t size, int threads);
-void rotate_and_write(float* qkv, const float* cos, const float* sin, float* keys,
-                      int64_t page_stride, int64_t value_stride, const int64_t* write_pages,
+void rotate_and_write(float* qkv, const float* cos, const float* sin, const int64_t* rotations,
+                      float* keys, int64_t page_stride, int64_t value_stride, const int64_t* write_pages,
                       const int64_t* write_offsets, int64_t rows, int64_t heads, int64_t kv_heads,
                       int64_t dim, int64_t page_size, int threads);
 void paged_decode(float* out, const float* q, int64_t q_stride, const float* keys,

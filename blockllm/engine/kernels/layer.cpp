@@ -38,9 +38,6 @@ struct Call {
     float *scratch, *normed, *sum, *y, *fused, *active;
     const Layer* layer;
     int64_t kv_layer;  // its number among those that keep any KV
-
-    float* keys() const { return at.keys + kv_layer % at.layers_per_page * at.layer_stride; }
-    int64_t bundle() const { return kv_layer / at.layers_per_page; }
 };
 
 void apply(const Call& call, const Matrix& matrix, float* y, const float* x) {
@@ -78,7 +75,7 @@ void decode(const Call& call, float* out, const float* q, int64_t q_stride, cons
             int64_t table_stride) {
     const Layer& layer = *call.layer;
     const Rows& at = call.at;
-    paged_decode(out, q, q_stride, call.keys(), at.page_stride, at.value_stride, tables,
+    paged_decode(out, q, q_stride, at.keys_of(call.kv_layer), at.page_stride, at.value_stride, tables,
                  table_stride, at.contexts, at.singles, layer.heads, layer.kv_heads, layer.dim,
                  at.page_size, layer.window, static_cast<float>(layer.scale), call.threads);
 }
@@ -105,14 +102,15 @@ void attend(const Call& call, float* out, float* fused) {
     const Rows& at = call.at;
     norm_heads(call, fused, layer.heads, layer.q_norm);
     norm_heads(call, fused + layer.heads * layer.dim, layer.kv_heads, layer.k_norm);
-    rotate_and_write(fused, at.cos, at.sin, call.keys(), at.page_stride, at.value_stride,
-                     at.write_pages + call.bundle() * at.write_stride, at.write_offsets, call.rows,
-                     layer.heads, layer.kv_heads, layer.dim, at.page_size, call.threads);
-    const int32_t* tables = at.tables + call.bundle() * at.width;
+    float* keys = at.keys_of(call.kv_layer);
+    rotate_and_write(fused, at.cos, at.sin, at.rotations, keys, at.page_stride, at.value_stride,
+                     at.write_pages_of(call.kv_layer), at.write_offsets, call.rows, layer.heads,
+                     layer.kv_heads, layer.dim, at.page_size, call.threads);
+    const int32_t* tables = at.tables_of(call.kv_layer);
     const int64_t table_stride = at.bundles * at.width;
     if (!at.num_tiles) return decode(call, out, fused, layer.qkv.out, tables, table_stride);
-    paged_prefill(out, layer.o.in, fused, layer.qkv.out, call.keys(), at.page_stride,
-                  at.value_stride, tables, table_stride, at.tiles, at.num_tiles, layer.heads,
+    paged_prefill(out, layer.o.in, fused, layer.qkv.out, keys, at.page_stride, at.value_stride,
+                  tables, table_stride, at.tiles, at.num_tiles, layer.heads,
                   layer.kv_heads, layer.dim, at.page_size, layer.window,
                   static_cast<float>(layer.scale), call.threads);
     if (at.singles) decode_scattered(call, out, fused, tables, table_stride);

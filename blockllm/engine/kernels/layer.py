@@ -64,6 +64,7 @@ class Rows(ctypes.Structure):
         ("layers_per_page", _Int),
         ("cos", _Pointer),
         ("sin", _Pointer),
+        ("rotations", _Pointer),  # [rows]: where each row's are; null: in order of the rows
         ("write_pages", _Pointer),  # [bundles, rows], bundles `write_stride` apart
         ("write_stride", _Int),
         ("write_offsets", _Pointer),  # [rows]

@@ -25,7 +25,8 @@ struct Layer {
 struct Rows {
     float* keys;  // of the first layer within the pages
     int64_t page_size, page_stride, layer_stride, value_stride, layers_per_page;
-    const float *cos, *sin;       // [rows, dim]
+    const float *cos, *sin;       // [.., dim]
+    const int64_t* rotations;     // [rows] which of them, null if they are in order
     const int64_t* write_pages;   // [bundles, rows], bundles lie write_stride apart
     int64_t write_stride;
     const int64_t* write_offsets;  // [rows]
@@ -36,6 +37,15 @@ struct Rows {
     // [singles] of sequences with one row: which, the row, its context; if there are no tiles, all
     const int64_t *members, *where, *contexts;
     int64_t singles;
+
+    // Of one layer, by its number among those that keep any KV.
+    float* keys_of(int64_t kv_layer) const { return keys + kv_layer % layers_per_page * layer_stride; }
+    const int64_t* write_pages_of(int64_t kv_layer) const {
+        return write_pages + kv_layer / layers_per_page * write_stride;
+    }
+    const int32_t* tables_of(int64_t kv_layer) const {
+        return tables + kv_layer / layers_per_page * width;
+    }
 };
 
 // The table that rows of token ids are looked up in; codes as of a matrix.

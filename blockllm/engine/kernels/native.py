@@ -79,17 +79,18 @@ def silu_multiply(gate_up: torch.Tensor) -> torch.Tensor:
 
 def rotate_and_write(
     fused: torch.Tensor,  # [rows, heads + 2 kv_heads, dim], contiguous; rotated in place
-    cos: torch.Tensor,  # [rows, 1, dim], contiguous
+    cos: torch.Tensor,  # [.., 1, dim], contiguous
     sin: torch.Tensor,
     kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     write_pages: torch.Tensor,  # [rows] int64
     write_offsets: torch.Tensor,  # [rows] int64
+    rotations: torch.Tensor | None = None,  # [rows] int64, rows of cos and sin; None: in order
 ) -> None:
     """Rotate queries and keys, then put keys and values on their pages."""
     kv_heads, page_size, dim = kv.shape[2:]
     heads = fused.shape[1] - 2 * kv_heads
     library().rotate_and_write(
-        *(fused.data_ptr(), cos.data_ptr(), sin.data_ptr()),
+        *(fused.data_ptr(), cos.data_ptr(), sin.data_ptr(), address(rotations)),
         *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
         *(write_pages.data_ptr(), write_offsets.data_ptr()),
         *(len(fused), heads, kv_heads, dim, page_size, torch.get_num_threads()),

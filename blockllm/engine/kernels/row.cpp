@@ -117,21 +117,20 @@ private:
 
     void attend(const Layer& layer, int64_t kv_layer) {
         const Rows& at = call_.at;
-        float* keys = at.keys + kv_layer % at.layers_per_page * at.layer_stride;
-        const int64_t bundle = kv_layer / at.layers_per_page, dim = layer.dim;
-        const int64_t groups = layer.heads / layer.kv_heads;
+        float* keys = at.keys_of(kv_layer);
+        const int64_t dim = layer.dim, groups = layer.heads / layer.kv_heads;
         float *k = call_.fused + layer.heads * dim, *v = k + layer.kv_heads * dim;
         const int64_t first = layer.kv_heads * me_ / threads_;
         const int64_t num = layer.kv_heads * (me_ + 1) / threads_ - first;
         if (!num) return;
         prepare(call_.fused + first * groups * dim, num * groups, layer.q_norm, layer);
         prepare(k + first * dim, num, layer.k_norm, layer);
-        float* key = keys + at.write_pages[bundle * at.write_stride] * at.page_stride +
+        float* key = keys + *at.write_pages_of(kv_layer) * at.page_stride +
                      (first * at.page_size + *at.write_offsets) * dim;
         write_heads(key, k + first * dim, num, dim, at.page_size);
         write_heads(key + at.value_stride, v + first * dim, num, dim, at.page_size);
         decode_heads(call_.active, call_.fused, keys, at.page_stride, at.value_stride,
-                     at.tables + bundle * at.width, *at.contexts, first, num, layer.heads,
+                     at.tables_of(kv_layer), *at.contexts, first, num, layer.heads,
                      layer.kv_heads, dim, at.page_size, layer.window,
                      static_cast<float>(layer.scale));
     }
@@ -140,7 +139,8 @@ private:
         for (int64_t h = 0; weight && h < count; ++h)
             norm_vector(heads + h * layer.dim, heads + h * layer.dim, weight, layer.dim,
                         static_cast<float>(layer.eps));
-        rotate_heads(heads, count, call_.at.cos, call_.at.sin, layer.dim);
+        const int64_t own = (call_.at.rotations ? *call_.at.rotations : 0) * layer.dim;
+        rotate_heads(heads, count, call_.at.cos + own, call_.at.sin + own, layer.dim);
     }
 
     const RowCall& call_;

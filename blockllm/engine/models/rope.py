@@ -14,12 +14,21 @@ import torch
 
 from blockllm.core import Rope
 
+_LEAST_KNOWN = 1024  # positions in a table that is kept
+
 
 class RopeTable(NamedTuple):
     """Cosines and sines of some rows, both halves alike. [rows, 1, head_dim]"""
 
     cos: torch.Tensor
     sin: torch.Tensor
+    at: torch.Tensor | None = None  # [rows] int64, where each row's are; None: in order of the rows
+
+    def part(self, rows: slice | torch.Tensor) -> RopeTable:
+        """Of some of the rows."""
+        if self.at is not None:
+            return self._replace(at=self.at[rows])
+        return RopeTable(self.cos[rows], self.sin[rows])
 
 
 class RotaryEmbedding:
@@ -32,6 +41,18 @@ class RotaryEmbedding:
         inverse = inverse_frequencies(rope, head_dim)
         self._inverse = torch.cat((inverse, inverse)).to(device)  # [head_dim]
         self._scale = _attention_factor(rope)
+        self._known: RopeTable | None = None
+
+    def by_position(self, count: int) -> RopeTable | None:
+        """Table of the positions 0 to at least `count` - 1, kept for later calls; None if not the
+        position alone matters."""
+        if self._rope.kind == "dynamic":
+            return None
+        if self._known is None or len(self._known.cos) < count:
+            size = max(_LEAST_KNOWN, count + count // 4)
+            positions = torch.arange(size, device=self._inverse.device)
+            self._known = self.table(positions, positions)
+        return self._known
 
     def table(self, positions: torch.Tensor, lengths: torch.Tensor) -> RopeTable:
         """Table for rows at `positions` [rows]; `lengths` [rows] matter to dynamic scaling."""

@@ -80,7 +80,7 @@ class TwinLayer:
             k = plain.rms_norm(k, self.weights["self_attn.k_norm.weight"], function.norm_eps)
         rotary = RotaryEmbedding(function.rope, function.head_dim, x.device, x.dtype)
         table = rotary.table(torch.arange(tokens), torch.full((tokens,), tokens))
-        q, k = plain.rotate(q, *table), plain.rotate(k, *table)
+        q, k = (plain.rotate(each, table.cos, table.sin) for each in (q, k))
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
