@@ -13,6 +13,7 @@ from blockllm.engine.attention import Attention, AttentionRows
 from blockllm.engine.attention.bound import BoundAttention
 from blockllm.engine.attention.rows import gather
 from blockllm.engine.batch import Hop, Turn, fill_tokens
+from blockllm.engine.kernels import native
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.block import Added, BlockExecutor, Passage
 from blockllm.engine.models.decoder import DecoderLayer
@@ -134,7 +135,7 @@ class Executor:
         return table.part(rows)
 
     def _make_turn_table(self, turn: Turn, rotary: RotaryEmbedding) -> RopeTable:
-        if self._device.type == "cpu" and turn.virtual is None:  # kernels there look rows up
+        if turn.virtual is None and native.serves(self._dtype, self._device):
             known = rotary.by_position(int(turn.positions.max()) + 1)
             if known is not None:
                 return known._replace(at=upload([turn.positions], self._device)[0])

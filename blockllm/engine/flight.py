@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +44,7 @@ def take_off(turn: Turn, logits: Logits, awaits_token: Callable[[Sequence], bool
     for parts in by_vocab.values():
         joined = parts[0][1] if len(parts) == 1 else torch.cat([part for _, part in parts])
         members = (h.members[turn.wants_logits[h.members]].tolist() for h, _ in parts)
-        sequences = [turn.sequences[i] for i in chain.from_iterable(members)]
+        sequences = [turn.sequences[i] for i in itertools.chain.from_iterable(members)]
         kept = [i for i, sequence in enumerate(sequences) if awaits_token(sequence)]
         if len(kept) < len(sequences):
             (rows,) = upload([np.array(kept, np.int64)], joined.device)

@@ -36,4 +36,4 @@ def make_matmul(
 
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether weights on the device will be held in a packed copy."""
-    return dtype is torch.float32 and native.available(device)
+    return native.serves(dtype, device)

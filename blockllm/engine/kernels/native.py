@@ -19,7 +19,12 @@ def enable(on: bool) -> None:
 
 def usable(x: torch.Tensor) -> bool:
     """Whether the built kernels take this tensor: fp32 on the CPU, and they could be built."""
-    return _enabled and x.dtype is torch.float32 and available(x.device)
+    return serves(x.dtype, x.device)
+
+
+def serves(dtype: torch.dtype, device: torch.device) -> bool:
+    """The same of all tensors of this type there."""
+    return dtype is torch.float32 and available(device)
 
 
 def available(device: torch.device) -> bool:
