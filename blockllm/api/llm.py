@@ -17,6 +17,7 @@ import msgspec
 
 from blockllm.api import limits
 from blockllm.api.choice import Piece, TextRules
+from blockllm.api.conversation import plain_messages, read_messages
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.models import Models, ServedModel, Shelf, load_models
 from blockllm.cluster.agent import EnginePort
@@ -184,7 +185,9 @@ class LLM:
     def chat_prompt(self, messages: Conversation, model: str | None = None) -> list[int]:
         """The ids a conversation becomes. Raises BadRequest when there is no chat template."""
         found = self.models.find(model)
-        return found.tokenizer.encode(found.template.render(messages), add_special=False)
+        template = found.template
+        plain = plain_messages(read_messages(messages), template.knows_developer)
+        return found.tokenizer.encode(template.render(plain), add_special=False)
 
     def _plan(
         self,

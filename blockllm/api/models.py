@@ -13,7 +13,9 @@ from blockllm.api.tokenizer import TextTokenizer
 from blockllm.core import Chain, ModelCard
 from blockllm.errors import BadRequest, CheckpointError, ModelNotFound, UnknownModel
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+SPECIAL_TOKENS = tuple(
+    f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
 
 
 class Shelf(Protocol):

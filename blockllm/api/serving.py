@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import msgspec
 from starlette.requests import Request as HttpRequest
 
 from blockllm.api import limits, wire
 from blockllm.api.answers import PromptTokensDetails, Usage
 from blockllm.api.bodies import read_body
 from blockllm.api.choice import Choice, Piece, TextRules
+from blockllm.api.conversation import plain_messages
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.keys import salt_of
 from blockllm.api.models import Models, ServedModel
 from blockllm.config import ServerSettings
 from blockllm.core import Request, Sampling
-from blockllm.errors import BadRequest, Overloaded
+from blockllm.errors import Overloaded
 from blockllm.observability.metrics import ServerMetrics
 
 T = TypeVar("T")
@@ -170,28 +170,12 @@ async def render_chat(
 ) -> str:
     """The prompt text of a conversation. Raises BadRequest."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
-    plain = [_plain_message(message, index) for index, message in enumerate(messages)]
-    size = sum(len(message["content"] or "") for message in plain)
     template = model.template
+    plain = plain_messages(messages, template.knows_developer)
+    size = sum(len(message["content"]) for message in plain)
     return await _maybe_elsewhere(
         size, partial(template.render, plain, add_generation_prompt, variables)
     )
-
-
-def _plain_message(message: wire.Message, index: int) -> dict[str, Any]:
-    """A message as chat templates expect it: absent fields are absent, content is one text."""
-    plain: dict[str, Any] = msgspec.to_builtins(message)
-    plain = {key: value for key, value in plain.items() if value is not None}
-    plain["content"] = message.content
-    if isinstance(message.content, list):
-        texts = []
-        for part in message.content:
-            if part.type != "text" or part.text is None:
-                param = f"messages[{index}].content"
-                raise BadRequest(f"{param}: only text parts are supported", param)
-            texts.append(part.text)
-        plain["content"] = "\n".join(texts)
-    return plain
 
 
 async def _maybe_elsewhere(size: int, work: Callable[[], T]) -> T:

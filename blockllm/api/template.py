@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
+from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -22,17 +22,42 @@ from blockllm.errors import BadRequest
 
 MAX_SECONDS = 5.0
 MAX_CHARACTERS = 8 * 1024 * 1024  # of the rendered text, and of any product inside a template
+# templates test these for none, and for templates what is undefined is not none
+ABSENT: Mapping[str, None] = {"tools": None, "documents": None}
+REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing's names, the usual first
 RESERVED = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
 
 
 class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}` marks text for training; here it is plain text."""
+    """`{% generation %} … {% endgeneration %}` marks text for training; here it is plain text,
+    but what is set inside stays inside, as in the reference.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - the name and type Jinja asks for
 
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return Scope(body).set_lineno(line)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Names that begin with an underscore are Python's own: the reference refuses them too."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # so that a name can be `self`
+        values = dict(*args[1:], **kwargs)
+        for name in values:
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(args[0], values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace of a chat template cannot hold {name!r}")
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -47,13 +72,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _tojson
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
+        self.globals["namespace"] = _Namespace
         self.deadline = 0.0
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:
             raise SecurityError("the chat template ran too long")
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, /, *args: Any, **kwargs: Any) -> Any:  # an argument can be named `self`
         self._check_time()
         return super().call(*args, **kwargs)
 
@@ -102,13 +128,26 @@ def _tojson(
     )
 
 
+def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The message with its reasoning under the names that templates read."""
+    given = (message[name] for name in REASONING if message.get(name) is not None)
+    reasoning = next(given, None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
 class ChatTemplate:
-    """One compiled template; rendering is bounded in time and size."""
+    """One compiled template; rendering is bounded in time and size.
+
+    `knows_developer`: it mentions this role, so messages of it need not be the system's.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises BadRequest when the source is not a template."""
         self._sandbox = _Sandbox()
         self._special_tokens = dict(special_tokens)
+        self.knows_developer = "developer" in source
         try:
             self._template = self._sandbox.from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -127,8 +166,9 @@ class ChatTemplate:
                 f"chat_template_kwargs: {min(reserved)} cannot be set", "chat_template_kwargs"
             )
         self._sandbox.deadline = time.monotonic() + MAX_SECONDS
-        values = {**self._special_tokens, **(variables or {})}
-        values.update(messages=messages, add_generation_prompt=add_generation_prompt)
+        values = {**ABSENT, **self._special_tokens, **(variables or {})}
+        values["messages"] = [_with_reasoning(message) for message in messages]
+        values["add_generation_prompt"] = add_generation_prompt
         try:
             return self._collect(values)
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
