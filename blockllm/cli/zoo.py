@@ -82,6 +82,8 @@ def add(
     total, stored = size_text(report.total_bytes), size_text(report.stored_bytes)
     blocks = f"{report.num_shared_blocks} of {report.num_blocks} blocks shared"
     print(f"added {name}: {total}, stored {stored}, {blocks}, {report.seconds:.1f} s")
+    for note in report.notes:
+        print(f"  {note}")
     return None
 
 

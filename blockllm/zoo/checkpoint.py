@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import NamedTuple
 
 from blockllm.errors import CheckpointError, UnsafeCheckpoint, UnsupportedModel
+from blockllm.zoo.families.names import TIED_NAMES
 from blockllm.zoo.header import Entry, read_header
 from blockllm.zoo.settings_reader import SettingsReader, read_json
+from blockllm.zoo.strangers import is_skipped
 
 # bytes held in memory while a tensor is read, whatever its size
 CHUNK_BYTES = 8 << 20
@@ -61,12 +63,14 @@ class Source(NamedTuple):
 
 class WeightFiles:
     """The tensors of a set of safetensors files by name. A context manager: closes the files.
+    `absent` are names that an index promised without need.
 
     Raises CheckpointError for damaged files, and if a file changes while it is being read.
     """
 
     def __init__(self, paths: list[Path]) -> None:
         self.tensors: dict[str, Source] = {}
+        self.absent: list[str] = []
         self._opened: list[tuple[int, str, tuple[int, ...]]] = []
         try:
             for path in paths:
@@ -129,7 +133,11 @@ def open_model(folder: Path) -> WeightFiles:
         _check_shard_name(name)
     files = WeightFiles([folder / name for name in names])
     for tensor, name in shards.items():
-        if tensor not in files.tensors or files.tensors[tensor].where != name:
+        found = files.tensors.get(tensor)
+        # an index may go on naming what was left out when the shards were written
+        if found is None and (tensor in TIED_NAMES or is_skipped(tensor)):
+            files.absent.append(tensor)
+        elif found is None or found.where != name:
             files.close()
             raise CheckpointError(f"{_INDEX}: tensor {tensor[:200]!r} is not in {name}")
     return files

@@ -38,23 +38,33 @@ class Wish(NamedTuple):
     scale: float | None
 
 
-def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> tuple[Record, int]:
-    """Add a model under the zoo's write lock; returns its record and the bytes written.
+class Ingested(NamedTuple):
+    """What was added: its record, the bytes written, and sentences about its files."""
+
+    record: Record
+    stored_bytes: int
+    notes: tuple[str, ...]
+
+
+def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> Ingested:
+    """Add a model under the zoo's write lock.
 
     Raises a ZooError or OSError, and then folder and catalogue are as before.
     """
     ticker = _Ticker(progress)
+    notes: list[str] = []
 
     def store(snapshot: Snapshot, writer: PackWriter) -> Record:
         if (wish.folder / CONFIG_FILE).exists():
-            record = _store_adapter(wish, snapshot, writer, ticker)
+            record = _store_adapter(wish, snapshot, writer, ticker, notes)
         else:
-            record = _store_model(wish, writer, ticker)
+            record = _store_model(wish, writer, ticker, notes)
         assets, moves = store_assets(find_assets(wish.folder), folder)
         writer.moves += moves
         return msgspec.structs.replace(record, assets=assets)
 
-    return write(folder, catalog, wish.name, store, ticker.advance)
+    record, stored_bytes = write(folder, catalog, wish.name, store, ticker.advance)
+    return Ingested(record, stored_bytes, tuple(notes))
 
 
 class _Ticker:
@@ -70,18 +80,21 @@ class _Ticker:
         self._progress("reading", self._done, self.total)
 
 
-def _store_model(wish: Wish, writer: PackWriter, ticker: _Ticker) -> Record:
+def _store_model(wish: Wish, writer: PackWriter, ticker: _Ticker, notes: list[str]) -> Record:
     if wish.base is not None:
         raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it takes no base")
     if wish.scale is not None:
         raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it has no scale")
     checkpoint = open_checkpoint(wish.folder, as_int8=wish.format == "int8")
     with checkpoint.files:
+        notes += checkpoint.notes
         ticker.total = checkpoint.num_bytes
         return store_checkpoint(checkpoint, wish.name, wish.root, writer)
 
 
-def _store_adapter(wish: Wish, snapshot: Snapshot, writer: PackWriter, ticker: _Ticker) -> Record:
+def _store_adapter(
+    wish: Wish, snapshot: Snapshot, writer: PackWriter, ticker: _Ticker, notes: list[str]
+) -> Record:
     if wish.format is not None:
         raise ZooError(f"{wish.root} is an adapter: it takes the format of its base")
     kind = choose_kind(wish.folder)
@@ -89,6 +102,7 @@ def _store_adapter(wish: Wish, snapshot: Snapshot, writer: PackWriter, ticker: _
     with open_adapter(wish.folder, kind.files, kind.saving) as files:
         ticker.total = sum(source.entry.nbytes for source in files.tensors.values())
         plan = kind.read(files.tensors, base.layers)
+        notes += plan.notes
         if wish.scale is not None:
             plan = rescale(plan, wish.scale)
         record = store_adapter(plan, wish.name, wish.root, base, writer)

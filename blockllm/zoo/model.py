@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,14 +15,15 @@ from blockllm.zoo.int8 import round_linears
 from blockllm.zoo.packs import PackWriter, Readable
 from blockllm.zoo.records import Record
 from blockllm.zoo.settings_reader import SettingsReader, read_json
+from blockllm.zoo.strangers import is_skipped, skipped_note, wrong_tensors
 
 _DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# saved by old versions of transformers, computed anew by every later one
-_IGNORED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
 
 
 class Checkpoint(NamedTuple):
-    """An opened checkpoint. `sources` holds the tensors of each layer by name in the layer."""
+    """An opened checkpoint. `sources` holds the tensors of each layer by name in the layer; `notes`
+    are sentences about what was left out.
+    """
 
     family: str
     plan: ModelPlan
@@ -31,6 +31,7 @@ class Checkpoint(NamedTuple):
     sources: tuple[dict[str, Readable], ...]
     dtype: str
     eos_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -54,7 +55,7 @@ def open_checkpoint(folder: Path, as_int8: bool) -> Checkpoint:
     eos_ids = _eos_ids(folder, config, plan)
     files = open_model(folder)
     try:
-        sources = _sort_tensors(plan, files.tensors)
+        sources, notes = _sort_tensors(plan, files.tensors)
     except BaseException:
         files.close()
         raise
@@ -64,7 +65,8 @@ def open_checkpoint(folder: Path, as_int8: bool) -> Checkpoint:
         round_linears(sources, layer.linears if as_int8 else ())
         for layer, sources in zip(plan.layers, sources, strict=True)
     ]
-    return Checkpoint(family.name, plan, files, tuple(parts), dtype, eos_ids)
+    notes += skipped_note(files.absent, "entries of the index that are in no shard")
+    return Checkpoint(family.name, plan, files, tuple(parts), dtype, eos_ids, notes)
 
 
 def store_checkpoint(checkpoint: Checkpoint, name: str, root: str, writer: PackWriter) -> Record:
@@ -89,9 +91,11 @@ def store_checkpoint(checkpoint: Checkpoint, name: str, root: str, writer: PackW
     )
 
 
-def _sort_tensors(plan: ModelPlan, tensors: dict[str, Source]) -> tuple[dict[str, Source], ...]:
-    left = {name: source for name, source in tensors.items() if not _IGNORED.fullmatch(name)}
-    left |= _tied(plan, left)
+def _sort_tensors(
+    plan: ModelPlan, tensors: dict[str, Source]
+) -> tuple[tuple[dict[str, Source], ...], tuple[str, ...]]:
+    """The tensors of each layer by name in the layer, and notes about those that are skipped."""
+    left = {**tensors, **_tied(plan, tensors)}
     sorted_layers = []
     for position, layer in enumerate(plan.layers):
         sources = {}
@@ -99,16 +103,19 @@ def _sort_tensors(plan: ModelPlan, tensors: dict[str, Source]) -> tuple[dict[str
             name = tensor_name(position, key, len(plan.layers) - 2)
             source = left.pop(name, None)
             if source is None:
-                raise CheckpointError(f"tensor {name!r} is missing")
+                raise wrong_tensors(f"tensor {name!r} is missing", left)
             if source.entry.shape != shape:
                 found = list(source.entry.shape)
                 raise CheckpointError(f"{name}: expected shape {list(shape)}, got {found}")
             source.check_dtype()
             sources[key] = source
         sorted_layers.append(sources)
-    if left:
-        raise CheckpointError(f"unknown tensor {min(left)[:200]!r} ({len(left)} in all)")
-    return tuple(sorted_layers)
+    unknown = [name for name in left if not is_skipped(name)]
+    if unknown:
+        text = f"unknown tensor {min(unknown)[:200]!r} ({len(unknown)} in all)"
+        raise wrong_tensors(text, unknown)
+    notes = skipped_note(left, "tensors that no next token depends on")
+    return tuple(sorted_layers), notes
 
 
 def _tied(plan: ModelPlan, tensors: dict[str, Source]) -> dict[str, Source]:

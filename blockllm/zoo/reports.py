@@ -15,7 +15,9 @@ def silent(activity: str, done: int, total: int) -> None:
 
 
 class AddReport(msgspec.Struct, frozen=True):
-    """What adding a model took. `stored_bytes` were written; the rest was in the zoo already."""
+    """What adding a model took. `stored_bytes` were written; the rest was in the zoo already.
+    `notes` are sentences about what the user should know of the files.
+    """
 
     name: str
     total_bytes: int
@@ -23,6 +25,7 @@ class AddReport(msgspec.Struct, frozen=True):
     num_blocks: int
     num_shared_blocks: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 class Problem(msgspec.Struct, frozen=True):

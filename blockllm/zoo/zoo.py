@@ -74,8 +74,8 @@ class Zoo:
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
             wish = Wish(name, folder, root, base, format, scale)
-            record, stored = ingest(self._folder, self._catalog, wish, progress)
-        return self._report(record, stored, started)
+            record, stored, notes = ingest(self._folder, self._catalog, wish, progress)
+        return self._report(record, stored, started, notes)
 
     def assemble(
         self,
@@ -103,7 +103,9 @@ class Zoo:
             record, stored = assemble(self._folder, self._catalog, wish)
         return self._report(record, stored, started)
 
-    def _report(self, record: Record, stored: int, started: float) -> AddReport:
+    def _report(
+        self, record: Record, stored: int, started: float, notes: tuple[str, ...] = ()
+    ) -> AddReport:
         card = self.card(record.name)
         return AddReport(
             name=record.name,
@@ -112,6 +114,7 @@ class Zoo:
             num_blocks=card.num_blocks,
             num_shared_blocks=card.num_shared_blocks,
             seconds=time.monotonic() - started,
+            notes=notes,
         )
 
     def remove(self, name: str) -> None:

@@ -153,18 +153,6 @@ def _save_tied(source: Path, saved: str, difference: float = 0.0) -> None:
     save_file(tensors, source / "model.safetensors")
 
 
-def test_old_rotary_buffers_are_ignored(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    source = tmp_path / "source"
-    shutil.copytree(llama, source)
-    tensors = load_file(source / "model.safetensors")
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.arange(4.0)
-    save_file(tensors, source / "model.safetensors")
-    zoo.add("model", source)
-    assert chain_tensors(zoo, zoo.chain("model")) == saved_tensors(llama)
-
-
 @pytest.mark.parametrize(
     ("config", "generation", "expected"),
     [

@@ -33,11 +33,14 @@ class Addition(NamedTuple):
 
 
 class AdapterPlan(NamedTuple):
-    """Targets, and replacements by (position, tensor name). `kind` is what listings call it."""
+    """Targets, and replacements by (position, tensor name). `kind` is what listings call it;
+    `notes` are sentences about the files for the report.
+    """
 
     kind: str
     additions: list[Addition]
     replaced: dict[tuple[int, str], Readable]
+    notes: tuple[str, ...] = ()
 
 
 class Place(NamedTuple):

@@ -12,6 +12,8 @@ _DECODER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,5})\.(.+)")
 _EMBED = "model.embed_tokens"
 _NORM = "model.norm"
 _HEAD = "lm_head"
+# either may stand for both where embedding and head are one tensor
+TIED_NAMES = (f"{_EMBED}.weight", f"{_HEAD}.weight")
 
 
 def locate_tensor(name: str, num_layers: int) -> tuple[int, str] | None:
