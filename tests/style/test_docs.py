@@ -1,0 +1,91 @@
+"""The pages, tested: width of lines and tables, links, plain words, a README of one screen."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+WIDTH, TABLE_WIDTH = 100, 120  # characters, the targets of links aside
+WRITTEN_BY_TOOLS = ROOT / "docs/bench/results"  # tables of bench compare, as it writes them
+NUMBER = re.compile(r"(?<![\w.-])\d[\d.,]*")
+NOT_YET = "api bench compressed-deltas deltas equivalence formats frontend glossary gpu log models \
+oracle-table oracle profile settings soak stitching surrogates zoo-of-all-kinds zoo-profile \
+zoo-report zoo"
+NOT_YET = {f"{name}.md" for name in NOT_YET.split()}  # type: ignore[assignment]
+MOST_NUMBERS = 5  # per hundred words of README's prose
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines outside code fences, without the targets of links."""
+    in_fence = False
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            in_fence = not in_fence
+        elif not in_fence:
+            yield number, re.sub(r"\]\([^)]*\)", "]", line)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_lines_and_tables_fit_a_screen(path: Path) -> None:
+    if path.is_relative_to(WRITTEN_BY_TOOLS) or path.name in NOT_YET:
+        return
+    wide = [
+        f"{name_of(path)}:{number}: {len(line)} characters"
+        for number, line in lines_of(path)
+        if len(line) > (TABLE_WIDTH if line.startswith("|") else WIDTH)
+    ]
+    assert not wide, "\n".join(
+        [*wide, "`python -m tools.wrap FILE` wraps prose; split wide tables"]
+    )
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        page = (path.parent / file).resolve() if file else path
+        assert page.exists(), f"{name_of(path)}: {target}"
+        if anchor:
+            assert anchor in anchors(page), f"{name_of(path)}: {target}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = [line.lstrip("# ") for _, line in lines_of(page) if line.startswith("#")]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_architecture_page_names_files_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    for file in re.findall(r"`([a-z_]+(?:/[a-z_]+)*(?:/|\.py))`", text):
+        assert (ROOT / "blockllm" / file).exists(), file
+
+
+def test_the_readme_is_short_and_speaks_in_words() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 80
+    prose = [line for _, line in lines_of(README) if not line.startswith(("|", "#", "!"))]
+    words = " ".join(prose).split()
+    numbers = NUMBER.findall(" ".join(prose))
+    assert len(numbers) * 100 <= MOST_NUMBERS * len(words), numbers
+
+
+def test_the_readme_repeats_figures_of_the_performance_page() -> None:
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    figures = re.findall(r"\d[\d,]*\.\d+|\d+,\d+", "\n".join(rows))
+    assert len(figures) >= 8
+    for figure in figures:
+        assert re.search(rf"\| {re.escape(figure)} \|", page), figure
