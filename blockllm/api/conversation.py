@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from blockllm.api import wire
+from blockllm.api.fields import REFUSED_OF_MESSAGE
+from blockllm.api.parse import check_refused
 from blockllm.errors import BadRequest
 
 # kind of a content part → the field of its text
@@ -41,11 +43,25 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[wire.Message]:
         raise BadRequest(f"messages: {error}", "messages") from error
 
 
+def variables_of(fields: wire.TemplateFields) -> dict[str, Any]:
+    """What a request gives its template beside the messages."""
+    variables = dict(fields.chat_template_kwargs or {})
+    if fields.documents is not None:
+        variables["documents"] = fields.documents
+    if fields.reasoning_effort is not None:
+        variables["reasoning_effort"] = fields.reasoning_effort
+        variables.setdefault("enable_thinking", fields.reasoning_effort != "none")
+    return variables
+
+
 def _plain_message(message: wire.Message, index: int, knows_developer: bool) -> dict[str, Any]:
+    for field, rule in REFUSED_OF_MESSAGE.items():
+        check_refused(f"messages[{index}].{field}", getattr(message, field), rule)
     role = message.role
     if role == "developer" and not knows_developer:
         role = "system"
-    plain: dict[str, Any] = {"role": role, "content": _text(message.content, index)}
+    content = message.refusal if message.content is None else message.content
+    plain: dict[str, Any] = {"role": role, "content": _text(content, index)}
     for field in ("name", "tool_call_id", "reasoning_content", "reasoning"):
         value = getattr(message, field)
         if value is not None:

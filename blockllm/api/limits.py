@@ -5,8 +5,6 @@ Each error names the field, what was sent and what is allowed.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from blockllm.api import wire
@@ -35,26 +33,6 @@ BOUNDS: dict[str, tuple[float, float]] = {
 }
 SAMPLING_FIELDS = tuple(BOUNDS)
 
-# field → values that mean "not used"
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "prompt_logprobs": (None,),
-    "guided_json": (None,),
-    "structured_outputs": (None,),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "web_search_options": (None,),
-    "continue_final_message": (False,),
-    "chat_template": (None,),
-    "suffix": (None, ""),
-    "echo": (None, False),
-    "prompt_embeds": (None,),
-}
-
 
 def refuse(field: str, got: object, allowed: str) -> BadRequest:
     """The error for one field out of bounds."""
@@ -69,15 +47,13 @@ def check_count(field: str, count: int, most: int, least: int = 0) -> None:
 
 
 def check_sampling(sampling: Sampling) -> Sampling:
-    """The same sampling, its numbers found in range. Raises BadRequest."""
+    """The same sampling in the engine's spelling, its numbers found in range. Raises BadRequest."""
     for field, (lowest, highest) in BOUNDS.items():
         value = getattr(sampling, field)
         if value is None:
             continue
         if not lowest <= value <= highest:  # not a number is refused too
             raise refuse(field, value, f"{lowest} to {highest}")
-    if sampling.top_p == 0:
-        raise refuse("top_p", 0, "more than 0, up to 1")
     if sampling.min_tokens > sampling.max_tokens:
         raise refuse("min_tokens", sampling.min_tokens, f"up to max_tokens ({sampling.max_tokens})")
     for token, bias in sampling.logit_bias.items():
@@ -85,6 +61,10 @@ def check_sampling(sampling: Sampling) -> Sampling:
             raise refuse("logit_bias", f"{token}: {bias}", "token ids with -100 to 100")
     if any(not 0 <= token <= MAX_TOKEN_ID for token in sampling.stop_ids):
         raise refuse("stop_token_ids", "an id out of range", f"0 to {MAX_TOKEN_ID}")
+    if sampling.top_p == 0:  # no share of the probability: the most likely token only
+        return msgspec.structs.replace(sampling, top_p=1.0, top_k=1)
+    if sampling.top_k == -1:  # vLLM's spelling of "off"
+        return msgspec.structs.replace(sampling, top_k=0)
     return sampling
 
 
@@ -92,7 +72,6 @@ def read_sampling(
     body: wire.GenerationFields, settings: ServerSettings, max_tokens: int, logprobs: int | None
 ) -> Sampling:
     """The request's sampling, checked. `max_tokens` and `logprobs` differ between the routes."""
-    check_unsupported(body)
     check_count("logit_bias", len(body.logit_bias or {}), settings.max_logit_bias)
     check_count("stop_token_ids", len(body.stop_token_ids or []), MAX_STOP_IDS)
     if logprobs is not None and not 0 <= logprobs <= settings.max_logprobs:
@@ -101,17 +80,15 @@ def read_sampling(
     given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
     given = {name: value for name, value in given.items() if value is not None}
     given["max_tokens"] = max_tokens
-    sampling = Sampling(
-        **given,
-        logit_bias=body.logit_bias or {},
-        stop_ids=tuple(body.stop_token_ids or ()),
-        ignore_eos=bool(body.ignore_eos),
-        logprobs=logprobs,
+    return check_sampling(
+        Sampling(
+            **given,
+            logit_bias=body.logit_bias or {},
+            stop_ids=tuple(body.stop_token_ids or ()),
+            ignore_eos=bool(body.ignore_eos),
+            logprobs=logprobs,
+        )
     )
-    check_sampling(sampling)
-    if sampling.top_k == -1:  # vLLM's spelling of "off"
-        sampling = msgspec.structs.replace(sampling, top_k=0)
-    return sampling
 
 
 def read_choices(body: wire.GenerationFields, settings: ServerSettings) -> int:
@@ -125,20 +102,13 @@ def read_choices(body: wire.GenerationFields, settings: ServerSettings) -> int:
 
 
 def read_stops(stop: str | list[str] | None, most: int) -> list[str]:
-    """The stop strings of a request."""
+    """The stop strings of a request; empty ones stop nothing."""
     stops = [stop] if isinstance(stop, str) else stop or []
     check_count("stop", len(stops), most)
-    if any(not 1 <= len(text) <= MAX_STOP_CHARACTERS for text in stops):
-        raise refuse("stop", "a string of another length", f"1 to {MAX_STOP_CHARACTERS} characters")
-    return stops
-
-
-def check_unsupported(body: wire.GenerationFields) -> None:
-    """Raises BadRequest for fields that would change the answer and are not supported."""
-    for field, unused in UNSUPPORTED.items():
-        value = getattr(body, field, unused[0])
-        if value not in unused:
-            raise BadRequest(f"{field}: not supported by this server", field)
+    for text in stops:
+        if len(text) > MAX_STOP_CHARACTERS:
+            raise refuse("stop", f"{len(text)} characters", f"up to {MAX_STOP_CHARACTERS}")
+    return [text for text in stops if text]
 
 
 def check_prompt(ids: list[int], max_context: int, param: str) -> int:
@@ -157,8 +127,11 @@ def check_prompt(ids: list[int], max_context: int, param: str) -> int:
     return room
 
 
-def read_max_tokens(asked: int | None, room: int, default: int, param: str) -> int:
+def read_max_tokens(body: wire.GenerationFields, room: int, default: int) -> int:
     """Length of the answer. Raises ContextTooLong when the client asked for more than fits."""
+    asked, param = body.max_completion_tokens, "max_completion_tokens"
+    if asked is None:
+        asked, param = body.max_tokens, "max_tokens"
     if asked is None:
         return min(default, room)
     if asked < 1:

@@ -89,10 +89,10 @@ class Models:
                 model.max_context = min(model.max_context, tokens)
 
     def find(self, name: str | None) -> ServedModel:
-        """The model of this name; the only one if None. Raises ModelNotFound."""
-        if name is None and len(self._models) == 1:
+        """The model of this name; without one the only model. Raises ModelNotFound."""
+        if not name and len(self._models) == 1:
             return next(iter(self._models.values()))
-        if name is None:
+        if not name:
             raise BadRequest("model: required, because several models are served", "model")
         found = self._models.get(name)
         if found is None:

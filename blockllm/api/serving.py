@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
+import msgspec
 from starlette.requests import Request as HttpRequest
 
 from blockllm.api import limits, wire
 from blockllm.api.answers import PromptTokensDetails, Usage
 from blockllm.api.bodies import read_body
 from blockllm.api.choice import Choice, Piece, TextRules
-from blockllm.api.conversation import plain_messages
+from blockllm.api.conversation import plain_messages, variables_of
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.keys import salt_of
 from blockllm.api.models import Models, ServedModel
@@ -25,6 +26,7 @@ from blockllm.errors import Overloaded
 from blockllm.observability.metrics import ServerMetrics
 
 T = TypeVar("T")
+Body = TypeVar("Body", bound=msgspec.Struct)
 INLINE_CHARACTERS = 4096  # longer texts are tokenised on another thread
 
 
@@ -67,7 +69,7 @@ class Serving:
         self.draining = False
         self.num_in_flight = 0
 
-    async def read(self, request: HttpRequest, kind: type[T]) -> T:
+    async def read(self, request: HttpRequest, kind: type[Body]) -> Body:
         """The body of a request, within the limit."""
         return await read_body(request, kind, self.settings.max_body_bytes)
 
@@ -133,8 +135,8 @@ class Plan:
         self.body = body
         self.created = int(time.time())
         options = body.stream_options or wire.StreamOptions()
-        self.include_usage = options.include_usage
-        self.continuous_usage = options.continuous_usage_stats
+        self.include_usage = bool(options.include_usage)
+        self.continuous_usage = bool(options.continuous_usage_stats)
         self.wants_ids = bool(body.return_token_ids)
 
     def start(self) -> Generation:
@@ -163,10 +165,7 @@ async def encode(model: ServedModel, text: str, add_special: bool) -> list[int]:
 
 
 async def render_chat(
-    model: ServedModel,
-    messages: Sequence[wire.Message],
-    add_generation_prompt: bool,
-    variables: Mapping[str, Any] | None,
+    model: ServedModel, messages: Sequence[wire.Message], fields: wire.TemplateFields
 ) -> str:
     """The prompt text of a conversation. Raises BadRequest."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
@@ -174,7 +173,7 @@ async def render_chat(
     plain = plain_messages(messages, template.knows_developer)
     size = sum(len(message["content"]) for message in plain)
     return await _maybe_elsewhere(
-        size, partial(template.render, plain, add_generation_prompt, variables)
+        size, partial(template.render, plain, fields.add_generation_prompt, variables_of(fields))
     )
 
 

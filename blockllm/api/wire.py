@@ -1,26 +1,20 @@
 """What clients send, as msgspec structs: the shapes and nothing else (limits.py has the bounds).
 
-Fields not named here are ignored, because OpenAI clients send extra ones; fields of OpenAI's
-that change the answer and are not supported are named, so that they can be refused.
+parse.py reads bodies into them; fields.py has the names that other servers know beside these.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import msgspec
-
-from blockllm.errors import BadRequest
-
-T = TypeVar("T")
 
 
 class StreamOptions(msgspec.Struct):
     """Which usage chunks a stream carries."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class ContentPart(msgspec.Struct):
@@ -41,15 +35,23 @@ class Message(msgspec.Struct):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    refusal: str | None = None
+    # refused unless empty
+    function_call: Any = None
+    audio: Any = None
+    tools: Any = None
+    task: Any = None
 
 
 class GenerationFields(msgspec.Struct, kw_only=True):
-    """What chat and completion requests have in common. None means: not given."""
+    """What chat and completion requests have in common. None: not given, as null is."""
 
-    model: str
+    model: str | None = None
     max_tokens: int | None = None
+    max_completion_tokens: int | None = None
     min_tokens: int | None = None
     n: int | None = None
+    best_of: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = None
@@ -68,35 +70,27 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool = True
     return_token_ids: bool | None = None
     cache_salt: str | None = None
-    user: str | None = None
-    # refused unless empty
-    best_of: int | None = None
-    prompt_logprobs: int | None = None
-    guided_json: Any = None
-    structured_outputs: Any = None
+
+
+class TemplateFields(Protocol):
+    """What a model's chat template is given beside the messages."""
+
+    add_generation_prompt: bool
+    chat_template_kwargs: dict[str, Any] | None
+    documents: list[dict[str, Any]] | None
+    reasoning_effort: str | float | None
 
 
 class ChatRequest(GenerationFields, kw_only=True):
     """POST /v1/chat/completions."""
 
     messages: list[Message]
-    max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
-    # refused unless empty
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    response_format: dict[str, Any] | None = None
-    modalities: list[str] | None = None
-    audio: Any = None
-    web_search_options: Any = None
-    continue_final_message: bool = False
-    chat_template: str | None = None
-    echo: bool = False
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | float | None = None
 
 
 class CompletionRequest(GenerationFields, kw_only=True):
@@ -105,11 +99,6 @@ class CompletionRequest(GenerationFields, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
     add_special_tokens: bool = True
-    # refused unless empty
-    suffix: str | None = None
-    echo: bool | None = None
-    response_format: dict[str, Any] | None = None
-    prompt_embeds: Any = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
@@ -119,9 +108,11 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
     return_token_strs: bool = False
+    add_generation_prompt: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | float | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
@@ -129,17 +120,3 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     tokens: list[int]
-
-
-def parse(body: bytes, kind: type[T]) -> T:
-    """Decode one request body. Raises BadRequest naming the field and what was expected."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at ")
-        missing = re.search(r"missing required field `(\w+)`", message)
-        name = place.rpartition("`$")[2].rstrip("`").lstrip(".")
-        param = ".".join(filter(None, (name, missing[1] if missing else None))) or None
-        raise BadRequest(f"{param}: {message}" if param else message, param) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body is not valid JSON: {error}") from error

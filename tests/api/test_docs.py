@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from blockllm.api import limits, wire
+from blockllm.api import fields, wire
 from blockllm.api.app import all_routes
 from blockllm.api.models import Models
 from blockllm.api.serving import Serving
@@ -48,10 +48,15 @@ def test_routes_are_documented(models: Models):
 
 
 def test_request_fields_are_documented():
-    fields = {*wire.ChatRequest.__struct_fields__, *wire.CompletionRequest.__struct_fields__}
-    missing = {field for field in fields if f"`{field}`" not in API}
-    assert missing <= {"model", "messages", "prompt"}
-    assert set(limits.UNSUPPORTED) <= fields
+    implemented = {*wire.ChatRequest.__struct_fields__, *wire.CompletionRequest.__struct_fields__}
+    part = API.partition("## Fields of other servers")[2].partition("\n## ")[0]
+    refused, ignored = (
+        set(re.findall(r"`(\w+)`", text)) for text in part.split("Accepted and without effect")
+    )
+    assert set(fields.REFUSED) <= refused
+    assert ignored >= fields.IGNORED
+    missing = {field for field in implemented if f"`{field}`" not in API}
+    assert missing <= {"messages", "prompt"}
 
 
 def test_metrics_are_documented():

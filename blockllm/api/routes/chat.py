@@ -43,16 +43,10 @@ def routes(serving: Serving) -> list[Route]:
 
 async def _plan(serving: Serving, body: ChatRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
-    limits.check_unsupported(body)
-    prompt = await render_chat(
-        model, body.messages, body.add_generation_prompt, body.chat_template_kwargs
-    )
+    prompt = await render_chat(model, body.messages, body)
     ids = await encode(model, prompt, add_special=False)  # templates write their own
     room = limits.check_prompt(ids, model.max_context, "messages")
-    asked, param = body.max_completion_tokens, "max_completion_tokens"
-    if asked is None:
-        asked, param = body.max_tokens, "max_tokens"
-    max_tokens = limits.read_max_tokens(asked, room, room, param)
+    max_tokens = limits.read_max_tokens(body, room, room)
     sampling = limits.read_sampling(body, serving.settings, max_tokens, _num_logprobs(body))
     return serving.plan(body, model, caller, [ids], [sampling])
 

@@ -39,12 +39,11 @@ def routes(serving: Serving) -> list[Route]:
 
 async def _plan(serving: Serving, body: CompletionRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
-    limits.check_unsupported(body)
     prompts = await _read_prompts(serving, model, body)
     samplings = []
     for ids in prompts:
         room = limits.check_prompt(ids, model.max_context, "prompt")
-        max_tokens = limits.read_max_tokens(body.max_tokens, room, DEFAULT_MAX_TOKENS, "max_tokens")
+        max_tokens = limits.read_max_tokens(body, room, DEFAULT_MAX_TOKENS)
         samplings.append(limits.read_sampling(body, serving.settings, max_tokens, body.logprobs))
     return serving.plan(body, model, caller, prompts, samplings)
 

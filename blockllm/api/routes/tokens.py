@@ -24,9 +24,7 @@ def routes(serving: Serving) -> list[Route]:
             raise BadRequest("prompt: give either prompt or messages", "prompt")
         add_special = body.add_special_tokens
         if body.messages is not None:
-            text = await render_chat(
-                model, body.messages, body.add_generation_prompt, body.chat_template_kwargs
-            )
+            text = await render_chat(model, body.messages, body)
             ids = await encode(model, text, add_special=bool(add_special))
         else:
             ids = await encode(model, body.prompt or "", add_special in (None, True))
