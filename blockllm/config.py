@@ -49,6 +49,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_key_file: str = ""
     shared_prefixes: bool = False
     drain_timeout: float = 30.0
+    keep_alive: int = 75
     max_body_bytes: int = 4 * 1024 * 1024
     max_choices: int = 16
     max_prompts: int = 64

@@ -9,6 +9,7 @@ Zoo makes blocks, deltas and chains; the engine serves requests over chains; all
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -246,6 +247,14 @@ class Chain(msgspec.Struct, frozen=True):
     max_context: int
     eos_ids: tuple[int, ...] = ()
     parent: str | None = None
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of every block and delta, as often as it is named."""
+        for entry in self.entries:
+            for layer in entry.block.layers:
+                yield from layer.tensors.values()
+            if entry.delta is not None:
+                yield from entry.delta.tensors()
 
     @property
     def vocab_size(self) -> int:

@@ -19,7 +19,9 @@ import msgspec
 from blockllm.api.detokenize import ByteDetokenizer
 from blockllm.api.template import ChatTemplate
 from blockllm.api.tokenizer import TextTokenizer
-from blockllm.cluster.agent_main import AgentOptions
+from blockllm.chain import fingerprints
+from blockllm.cluster.agent import Loaded
+from blockllm.cluster.agent_main import Job
 from blockllm.cluster.agent_main import main as run_agent
 from blockllm.core import Chain, Finish, ModelCard, Request, TokenEvent
 from blockllm.observability.stats import EngineStats
@@ -156,18 +158,19 @@ def run_server(options: Options) -> None:
     command = (sys.executable, "-m", "tools.frontend_standin", "agent")
     settings = ServerSettings(port=0, log_level="warning")
     name = msgspec.json.encode(options).decode()
-    serve.run_server(Shelf(), name, None, EngineSettings(), settings, command)
+    serve.run_server(Shelf, name, None, EngineSettings(), settings, command)
     if options.stages_file:
         stages.write(options.stages_file)
 
 
-def make_engine(options: AgentOptions) -> PacedEngine:
+def load(job: Job) -> Loaded:
     """The agent's engine; the name of its zoo holds the options."""
-    return PacedEngine(msgspec.json.decode(options.zoo, type=Options).seconds_per_token)
+    options = msgspec.json.decode(job.options.zoo, type=Options)
+    return Loaded(PacedEngine(options.seconds_per_token), fingerprints(job.chains))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "agent":
         # the thread that watches the parent blocks in a read
-        os._exit(run_agent(make_engine))
+        os._exit(run_agent(load))
     run_server(msgspec.json.decode(sys.argv[1], type=Options))

@@ -154,7 +154,7 @@ class StandIn:
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         lines = itertools.takewhile(bool, self._process.stdout)
-        ready = next((line for line in lines if line.startswith("ready on ")), "")
+        ready = next((line for line in lines if " ready on " in line), "")
         if not ready:
             raise SystemExit("the stand-in server did not start")
         self.port = int(ready.strip().rpartition(":")[2])

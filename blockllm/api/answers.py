@@ -205,3 +205,18 @@ class ErrorAnswer(msgspec.Struct):
     """Every answer with a status of 400 or more."""
 
     error: ErrorBody
+
+
+class ProgressEntry(msgspec.Struct):
+    """What a server does that is not ready: units done of a total, 0 when that is not known."""
+
+    activity: str
+    done: int
+    total: int
+
+
+class NotReadyAnswer(msgspec.Struct):
+    """An error, and how far the server is."""
+
+    error: ErrorBody
+    progress: ProgressEntry

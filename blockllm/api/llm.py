@@ -20,11 +20,13 @@ from blockllm.api.choice import Piece, TextRules
 from blockllm.api.conversation import plain_messages, read_messages
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.models import Models, ServedModel, Shelf, load_models
-from blockllm.cluster.agent import EnginePort
+from blockllm.cluster.agent import EnginePort, Loaded
 from blockllm.cluster.local import LocalAgent
+from blockllm.cluster.opening import open_engine
 from blockllm.cluster.streams import Item, Sink
 from blockllm.config import EngineSettings, default_zoo, load
 from blockllm.core import Request, Sampling, TokenLogprobs
+from blockllm.errors import BlockllmError
 from blockllm.observability.stats import EngineStats
 
 Prompt = str | Sequence[int]
@@ -57,29 +59,29 @@ class LLM:
         """Load these models of the zoo, or all. Keywords are the fields of EngineSettings."""
         settings = load(EngineSettings, "engine", None, engine_settings)
 
-        from blockllm.engine import Engine
         from blockllm.zoo import Zoo
 
         names = [models] if isinstance(models, str) else models
-        shelf = Zoo(zoo or default_zoo())
-        self._start(shelf, names, settings, lambda: Engine(shelf, names, settings))
+        folder = zoo or default_zoo()
+        read = load_models(Zoo(folder).moment(), names, settings.max_context)
+        self._start(read, lambda: open_engine(folder, read.chains, settings))
+        try:
+            self.models.require(names or ())
+        except BlockllmError:
+            self.close()
+            raise
 
     @classmethod
     def over(cls, shelf: Shelf, make_engine: Callable[[], EnginePort]) -> LLM:
         """An LLM over another engine and zoo, for tests and experiments."""
         llm = cls.__new__(cls)
-        llm._start(shelf, None, EngineSettings(), make_engine)
+        llm._start(load_models(shelf, None), lambda: Loaded(make_engine()))
         return llm
 
-    def _start(
-        self,
-        shelf: Shelf,
-        names: Sequence[str] | None,
-        settings: EngineSettings,
-        make_engine: Callable[[], EnginePort],
-    ) -> None:
-        self.models: Models = load_models(shelf, names, settings.max_context)
-        self._agent = LocalAgent(make_engine)
+    def _start(self, models: Models, load: Callable[[], Loaded]) -> None:
+        self.models = models
+        self._agent = LocalAgent(load)
+        self.models.leave_out(self._agent.left_out)
         atexit.register(self.close)  # a thread inside torch must not outlive the interpreter
         self.models.limit(self._agent.stats.max_context)
 

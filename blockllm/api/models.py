@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from blockllm.api.template import ChatTemplate
 from blockllm.api.tokenizer import TextTokenizer
+from blockllm.chain import fingerprint
 from blockllm.core import Chain, ModelCard
-from blockllm.errors import BadRequest, CheckpointError, ModelNotFound, UnknownModel
+from blockllm.errors import (
+    BadRequest,
+    BlockllmError,
+    CheckpointError,
+    ModelNotFound,
+    UnknownModel,
+)
+
+logger = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = tuple(
     f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -19,7 +29,7 @@ SPECIAL_TOKENS = tuple(
 
 
 class Shelf(Protocol):
-    """What is read of the zoo; blockllm.zoo.Zoo is one."""
+    """What is read of the zoo; what blockllm.zoo.Zoo.moment returns is one."""
 
     def cards(self) -> list[ModelCard]: ...
     def chains(self, names: Sequence[str]) -> dict[str, Chain]: ...
@@ -69,10 +79,37 @@ class ServedModel:
 
 
 class Models:
-    """The served models by name."""
+    """The served models by name, and why others of the zoo are not served.
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
-        self._models = {model.name: model for model in models}
+    `chains` is what each model was resolved to when it was read; it is never resolved again.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[ServedModel],
+        chains: Mapping[str, Chain] | None = None,
+        unreadable: Mapping[str, str] | None = None,
+    ) -> None:
+        self.chains = dict(chains or {})
+        self._all = {model.name: model for model in models}
+        self._unreadable = dict(unreadable or {})
+        self.leave_out({})
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """From now on serve all that were read but these, and say why when one is asked for."""
+        self._reasons = {**self._unreadable, **reasons}
+        self._models = {n: model for n, model in self._all.items() if n not in reasons}
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raise CheckpointError for the first of these models that is left out."""
+        for name in names:
+            if name in self._reasons:
+                raise CheckpointError(f"model {name!r} cannot be served: {self._reasons[name]}")
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why a model is not served, by name."""
+        return self._reasons
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
@@ -96,6 +133,9 @@ class Models:
             raise BadRequest("model: required, because several models are served", "model")
         found = self._models.get(name)
         if found is None:
+            if name in self._reasons:
+                reason = f"{self._reasons[name]}; add it again and restart the server"
+                raise ModelNotFound(f"model {name!r} is not served: {reason}", "model")
             raise ModelNotFound(f"no model {name[:256]!r} is served", "model")
         return found
 
@@ -103,6 +143,8 @@ class Models:
 def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0) -> Models:
     """Read what the front end needs of these models (all, if None); equal tokenizers are shared.
 
+    A model that was asked for by name has to be readable; of all models, those which are not are
+    left out and named in the log.
     Raises UnknownModel for a name the zoo does not have, CheckpointError for damaged files.
     """
     cards = {card.name: card for card in shelf.cards()}
@@ -111,28 +153,30 @@ def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0)
         raise UnknownModel(f"the zoo has no model {unknown[0]!r}; it has {', '.join(cards)}")
     if not cards:
         raise UnknownModel("the zoo holds no model: add one with `blockllm zoo add`")
-    served = list(dict.fromkeys(names)) if names else list(cards)
-    chains = shelf.chains(served)
+    wanted = list(dict.fromkeys(names)) if names else list(cards)
+    chains = shelf.chains(wanted)
     reader = _AssetReader(shelf)
-    models = []
-    for name in served:
-        card = cards[name]
-        context = min(card.max_context, max_context) if max_context else card.max_context
-        tokenizer = reader.tokenizer(name)
-        models.append(
-            ServedModel(
-                card, context, _fingerprint(chains[name], card), tokenizer, reader.template(name)
-            )
-        )
-    return Models(models)
+    models, unreadable = [], {}
+    for name in wanted:
+        try:
+            models.append(_read_model(reader, cards[name], chains[name], max_context))
+        except (BlockllmError, OSError, ValueError) as error:
+            unreadable[name] = str(error)
+    served = {model.name: chains[model.name] for model in models}
+    found = Models(models, served, unreadable)
+    found.require(wanted if names or not models else ())
+    for name, reason in unreadable.items():
+        logger.error("model %r is left out: %s", name, reason)
+    return found
 
 
-def _fingerprint(chain: Chain, card: ModelCard) -> str:
-    """Names exactly what computes this model's answers, and in which format."""
-    digest = hashlib.sha256()
-    for entry in chain.entries:
-        digest.update(f"{entry.block.id}+{entry.delta.id if entry.delta else ''};".encode())
-    return f"fp_{digest.hexdigest()[:16]}-{card.format}"
+def _read_model(
+    reader: _AssetReader, card: ModelCard, chain: Chain, max_context: int
+) -> ServedModel:
+    context = min(card.max_context, max_context) if max_context else card.max_context
+    tokenizer, template = reader.tokenizer(card.name), reader.template(card.name)
+    computed_by = f"{fingerprint(chain)}-{card.format}"
+    return ServedModel(card, context, computed_by, tokenizer, template)
 
 
 class _AssetReader:
@@ -156,7 +200,8 @@ class _AssetReader:
         path = self._shelf.asset(name, "chat_template.jinja")
         source = path.read_text("utf-8") if path else settings.get("chat_template")
         if isinstance(source, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in source}
+            entries = [entry for entry in source if isinstance(entry, dict)]
+            named = {entry.get("name"): entry.get("template") for entry in entries}
             source = named.get("default")
         if not isinstance(source, str):
             return None

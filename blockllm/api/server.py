@@ -1,6 +1,6 @@
 """One running server: socket → models → agent → HTTP, and an orderly end.
 
-listening → agent loading → serving → draining (no new requests) → stopped
+listening (503 with the progress) → agent loading → serving → draining (no new requests) → stopped
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from blockllm.api.app import make_app
+from blockllm.api.doorway import Doorway, Starting
+from blockllm.api.guard import Guard
 from blockllm.api.keys import read_keys
 from blockllm.api.models import Models, Shelf, load_models
 from blockllm.api.protocol import BoundedProtocol
 from blockllm.api.serving import Serving
 from blockllm.cluster.agent_main import AgentOptions
+from blockllm.cluster.messages import Progress
 from blockllm.cluster.supervisor import AGENT_COMMAND, Supervisor
 from blockllm.config import ServerSettings
 from blockllm.errors import ConfigError, Overloaded
@@ -48,20 +52,22 @@ class Server:
     def __init__(
         self,
         settings: ServerSettings,
-        shelf: Shelf,
+        open_shelf: Callable[[], Shelf],
+        names: Sequence[str] | None,
         options: AgentOptions,
         announce: Callable[[str, Models, EngineStats], None],
         agent_command: Sequence[str] = AGENT_COMMAND,
     ) -> None:
-        """Raises ConfigError, UnknownModel and CheckpointError; the port is taken from here on."""
+        """Serves the models `names` of a shelf, or all. Raises ConfigError; the port is taken
+        from here on."""
         self._settings = settings
+        self._open_shelf, self._names, self._options = open_shelf, names, options
         self._announce = announce
+        self._agent_command = agent_command
         self._keys = read_keys(settings.api_keys, settings.api_key_file)
         self._socket = _listen(settings.host, settings.port)
-        self._models = load_models(shelf, options.models, options.engine.max_context)
-        metrics = ServerMetrics(self._models.names, self._read_books)
-        self._supervisor = Supervisor(options, agent_command, metrics.request_overhead.observe)
-        self._serving = Serving(settings, self._models, self._supervisor, metrics)
+        self._serving: Serving | None = None
+        self._supervisor: Supervisor | None = None
         self._asked_to_stop = asyncio.Event()
 
     @property
@@ -70,16 +76,23 @@ class Server:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def run(self) -> None:
-        """Serve until a signal asks to stop. Raises the agent's own error when it cannot start."""
+        """Serve until a signal asks to stop. Raises UnknownModel, CheckpointError and the agent's
+        own error when it cannot start; the socket answers meanwhile."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
+        doorway = Doorway(Guard(Starting(self._progress), self._keys))
+        http = self._make_http(doorway)
+        answering = asyncio.ensure_future(http.serve(sockets=[self._socket]))
         try:
-            if not await self._start_agent():
-                return
-            await self._serve()
+            if await self._unless_stopped(self._load(doorway)):
+                await self._asked_to_stop.wait()
+                await self._drain()
         finally:
-            await self._supervisor.stop()
+            http.should_exit = True
+            await answering
+            if self._supervisor is not None:
+                await self._supervisor.stop()
             self._socket.close()
 
     def _on_signal(self) -> None:
@@ -87,24 +100,47 @@ class Server:
             os._exit(1)
         self._asked_to_stop.set()
 
-    async def _start_agent(self) -> bool:
-        """False when asked to stop meanwhile."""
-        starting = asyncio.ensure_future(self._supervisor.start())
+    def _progress(self) -> Progress:
+        return self._supervisor.progress if self._supervisor else Progress("reading models")
+
+    async def _unless_stopped(self, work: Coroutine[None, None, None]) -> bool:
+        """False when asked to stop meanwhile; the work is given up then."""
+        working = asyncio.ensure_future(work)
         stopping = asyncio.ensure_future(self._asked_to_stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait({starting})
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
             return False
-        starting.result()
-        self._models.limit(self._supervisor.stats.max_context)
+        working.result()
         return True
 
-    async def _serve(self) -> None:
-        http = _HttpServer(
+    async def _load(self, doorway: Doorway) -> None:
+        """From names to an agent that serves them; then the doorway leads to the routes."""
+        models = await asyncio.to_thread(self._read_models)
+        metrics = ServerMetrics(models.names, self._read_books)
+        self._supervisor = Supervisor(
+            self._options,
+            self._agent_command,
+            metrics.request_overhead.observe,
+            models.chains,
+            lambda ready: models.leave_out(ready.left_out),
+        )
+        await self._supervisor.start()
+        models.require(self._names or ())
+        models.limit(self._supervisor.stats.max_context)
+        self._serving = Serving(self._settings, models, self._supervisor, metrics)
+        doorway.app = make_app(self._serving, self._keys)
+        self._announce(self.address, models, self._supervisor.stats)
+
+    def _read_models(self) -> Models:
+        return load_models(self._open_shelf(), self._names, self._options.engine.max_context)
+
+    def _make_http(self, app: ASGIApp) -> _HttpServer:
+        return _HttpServer(
             uvicorn.Config(
-                make_app(self._serving, self._keys),
+                app,
                 http=BoundedProtocol,
                 ws="none",
                 lifespan="off",
@@ -112,18 +148,14 @@ class Server:
                 log_level=self._settings.log_level,
                 access_log=self._settings.log_level == "debug",
                 server_header=False,
+                timeout_keep_alive=self._settings.keep_alive,
                 timeout_graceful_shutdown=2,
             )
         )
-        serving = asyncio.ensure_future(http.serve(sockets=[self._socket]))
-        self._announce(self.address, self._models, self._supervisor.stats)
-        await self._asked_to_stop.wait()
-        await self._drain()
-        http.should_exit = True
-        await serving
 
     async def _drain(self) -> None:
         """Refuse new requests; let those in flight finish until the timeout, then end them."""
+        assert self._serving is not None and self._supervisor is not None
         self._serving.draining = True
         count, patience = self._serving.num_in_flight, self._settings.drain_timeout
         logger.info("draining: %d requests in flight, at most %g s", count, patience)
@@ -133,11 +165,13 @@ class Server:
 
     async def _wait_for_requests(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        assert self._serving is not None
         while self._serving.num_in_flight and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     def _read_books(self) -> tuple[EngineStats, bool, int]:
         supervisor = self._supervisor
+        assert supervisor is not None
         return supervisor.stats, supervisor.ready, supervisor.restarts
 
 

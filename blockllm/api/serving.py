@@ -20,6 +20,7 @@ from blockllm.api.conversation import plain_messages, variables_of
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.keys import salt_of
 from blockllm.api.models import Models, ServedModel
+from blockllm.cluster.messages import Progress
 from blockllm.config import ServerSettings
 from blockllm.core import Request, Sampling
 from blockllm.errors import Overloaded
@@ -50,6 +51,8 @@ class SupervisedAgent(AgentPort, Protocol):
     def alive(self) -> bool: ...
     @property
     def ready(self) -> bool: ...
+    @property
+    def progress(self) -> Progress: ...
 
 
 class Serving:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,11 +70,11 @@ def serve(
     from blockllm.zoo import Zoo
 
     folder = zoo or default_zoo()
-    run_server(Zoo(folder), folder, models or None, engine, server)
+    run_server(lambda: Zoo(folder).moment(), folder, models or None, engine, server)
 
 
 def run_server(
-    shelf: Shelf,
+    open_shelf: Callable[[], Shelf],
     zoo: str,
     models: list[str] | None,
     engine: EngineSettings,
@@ -93,11 +94,11 @@ def run_server(
     logging.basicConfig(
         level=server.log_level.upper(), format="%(asctime)s server %(levelname)s %(message)s"
     )
-    names = tuple(models) if models else None
-    options = AgentOptions(zoo, names, engine, log_level=server.log_level)
+    options = AgentOptions(zoo, engine, log_level=server.log_level)
+    command = agent_command or AGENT_COMMAND
 
     async def main() -> None:
-        await Server(server, shelf, options, announce, agent_command or AGENT_COMMAND).run()
+        await Server(server, open_shelf, models, options, announce, command).run()
 
     with asyncio.Runner(
         loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()
@@ -107,14 +108,19 @@ def run_server(
 
 def announce(address: str, models: Models, stats: EngineStats) -> None:
     """Say on standard output that requests are taken, and what sharing saves."""
+    import time
+
     saved = 1 - stats.weight_bytes / max(stats.weight_bytes_unshared, 1)
-    print(
+    lines = [
         f"weights {_megabytes(stats.weight_bytes)}, without sharing "
         f"{_megabytes(stats.weight_bytes_unshared)} ({saved:.0%} saved); "
-        f"KV {_megabytes(stats.kv_bytes)} in {stats.num_pages} pages"
-    )
-    print(f"models: {', '.join(models.names)}")
-    print(f"ready on {address}", flush=True)
+        f"KV {_megabytes(stats.kv_bytes)} in {stats.num_pages} pages",
+        f"models: {', '.join(models.names)}",
+        *(f"left out: {name}: {reason}" for name, reason in models.left_out.items()),
+        f"ready on {address}",
+    ]
+    for line in lines:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
 
 
 def _megabytes(size: int) -> str:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 from blockllm.cluster.link import Link
 from blockllm.cluster.messages import (
@@ -44,13 +44,21 @@ class EnginePort(Protocol):
     def check_books(self) -> None: ...
 
 
-def run_agent(make_engine: Callable[[], EnginePort], link: Link) -> bool:
+class Loaded(NamedTuple):
+    """An engine, the fingerprints of the chains it serves, and why others are left out."""
+
+    engine: EnginePort
+    fingerprints: Mapping[str, str] = {}
+    left_out: Mapping[str, str] = {}
+
+
+def run_agent(load: Callable[[], Loaded], link: Link) -> bool:
     """Load an engine and serve the link until Stop; False when loading or serving failed.
 
     Every failure is told to the other end first, so that no request is lost silently.
     """
     try:
-        engine = make_engine()
+        loaded = load()
     except BlockllmError as error:
         link.send(Failed(type(error).__name__, str(error)))
         return False
@@ -59,7 +67,7 @@ def run_agent(make_engine: Callable[[], EnginePort], link: Link) -> bool:
         link.send(Failed("EngineError", f"the engine could not be loaded: {error!r}"))
         return False
     try:
-        Agent(engine, link).run()
+        Agent(loaded, link).run()
     except Exception:
         logger.exception("the engine broke; the agent ends")
         link.send(Failed("AgentDied", "the engine broke while it computed; it is being restarted"))
@@ -70,8 +78,9 @@ def run_agent(make_engine: Callable[[], EnginePort], link: Link) -> bool:
 class Agent:
     """Owns one engine and one end of a link."""
 
-    def __init__(self, engine: EnginePort, link: Link) -> None:
-        self.engine = engine
+    def __init__(self, loaded: Loaded, link: Link) -> None:
+        self.engine = loaded.engine
+        self._loaded = loaded
         self.link = link
         self._stopped = False
         self._checked = True  # books were checked since the last work
@@ -81,7 +90,8 @@ class Agent:
 
     def run(self) -> None:
         """Serve until Stop arrives. Raises what the engine's turn or its books raise."""
-        self.link.send(Ready(self.engine.stats()))
+        _, served, left_out = self._loaded
+        self.link.send(Ready(self.engine.stats(), dict(served), dict(left_out)))
         while not self._stopped:
             for message in self.link.receive(wait=self._is_idle()):
                 self._take(message)

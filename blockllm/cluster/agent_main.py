@@ -1,6 +1,7 @@
 """Entry of the agent process: `python -m blockllm.cluster.agent_main`, started by the supervisor.
 
-Its first line of standard input says what to serve; end of input says that the parent is gone.
+Its first line of standard input says how to serve, the chains to serve follow it; end of input
+says that the parent is gone.
 """
 
 from __future__ import annotations
@@ -13,37 +14,43 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
-from blockllm.cluster.agent import EnginePort, run_agent
+from blockllm.chain import decode_chains
+from blockllm.cluster.agent import Loaded, run_agent
+from blockllm.cluster.link import Link
+from blockllm.cluster.messages import Progress
+from blockllm.cluster.opening import open_engine
 from blockllm.cluster.zmq_link import AgentLink, remove_folder
 from blockllm.config import EngineSettings
+from blockllm.core import Chain
 
-logger = logging.getLogger(__name__)
+REPORT_SECONDS = 0.1
 
 
 class AgentOptions(msgspec.Struct, frozen=True):
-    """What one agent process is to serve, and where its link is."""
+    """How one agent process computes, and where its link and the packs of its chains are."""
 
     zoo: str
-    models: tuple[str, ...] | None = None
     engine: EngineSettings = EngineSettings()
     address: str = ""
     log_level: str = "info"
+    chains_bytes: int = 0  # length of the encoded chains that follow
 
 
-def open_engine(options: AgentOptions) -> EnginePort:
-    """Load the models of the zoo. Raises OutOfMemory, UnknownModel."""
-    from blockllm.engine import Engine
-    from blockllm.zoo import Zoo
+class Job(NamedTuple):
+    """What an agent process has to do before it is ready, and whom it tells how far it is."""
 
-    started = time.monotonic()
-    engine = Engine(Zoo(options.zoo), options.models, options.engine)
-    seconds, size = time.monotonic() - started, engine.stats().weight_bytes
-    text = "loaded %.1f MB of weights in %.2f s (%.2f GB/s)"
-    logger.info(text, size / 1e6, seconds, size / 1e9 / seconds)
-    return engine
+    options: AgentOptions
+    chains: dict[str, Chain]
+    progress: Callable[[str, int, int], None]
+
+
+def load_engine(job: Job) -> Loaded:
+    """Load the pinned chains. Raises what open_engine raises."""
+    return open_engine(job.options.zoo, job.chains, job.options.engine, job.progress)
 
 
 def _end_with_parent(address: str) -> None:
@@ -53,27 +60,44 @@ def _end_with_parent(address: str) -> None:
     os._exit(1)
 
 
-def main(make_engine: Callable[[AgentOptions], EnginePort] = open_engine) -> int:
+def main(load: Callable[[Job], Loaded] = load_engine) -> int:
     """Serve until told to stop; the exit status is 0 only then."""
-    options = msgspec.json.decode(sys.stdin.buffer.readline(), type=AgentOptions)
+    source = sys.stdin.buffer
+    options = msgspec.json.decode(source.readline(), type=AgentOptions)
     # Ctrl-C reaches the whole process group; the front end decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    watch = threading.Thread(target=_end_with_parent, args=(options.address,), daemon=True)
-    watch.start()
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s agent %(levelname)s %(message)s"
     )
+    chains = source.read(options.chains_bytes)
+    watch = threading.Thread(target=_end_with_parent, args=(options.address,), daemon=True)
+    watch.start()
+    link = AgentLink(options.address)
 
-    def load() -> EnginePort:
-        engine = make_engine(options)
+    def load_frozen() -> Loaded:
+        loaded = load(Job(options, decode_chains(chains), Reports(link)))
         gc.collect()
         gc.freeze()  # weights and modules live as long as the process: never scan them again
-        return engine
+        return loaded
 
-    link = AgentLink(options.address)
-    succeeded = run_agent(load, link)
+    succeeded = run_agent(load_frozen, link)
     link.close()
     return 0 if succeeded else 1
+
+
+class Reports:
+    """Tells the front end how far loading is, at most every REPORT_SECONDS per activity."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._activity = ""
+        self._told = 0.0
+
+    def __call__(self, activity: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if activity != self._activity or now - self._told > REPORT_SECONDS:
+            self._activity, self._told = activity, now
+            self._link.send(Progress(activity, done, total))
 
 
 if __name__ == "__main__":

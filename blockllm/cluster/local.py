@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from blockllm.cluster.agent import EnginePort, run_agent
+from blockllm.cluster.agent import Loaded, run_agent
 from blockllm.cluster.link import InprocLink
 from blockllm.cluster.messages import (
     Cancel,
     Failed,
     FromAgent,
+    Progress,
     Ready,
     Stats,
     Stop,
@@ -29,14 +30,15 @@ class LocalAgent:
     Sinks are called on the agent's thread. Raises whatever loading the engine raised.
     """
 
-    def __init__(self, make_engine: Callable[[], EnginePort]) -> None:
+    def __init__(self, load: Callable[[], Loaded]) -> None:
+        self.left_out: Mapping[str, str] = {}  # by model, why it is not served
         self.stats = EngineStats()
         self._streams = Streams()
         self._failure: BlockllmError | None = None
         self._settled = threading.Event()  # ready or failed
         self._link = InprocLink(self._deliver)
         self._thread = threading.Thread(
-            target=run_agent, args=(make_engine, self._link), name="agent", daemon=True
+            target=run_agent, args=(load, self._link), name="agent", daemon=True
         )
         self._thread.start()
         self._settled.wait()
@@ -66,8 +68,8 @@ class LocalAgent:
 
     def _deliver(self, message: FromAgent) -> None:
         match message:
-            case Ready(stats=stats):
-                self.stats = stats
+            case Ready(stats=stats, left_out=left_out):
+                self.stats, self.left_out = stats, left_out
                 self._settled.set()
             case Stats(stats=stats):
                 self.stats = stats
@@ -75,5 +77,7 @@ class LocalAgent:
                 self._failure = error_of(kind, text)
                 self._settled.set()
                 self._streams.fail_all(self._failure)
+            case Progress():
+                pass
             case _:
                 self._streams.deliver(message)

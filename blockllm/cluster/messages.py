@@ -1,7 +1,7 @@
 """What travels over a link. Tagged structs: a decoder rejects every other shape.
 
 front end ── Submit, Cancel, AskStats, Stop ──→ agent
-front end ←── Ready, Tokens, Refused, Stats, Failed ── agent
+front end ←── Progress, Ready, Tokens, Refused, Stats, Failed ── agent
 """
 
 from __future__ import annotations
@@ -34,10 +34,23 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """End the agent; requests still in it are dropped."""
 
 
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """What an agent does before it is ready: units done of a total, 0 when that is not known."""
+
+    activity: str
+    done: int = 0
+    total: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.activity} ({self.done} of {self.total})" if self.total else self.activity
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """Models are loaded, requests are welcome."""
+    """Models are loaded, requests are welcome: which chains, by model, and why others are not."""
 
     stats: EngineStats
+    fingerprints: dict[str, str] = {}
+    left_out: dict[str, str] = {}
 
 
 class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
@@ -75,7 +88,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 ToAgent = Submit | Cancel | AskStats | Stop
-FromAgent = Ready | Tokens | Refused | Stats | Failed
+FromAgent = Progress | Ready | Tokens | Refused | Stats | Failed
 
 
 def error_of(kind: str, message: str, param: str | None = None) -> errors.BlockllmError:

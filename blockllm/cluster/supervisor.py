@@ -1,5 +1,8 @@
 """Front end's side of an agent process: start it, route its tokens, restart it when it dies.
 
+Every start hands over the same pinned chains, so that an agent that comes back serves what the one
+before it served, whatever has happened to names in the zoo since.
+
 starting → ready → (dies) → restarting → ready …     any → stopped
 """
 
@@ -10,17 +13,19 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
+from blockllm.chain import encode_chains, fingerprints
 from blockllm.cluster.agent_main import AgentOptions
 from blockllm.cluster.messages import (
     Cancel,
     Failed,
     FromAgent,
+    Progress,
     Ready,
     Stats,
     Stop,
@@ -30,8 +35,8 @@ from blockllm.cluster.messages import (
 )
 from blockllm.cluster.streams import Sink, Streams
 from blockllm.cluster.zmq_link import FrontLink
-from blockllm.core import Request
-from blockllm.errors import AgentDied, BadRequest, BlockllmError
+from blockllm.core import Chain, Request
+from blockllm.errors import AgentDied, BadRequest, BlockllmError, EngineError
 from blockllm.observability.stats import EngineStats
 
 AGENT_COMMAND = (sys.executable, "-m", "blockllm.cluster.agent_main")
@@ -66,15 +71,24 @@ class Supervisor:
         options: AgentOptions,
         command: Sequence[str] = AGENT_COMMAND,
         entered: Callable[[float], None] | None = None,
+        chains: Mapping[str, Chain] | None = None,
+        served: Callable[[Ready], None] | None = None,
     ) -> None:
-        """`entered` is told of each request how many seconds it took to the engine."""
-        self.options = options
+        """The agent serves `chains`. `entered` is told of each request how many seconds it took to
+        the engine, `served` of each start of the agent what it serves. Raises EngineError when the
+        chains are too many."""
+        self._chains = encode_chains((chains or {}).values())
+        self._fingerprints = fingerprints(chains or {})
+        self.options = msgspec.structs.replace(options, chains_bytes=len(self._chains))
         self.state = State.STARTING
+        self.progress = Progress("starting the agent")
         self.stats = EngineStats()
         self.restarts = 0
         self.streams = Streams()
         self._command = tuple(command)
         self._entered = entered
+        self._served = served
+        self._failure = ""  # why the last start failed
         self._link: FrontLink | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._settled: asyncio.Future[BlockllmError | None] | None = None
@@ -106,7 +120,8 @@ class Supervisor:
     def submit(self, request: Request, sink: Sink) -> None:
         """Generate; events go to `sink`. Raises AgentDied while no agent is ready."""
         if self.state is not State.READY or self._link is None:
-            raise AgentDied("no agent is ready: it is being started again, try in a few seconds")
+            reason = self._failure or f"it is {self.state}, try in a few seconds"
+            raise AgentDied(f"no agent is ready: {reason}")
         try:
             self._link.send(Submit(request, time.monotonic()))
         except ValueError as error:
@@ -135,6 +150,7 @@ class Supervisor:
 
     async def _launch(self) -> None:
         """One attempt. Raises the reason when the agent ends before it is ready."""
+        self.progress = Progress("starting the agent")
         if self._link is not None:
             self._link.close()
         self._settled = asyncio.get_running_loop().create_future()
@@ -144,7 +160,7 @@ class Supervisor:
         )
         options = msgspec.structs.replace(self.options, address=self._link.address)
         assert self._process.stdin is not None
-        self._process.stdin.write(msgspec.json.encode(options) + b"\n")
+        self._process.stdin.write(msgspec.json.encode(options) + b"\n" + self._chains)
         settled, ended = self._settled, asyncio.ensure_future(self._process.wait())
         waiting: set[asyncio.Future[Any]] = {settled, ended}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -155,8 +171,9 @@ class Supervisor:
         ended.cancel()
         failure = settled.result()
         if failure is not None:
+            await _end(self._process, STOP_SECONDS)
             raise failure
-        self.state = State.READY
+        self.state, self._failure = State.READY, ""
 
     async def _keep_alive(self) -> None:
         while True:
@@ -172,17 +189,20 @@ class Supervisor:
 
     async def _relaunch(self) -> None:
         for delay in backoff():
+            self.progress = Progress(f"waiting {delay:g} s before the agent is started again")
             await asyncio.sleep(delay)
             try:
                 return await self._launch()
             except BlockllmError as error:
+                self._failure = f"it could not be started again: {error}"
                 logger.error("the agent could not be started again: %s", error)
 
     def _deliver(self, message: FromAgent) -> None:
         match message:
-            case Ready(stats=stats):
-                self.stats = stats
-                self._settle(None)
+            case Progress():
+                self.progress = message
+            case Ready():
+                self._take_up(message)
             case Stats(stats=stats):
                 self.stats = stats
             case Failed(kind=kind, message=text):
@@ -195,6 +215,21 @@ class Supervisor:
                     for seconds in message.entries:
                         self._entered(seconds)
                 self.streams.deliver(message)
+
+    def _take_up(self, ready: Ready) -> None:
+        """The agent is there; it must serve the pinned chains, or say why it leaves one out."""
+        expected = {
+            model: known
+            for model, known in self._fingerprints.items()
+            if model not in ready.left_out
+        }
+        if ready.fingerprints != expected:
+            self._settle(EngineError("the agent serves other chains than it was told to"))
+            return
+        self.stats = ready.stats
+        if self._served is not None:
+            self._served(ready)
+        self._settle(None)
 
     def _settle(self, failure: BlockllmError | None) -> None:
         if self._settled is not None and not self._settled.done():

@@ -7,5 +7,6 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from blockllm.engine.loop import Engine
+from blockllm.engine.setup import prepare
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "prepare"]

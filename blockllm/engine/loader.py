@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,8 +32,18 @@ class PackStore(Protocol):
 class TensorLoader:
     """Loads each distinct tensor once, whichever blocks and models name it."""
 
-    def __init__(self, store: PackStore, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        store: PackStore,
+        device: torch.device,
+        dtype: torch.dtype,
+        advance: Callable[[int], None] | None = None,
+    ) -> None:
+        """`advance` is told how many bytes of distinct tensors have been read."""
         self._store = store
+        self._advance = advance
+        self._seen: set[str] = set()
+        self._num_bytes = 0
         self._device = device
         self.dtype = dtype  # what is computed in
         self._maps: dict[str, mmap.mmap] = {}
@@ -115,11 +125,18 @@ class TensorLoader:
         mapped = self._map(tensor.pack)
         if tensor.offset + tensor.nbytes > len(mapped):
             raise CorruptStore(f"pack {tensor.pack} is too short; run `blockllm zoo verify`")
+        self._note(tensor)
         count = tensor.nbytes // TORCH_DTYPES[tensor.dtype].itemsize
         flat = torch.frombuffer(
             mapped, dtype=TORCH_DTYPES[tensor.dtype], count=count, offset=tensor.offset
         )
         return flat.view(tensor.shape)
+
+    def _note(self, tensor: Tensor) -> None:
+        if self._advance is not None and tensor.hash not in self._seen:
+            self._seen.add(tensor.hash)
+            self._num_bytes += tensor.nbytes
+            self._advance(self._num_bytes)
 
     def _map(self, pack: str) -> mmap.mmap:
         if pack not in self._maps:

@@ -28,6 +28,7 @@ from blockllm.engine.setup import ChainStore, build
 from blockllm.engine.stats import HopCounters, snapshot
 from blockllm.observability.stats import EngineStats
 from blockllm.observability.timeline import OFF, Timeline
+from blockllm.zoo.reports import Progress, silent
 
 
 class Engine:
@@ -39,11 +40,12 @@ class Engine:
         models: SequenceOf[str] | None = None,
         settings: EngineSettings | None = None,
         timeline: Timeline = OFF,
+        progress: Progress = silent,
     ) -> None:
         """Load `models` (default: all). Raises UnknownModel, OutOfMemory, ConfigError."""
         self._timeline = timeline
         self.settings = settings or EngineSettings()
-        self.parts: Final = build(zoo, models, self.settings)
+        self.parts: Final = build(zoo, models, self.settings, progress)
         parts = self.parts
         self._roster = Roster(parts.states, parts.caches, self.settings, parts.pace)
         joins = parts.executor.joins_spans

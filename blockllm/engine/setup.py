@@ -17,6 +17,7 @@ from blockllm.engine.device import choose_device, choose_dtype, usable_bytes
 from blockllm.engine.executor import Executor
 from blockllm.engine.graphs import CudaCapture, GraphExecutor
 from blockllm.engine.kernels import gpu, native
+from blockllm.engine.kernels.build import is_built, native_library
 from blockllm.engine.kernels.matmul import packs
 from blockllm.engine.kv.cache import KVCache, route_kv
 from blockllm.engine.loader import PackStore, TensorLoader
@@ -26,6 +27,9 @@ from blockllm.engine.place import Place
 from blockllm.engine.profiles import FindingStore, describe_device, find_costs
 from blockllm.engine.sequence import RouteState, StopState
 from blockllm.errors import ConfigError, UnknownModel
+from blockllm.zoo.reports import Progress, silent
+
+_LOADING = "loading bytes of weights"
 
 
 class ChainStore(PackStore, Protocol):
@@ -48,15 +52,30 @@ class Parts(NamedTuple):
     pace: Pace | None  # how long a turn may take; None: no limit
 
 
-def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSettings) -> Parts:
-    """Load the models (default: all of the zoo) within the memory budget."""
+def prepare(settings: EngineSettings, progress: Progress = silent) -> None:
+    """What takes long once per machine and not once per load: the CPU's kernels are built."""
+    native.enable(settings.kernels == "auto")
+    if settings.kernels == "auto" and choose_device(settings.device).type == "cpu":
+        if not is_built():
+            progress("building kernels", 0, 0)
+        native_library()
+
+
+def build(
+    zoo: ChainStore,
+    models: SequenceOf[str] | None,
+    settings: EngineSettings,
+    progress: Progress = silent,
+) -> Parts:
+    """Load the models (default: all of the zoo) within the memory budget; `progress` is told the
+    bytes that were read."""
     _check(settings)
     chains = zoo.chains(models)
     if not chains:
         raise UnknownModel("the zoo is empty; add a model with `blockllm zoo add NAME PATH`")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    native.enable(settings.kernels == "auto")
+    prepare(settings, progress)
     gpu.enable(settings.kernels == "auto")
     device = choose_device(settings.device)
     if device.type == "cpu":
@@ -68,7 +87,8 @@ def build(zoo: ChainStore, models: SequenceOf[str] | None, settings: EngineSetti
     precision = Precision(dtype.itemsize, keeps_narrow=packs(device, dtype))
     classes = plan_kv(plan, settings, precision, usable_bytes(device))
     caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
-    loader = TensorLoader(zoo, device, dtype)
+    whole = sum(t.nbytes for t in {t.hash: t for c in served for t in c.tensors()}.values())
+    loader = TensorLoader(zoo, device, dtype, lambda read: progress(_LOADING, read, whole))
     attention = make_attention("triton" if device.type == "cuda" else "native")
     shared = (plan, loader, caches, attention, dtype, device)
     if device.type == "cuda" and gpu.usable(caches[0].tensor):

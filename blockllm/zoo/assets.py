@@ -8,7 +8,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from blockllm.errors import CheckpointError
+from blockllm.errors import CheckpointError, ZooError
 from blockllm.zoo.folder import Folder
 
 _TEMPLATE_FILES = ("chat_template.jinja", "special_tokens_map.json")
@@ -45,6 +45,12 @@ def store_assets(
 def asset_name(data: bytes, suffix: str) -> str:
     """Name of an asset: the hash of its bytes and the suffix it came with."""
     return f"{blake3(data).hexdigest()}{suffix}"
+
+
+def check_asset(file: str) -> None:
+    """Raise ZooError for a file that the zoo does not keep."""
+    if file not in ASSET_FILES:
+        raise ZooError(f"the zoo keeps no file {file!r} (kept: {', '.join(ASSET_FILES)})")
 
 
 def find_asset(file: str, found: list[dict[str, str]]) -> str | None:

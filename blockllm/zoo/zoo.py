@@ -16,10 +16,11 @@ from blockllm.core import Chain, Layer, Measurement, ModelCard
 from blockllm.errors import StoreFull, ZooError
 from blockllm.zoo import findings, garbage, records, verification
 from blockllm.zoo.assemble import AnyTargets, Assembly, NewLayer, OwnFacts, assemble
-from blockllm.zoo.assets import ASSET_FILES, find_asset
+from blockllm.zoo.assets import check_asset, find_asset
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.ingest import Wish, ingest
+from blockllm.zoo.moment import Moment
 from blockllm.zoo.records import Record, Targets
 from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, silent
 from blockllm.zoo.snapshot import Snapshot
@@ -172,14 +173,17 @@ class Zoo:
         wanted = snapshot.records if names is None else names
         return {name: snapshot.chain(name) for name in wanted}
 
+    def moment(self) -> Moment:
+        """All of this as it is now: cards, chains and assets of one state, read once."""
+        return Moment(self._folder, self._snapshot())
+
     def asset(self, name: str, file: str) -> Path | None:
         """Path of a model's tokenizer.json, tokenizer_config.json, chat_template.jinja,
         special_tokens_map.json or generation_config.json; None if it came without.
 
         An adapter without the file has that of what it is based on. Raises UnknownModel.
         """
-        if file not in ASSET_FILES:
-            raise ZooError(f"the zoo keeps no file {file!r} (kept: {', '.join(ASSET_FILES)})")
+        check_asset(file)
         with self._catalog.reading() as connection:
             stored = find_asset(file, records.read_assets(connection, name))
         return self._folder.asset(stored) if stored else None

@@ -29,7 +29,7 @@ def run() -> None:
     folder, zoo, text = sys.argv[1:]
     settings = msgspec.json.decode(text, type=ServerSettings)
     try:
-        run_server(FakeZoo(Path(folder)), zoo, None, EngineSettings(), settings, COMMAND)
+        run_server(lambda: FakeZoo(Path(folder)), zoo, None, EngineSettings(), settings, COMMAND)
     except BlockllmError as error:
         sys.exit(f"error: {error}")
 
@@ -57,8 +57,8 @@ class RunningServer:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.said.append(line.strip())
-            if line.startswith("ready on "):
-                return line.removeprefix("ready on ").strip()
+            if " ready on " in line:
+                return line.split()[-1]
         return ""
 
     def post(self, path: str, body: object, **headers: str) -> httpx2.Response:

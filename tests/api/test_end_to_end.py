@@ -80,7 +80,7 @@ def client(folder: Path) -> Iterator[openai.OpenAI]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         lines = iter(server.stdout.readline, "")
-        url = next((line.split()[-1] for line in lines if line.startswith("ready on ")), None)
+        url = next((line.split()[-1] for line in lines if " ready on " in line), None)
         assert url is not None, "the server did not start"
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             yield client

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -227,8 +228,11 @@ def test_what_is_printed_and_logged(folder: Path):
         answer = server.post(PATH, secret, authorization="Bearer sesame")
         assert answer.status_code == 200
         assert server.end() == 0
-        assert server.said[0].startswith("weights 0.0 MB, without sharing 0.0 MB (50% saved)")
-        assert server.said[1] == "models: base, tuned, plain"
+        stamps, said = zip(*((line[:19], line[20:]) for line in server.said), strict=True)
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stamp) for stamp in stamps)
+        assert said[0].startswith("weights 0.0 MB, without sharing 0.0 MB (50% saved)")
+        assert said[1] == "models: base, tuned, plain"
+        assert said[2] == f"ready on {server.url}"
         log = "".join(server.logged)
         assert "sesame" not in log
         assert "xyzzy" not in log

@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from blockllm.cluster.agent_main import AgentOptions, main
+from blockllm.chain import fingerprints
+from blockllm.cluster.agent import Loaded
+from blockllm.cluster.agent_main import Job, main
 from blockllm.errors import OutOfMemory
 from tests.cluster.fake_engine import FakeEngine
 
@@ -20,8 +22,8 @@ COMMAND = (
 )
 
 
-def make_engine(options: AgentOptions) -> FakeEngine:
-    match options.zoo:
+def load(job: Job) -> Loaded:
+    match job.options.zoo:
         case "too-large":
             raise OutOfMemory("weights need 9 GB, 1 GB is allowed; 1 of 2 models would fit")
         case "dies":
@@ -29,11 +31,13 @@ def make_engine(options: AgentOptions) -> FakeEngine:
         case "breaks":
             raise ValueError("no such thing")
         case "slow-start":
+            job.progress("loading bytes of weights", 3, 12)
             time.sleep(60)
-    return FakeEngine(max_requests=options.engine.max_waiting)
+    engine = FakeEngine(max_requests=job.options.engine.max_waiting)
+    return Loaded(engine, fingerprints(job.chains))
 
 
 def run() -> None:
-    status = main(make_engine)
+    status = main(load)
     sys.stderr.flush()
     os._exit(status)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from blockllm.cluster.agent import run_agent
+from blockllm.cluster.agent import Loaded, run_agent
 from blockllm.cluster.link import InprocLink
 from blockllm.cluster.local import LocalAgent
 from blockllm.cluster.messages import (
@@ -37,7 +37,7 @@ class Running:
         self.thread.start()
 
     def _run(self) -> None:
-        self.result.append(run_agent(lambda: self.engine, self.link))
+        self.result.append(run_agent(lambda: Loaded(self.engine), self.link))
 
     def wait_for(self, kind: type) -> FromAgent:
         deadline = time.monotonic() + 5
@@ -159,7 +159,7 @@ def test_an_idle_agent_sleeps_and_answers_at_once():
 
 
 def test_local_agent_raises_what_loading_raised():
-    def fail() -> FakeEngine:
+    def fail() -> Loaded:
         raise OutOfMemory("1 of 2 models would fit")
 
     with pytest.raises(OutOfMemory, match="would fit"):
@@ -167,7 +167,7 @@ def test_local_agent_raises_what_loading_raised():
 
 
 def test_local_agent_reports_unexpected_loading_errors():
-    def fail() -> FakeEngine:
+    def fail() -> Loaded:
         raise ValueError("odd")
 
     with pytest.raises(EngineError, match="odd"):
@@ -175,7 +175,7 @@ def test_local_agent_reports_unexpected_loading_errors():
 
 
 def test_local_agent_fails_what_is_in_flight_when_it_closes():
-    agent = LocalAgent(FakeEngine)
+    agent = LocalAgent(lambda: Loaded(FakeEngine()))
     items: list[object] = []
     agent.submit(request(max_tokens=10_000, min_p=SLOW), lambda item, made=0.0: items.append(item))
     while not items:

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from blockllm.api.doorway import not_ready
 from blockllm.api.serving import Serving
 from blockllm.errors import AgentDied, Overloaded
 
@@ -22,7 +23,7 @@ def routes(serving: Serving) -> list[Route]:
         if serving.draining:
             raise Overloaded("the server is shutting down")
         if not serving.agent.ready:
-            raise AgentDied("the agent is loading")
+            return not_ready(serving.agent.progress)
         return Response()
 
     async def metrics(request: Request) -> Response:

@@ -10,7 +10,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -50,20 +52,70 @@ _SIGNATURES = {
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
 
+class Compiler(NamedTuple):
+    """A compiler's program and what it needs beside the flags to link C++."""
+
+    program: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
     """The kernels, built if need be; None if there is no working C++ compiler (a warning says
-    what to install). torch must have been imported before, so that both share one OpenMP pool."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++"))), "")
-    if not compiler:
-        LOG.warning("no C++ compiler found: slower plain kernels are used; install g++")
-        return None
+    what was tried). torch must have been imported before, so that both share one OpenMP pool."""
+    tried = []
+    for compiler in _compilers():
+        try:
+            return _open(compiler)
+        except (OSError, AttributeError, subprocess.SubprocessError) as error:
+            detail = (getattr(error, "stderr", None) or str(error)).strip()[:_SHOWN]
+            tried.append(f"{' '.join(compiler.program)}: {detail}")
+    what = "; ".join(tried) or f"no C++ compiler found ({', '.join(_names())}); install g++"
+    LOG.warning("the CPU kernels could not be built, slower plain ones are used: %s", what)
+    return None
+
+
+def is_built() -> bool:
+    """Whether the kernels lie in the cache, so that `native_library` need not build them."""
     try:
-        return _declare(ctypes.CDLL(str(_build(compiler))))
-    except (OSError, subprocess.SubprocessError) as error:
-        detail = (getattr(error, "stderr", None) or str(error))[:_SHOWN]
-        LOG.warning("building the CPU kernels failed, plain ones are used: %s", detail)
-        return None
+        return any(_is_sound(_library_of(compiler)) for compiler in _compilers()[:1])
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def _names() -> list[str]:
+    """What may be a compiler, in the order tried: what CXX says, then the usual names."""
+    return [*filter(None, [os.environ.get("CXX", "").strip()]), "c++", "g++", "clang++"]
+
+
+def _compilers() -> list[Compiler]:
+    found: dict[str, Compiler] = {}  # by resolved program: c++ often is g++
+    for name in _names():
+        program, *options = name.split()
+        path = shutil.which(program)
+        if path is None:
+            continue
+        # a driver for C compiles C++ but does not link its library
+        words = [word for word in (program, *options) if not word.startswith("-")]
+        is_cpp = any("++" in Path(word).name for word in words)
+        libraries = () if is_cpp else ("-lstdc++", "-lm")
+        key = " ".join([os.path.realpath(path), *options, *libraries])
+        found.setdefault(key, Compiler((path, *options), libraries))
+    return list(found.values())
+
+
+def _open(compiler: Compiler) -> ctypes.CDLL:
+    """The kernels of this compiler: a cached build if it can be loaded, else a new one."""
+    library = _library_of(compiler)
+    if library.exists():
+        try:
+            if _is_sound(library):
+                return _declare(ctypes.CDLL(str(library)))
+            LOG.warning("%s is damaged: it is built again", library)
+        except (OSError, AttributeError) as error:
+            LOG.warning("%s cannot be loaded (%s): it is built again", library, error)
+    _build(compiler, library)
+    return _declare(ctypes.CDLL(str(library)))
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -74,18 +126,48 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _build(compiler: str) -> Path:
+def _library_of(compiler: Compiler) -> Path:
+    """Where this compiler's build of these sources for this processor lies, or will."""
     source = b"".join(path.read_bytes() for path in (*HEADERS, *SOURCES))
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_TIMEOUT)
-    identity = source + version.stdout + " ".join(_FLAGS).encode() + _cpu()
-    library = _cache_folder() / f"cpu-{blake3(identity).hexdigest(16)}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            built = Path(folder) / library.name
-            command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", str(built)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
-            os.replace(built, library)
-    return library
+    command = [*compiler.program, "--version"]
+    version = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=True)
+    flags = " ".join([*compiler.program[1:], *_FLAGS, *compiler.libraries])
+    identity = b"with a digest file" + source + version.stdout + flags.encode() + _cpu()
+    return _cache_folder() / f"cpu-{blake3(identity).hexdigest(16)}.so"
+
+
+def _build(compiler: Compiler, library: Path) -> None:
+    """Compile, see that it can be loaded, and only then put it into the cache."""
+    program = " ".join(compiler.program)
+    LOG.info("building the CPU kernels with %s (once per machine, about half a minute)", program)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built = Path(folder) / library.name
+        command = [*compiler.program, *_FLAGS, *map(str, SOURCES), "-o", str(built)]
+        command += compiler.libraries
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
+        _declare(ctypes.CDLL(str(built)))
+        digest = Path(folder) / "digest"
+        digest.write_text(_digest(built), encoding="ascii")
+        os.replace(built, library)
+        os.replace(digest, _digest_file(library))
+    LOG.info("built the CPU kernels in %.1f s", time.monotonic() - started)
+
+
+def _is_sound(library: Path) -> bool:
+    """Whether the file is what was built; a damaged one may end the process that loads it."""
+    try:
+        return _digest_file(library).read_text(encoding="ascii") == _digest(library)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(library: Path) -> str:
+    return str(blake3(library.read_bytes()).hexdigest())
+
+
+def _digest_file(library: Path) -> Path:
+    return library.with_suffix(".blake3")
 
 
 def _cache_folder() -> Path:
