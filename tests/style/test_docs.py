@@ -14,7 +14,7 @@ PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 WIDTH, TABLE_WIDTH = 100, 120  # characters, the targets of links aside
 WRITTEN_BY_TOOLS = ROOT / "docs/bench/results"  # tables of bench compare, as it writes them
 NUMBER = re.compile(r"(?<![\w.-])\d[\d.,]*")
-NOT_YET = "api bench compressed-deltas deltas equivalence formats frontend glossary gpu log models \
+NOT_YET = "api bench compressed-deltas deltas equivalence formats frontend glossary gpu models \
 oracle-table oracle profile settings soak stitching surrogates zoo-of-all-kinds zoo-profile \
 zoo-report zoo"
 NOT_YET = {f"{name}.md" for name in NOT_YET.split()}  # type: ignore[assignment]
@@ -89,3 +89,13 @@ def test_the_readme_repeats_figures_of_the_performance_page() -> None:
     assert len(figures) >= 8
     for figure in figures:
         assert re.search(rf"\| {re.escape(figure)} \|", page), figure
+
+
+def test_entries_of_the_log_are_short_and_in_order() -> None:
+    text = (ROOT / "docs/log.md").read_text(encoding="utf-8")
+    dates = re.findall(r"^## (.+)$", text, re.M)
+    assert dates == sorted(dates) and all(re.fullmatch(r"\d{4}-\d\d-\d\d", d) for d in dates)
+    entries = re.split(r"^- ", text, flags=re.M)[1:]
+    assert all(entry.startswith("**") for entry in entries)
+    long = {entry[:40]: len(entry.split()) for entry in entries if len(entry.split()) > 80}
+    assert not long, "at most 80 words an entry"
