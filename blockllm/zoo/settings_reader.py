@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ class SettingsReader:
     def is_section(self, name: str) -> bool:
         """Whether the value is an object, for options that may be of several types."""
         return isinstance(self._values.get(name), dict)
+
+    def is_one_of(self, name: str, values: Collection[Any]) -> bool:
+        """Whether the value is one of these, for keys that must not ask for anything else."""
+        return self._values.get(name) in values
+
+    def shown(self, name: str) -> str:
+        """The value as error messages show it."""
+        return _short(self._values.get(name))
 
     def all_keys(self) -> list[str]:
         """Every key."""

@@ -62,6 +62,17 @@ CASES: dict[str, Case] = {
         "mistral", _heads(6, 2, 64, sliding_window=24, vocab_size=111)
     ),
     "mistral, no window": Case("mistral", _heads(4, 4, 80, sliding_window=None)),
+    "mistral, windows in layers by type": Case(
+        "mistral",
+        _heads(
+            4,
+            2,
+            16,
+            num_hidden_layers=3,
+            sliding_window=20,
+            layer_types=["full_attention", "sliding_attention", "full_attention"],
+        ),
+    ),
     "qwen2, biases, tied, groups of 7": Case(
         "qwen2", _heads(7, 1, 64, head_dim=None, hidden_size=448, tie_word_embeddings=True)
     ),

@@ -9,7 +9,8 @@ import msgspec
 from blockllm.core import EmbedFunction, HeadFunction, LayerFunction
 from blockllm.errors import UnsupportedModel
 from blockllm.zoo.families.plan import LayerPlan, ModelPlan
-from blockllm.zoo.rope import max_context, read_rope
+from blockllm.zoo.families.rope import max_context, read_rope
+from blockllm.zoo.families.windows import Windows
 from blockllm.zoo.settings_reader import SettingsReader
 
 ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -68,7 +69,7 @@ def plan_decoder(
     config: SettingsReader,
     sizes: Sizes,
     *,
-    windows: list[int | None],
+    windows: Windows,
     max_position: int,
     biases: tuple[str, ...] = (),
     qk_norm: bool = False,
@@ -95,26 +96,10 @@ def plan_decoder(
     layers = tuple(LayerPlan(_windowed(first, window), shapes, linears) for window in windows)
     return ModelPlan(
         layers=(_embed(sizes), *layers, _head(sizes, first.norm_eps)),
-        max_context=max_context(first.rope, limit),
+        max_context=max_context(config, first.rope, limit),
         tied=config.boolean("tie_word_embeddings", False),
         eos_ids=eos_ids,
     )
-
-
-def qwen_windows(config: SettingsReader, num_layers: int) -> list[int | None]:
-    """Attention windows of Qwen2 and Qwen3: per layer type, or from `max_window_layers` on."""
-    sliding = config.boolean("use_sliding_window", False)
-    window = config.integer("sliding_window", 4096) if sliding else None
-    if "layer_types" not in config:
-        first = config.integer("max_window_layers", 28, low=0)
-        return [window if index >= first else None for index in range(num_layers)]
-    kinds = config.texts("layer_types")
-    known = {"full_attention": None, "sliding_attention": window}
-    if len(kinds) != num_layers or not set(kinds) <= set(known):
-        raise config.error("layer_types", f"{num_layers} of {', '.join(known)}", kinds)
-    if window is None and "sliding_attention" in kinds:
-        raise config.error("sliding_window", "a window for sliding_attention layers", None)
-    return [known[kind] for kind in kinds]
 
 
 def _activation(config: SettingsReader) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from blockllm.zoo.families.decoder import ATTENTION, plan_decoder, qwen_windows, read_sizes
+from blockllm.zoo.families.decoder import ATTENTION, plan_decoder, read_sizes
 from blockllm.zoo.families.plan import Family, ModelPlan
+from blockllm.zoo.families.windows import qwen_windows
 from blockllm.zoo.settings_reader import SettingsReader
 
 

@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 from blockllm.core import Rope
 from blockllm.errors import UnsupportedModel
+from blockllm.zoo.families.foreign import refuse_foreign_rope
 from blockllm.zoo.settings_reader import SettingsReader
 
 _KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
@@ -24,11 +25,7 @@ def read_rope(config: SettingsReader, max_position: int) -> Rope:
     # transformers 5 lets a non-empty rope_scaling win over rope_parameters
     name = "rope_scaling" if config.section("rope_scaling").truthy_keys() else "rope_parameters"
     section = config.section(name)
-    if any(key in section for key in ("full_attention", "sliding_attention")):
-        raise UnsupportedModel("rotary embeddings that differ by layer type are not supported")
-    for place in (config, section):
-        if place.number("partial_rotary_factor", 1.0) != 1.0:
-            raise UnsupportedModel("partial_rotary_factor other than 1 is not supported")
+    refuse_foreign_rope(section)
     kind = section.text("rope_type", section.text("type", "default"))
     if kind not in _KINDS:
         known = ", ".join(_KINDS)
@@ -39,10 +36,18 @@ def read_rope(config: SettingsReader, max_position: int) -> Rope:
     return _READERS[kind](rope, config, section, max_position)
 
 
-def max_context(rope: Rope, max_position: int) -> int:
-    """Tokens the model was made for: scaling may stretch what config.json says."""
-    original = rope.original_max_position or max_position
-    return max(max_position, int(original * rope.factor))
+def max_context(config: SettingsReader, rope: Rope, max_position: int) -> int:
+    """Tokens the model was made for. `max_position_embeddings` is that where the scaling was there
+    when the model was trained (default, llama3, linear; FastChat's linear models say it in
+    `max_sequence_length`). With dynamic and yarn, which are often added later, the original length
+    times the factor may be longer.
+    """
+    if rope.kind == "linear":
+        stretched = int(max_position * rope.factor)
+        return max(max_position, min(stretched, config.integer("max_sequence_length", 1)))
+    if rope.kind in ("dynamic", "yarn"):
+        return max(max_position, int(rope.original_max_position * rope.factor))
+    return max_position
 
 
 def _default(rope: Rope, config: SettingsReader, section: SettingsReader, limit: int) -> Rope:
