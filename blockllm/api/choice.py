@@ -22,12 +22,16 @@ class TextRules(msgspec.Struct, frozen=True):
 
 
 class Piece(msgspec.Struct):
-    """What is new in one choice. `logprobs` is parallel to `token_ids`, or empty."""
+    """What is new in one choice. `logprobs` and `offsets` are parallel to `token_ids`, or empty;
+    an offset is the number of characters of the answer before the first that the token is part
+    of: tokens that are parts of one character have one offset.
+    """
 
     index: int
     text: str = ""
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs] = []
+    offsets: list[int] = []
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -44,6 +48,7 @@ class Choice:
         self.cached_tokens = 0
         self.finished = False  # nothing more is shown
         self.engine_finished = False  # the engine has let go of it
+        self._num_characters = 0  # that have become certain, whether shown or not
         self._rules = rules
         self._detokenizer = make_detokenizer(tokenizer, request.prompt, rules.skip_special)
         self._finder = StopFinder(rules.stops, rules.include_stop) if rules.stops else None
@@ -71,6 +76,7 @@ class Choice:
         piece.token_ids.append(token)
         if event.logprobs is not None:
             piece.logprobs.append(event.logprobs)
+            piece.offsets.append(self._num_characters)
         if event.finish is Finish.STOP:
             sampling = self.request.sampling
             piece.stop_reason = token if token in sampling.stop_ids else None
@@ -79,6 +85,7 @@ class Choice:
         self._add_text(self._detokenizer.feed(token), piece)
 
     def _add_text(self, text: str, piece: Piece) -> None:
+        self._num_characters += len(text)
         if self._finder is None or self.num_tokens <= self.request.sampling.min_tokens:
             piece.text += text  # nothing stops it, or it is too early: not part of a stop string
             return

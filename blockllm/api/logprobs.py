@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from blockllm.api.answers import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from blockllm.api.choice import Piece
 from blockllm.api.tokenizer import TextTokenizer
+from blockllm.core import TokenLogprobs
 
 LOWEST = -9999.0  # JSON has no infinity; OpenAI writes this for "hardly ever"
 
@@ -22,26 +23,26 @@ def chat_logprobs(tokenizer: TextTokenizer, pieces: Sequence[Piece]) -> ChatLogp
 
 
 def completion_logprobs(
-    tokenizer: TextTokenizer, pieces: Sequence[Piece], offset: int
+    tokenizer: TextTokenizer, pieces: Sequence[Piece]
 ) -> CompletionLogprobs | None:
-    """None when they were not asked for. `offset` is where the first token begins in the text."""
+    """None when they were not asked for."""
     answer = CompletionLogprobs([], [], [], [])
-    tops: list[dict[str, float]] = []
     for piece in pieces:
-        for token, logprobs in zip(piece.token_ids, piece.logprobs, strict=False):
-            name = _name(tokenizer, token)
-            answer.tokens.append(name)
+        tokens = zip(piece.token_ids, piece.logprobs, piece.offsets, strict=False)
+        for token, logprobs, offset in tokens:
+            answer.tokens.append(_name(tokenizer, token))
             answer.token_logprobs.append(_finite(logprobs.chosen))
-            tops.append({_name(tokenizer, other): _finite(value) for other, value in logprobs.top})
+            answer.top_logprobs.append(_candidates(tokenizer, token, logprobs))
             answer.text_offset.append(offset)
-            offset += len(_text(tokenizer.token_bytes(token)))
-    answer.top_logprobs = tops if any(tops) else None
     return answer if answer.tokens else None
 
 
-def num_characters(tokenizer: TextTokenizer, piece: Piece) -> int:
-    """By how much this piece's tokens move the offset of the next."""
-    return sum(len(_text(tokenizer.token_bytes(token))) for token in piece.token_ids)
+def _candidates(tokenizer: TextTokenizer, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
+    """The most likely tokens by name, and the chosen one when it is not among them."""
+    named: dict[str, float] = {}
+    for other, value in (*logprobs.top, (token, logprobs.chosen)):
+        named.setdefault(_name(tokenizer, other), _finite(value))
+    return named
 
 
 def _chat_token(
@@ -56,16 +57,21 @@ def _chat_token(
 
 
 def _name(tokenizer: TextTokenizer, token: int) -> str:
-    """Text of a token, unique also for those that are no whole characters."""
-    data = tokenizer.token_bytes(token)
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    """Text of a token; that of one which is no whole characters cannot be mistaken for another."""
+    text = tokenizer.token_text(token)
+    return "bytes:" + _escaped(tokenizer.token_bytes(token)) if text is None else text
 
 
 def _text(data: bytes) -> str:
-    return data.decode(errors="replace")
+    """Text of a token in the chat format, whose `bytes` field has the bytes beside it."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return _escaped(data)
+
+
+def _escaped(data: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _finite(value: float) -> float:

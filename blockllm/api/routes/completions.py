@@ -14,7 +14,7 @@ from blockllm.api.answers import CompletionAnswer, CompletionChoice
 from blockllm.api.choice import Piece
 from blockllm.api.endpoint import Endpoint
 from blockllm.api.errors import json_response
-from blockllm.api.logprobs import completion_logprobs, num_characters
+from blockllm.api.logprobs import completion_logprobs
 from blockllm.api.models import ServedModel
 from blockllm.api.serving import Caller, Plan, Serving, caller_of, encode
 from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events, until_disconnect
@@ -74,17 +74,19 @@ async def _answer(plan: Plan) -> CompletionAnswer:
             for piece in pieces:
                 collected[piece.index].append(piece)
     answer = _chunk(plan, [_choice(plan, index, each) for index, each in enumerate(collected)])
+    for choice in answer.choices if plan.wants_ids else ():
+        choice.prompt_token_ids = _prompt_of(plan, choice.index)
     answer.usage = plan.usage()
     return answer
 
 
-def _choice(plan: Plan, index: int, pieces: Sequence[Piece], offset: int = 0) -> CompletionChoice:
+def _choice(plan: Plan, index: int, pieces: Sequence[Piece]) -> CompletionChoice:
     last = pieces[-1]
     choice = CompletionChoice(
         index,
         "".join(piece.text for piece in pieces),
         finish_reason=last.finish_reason,
-        logprobs=completion_logprobs(plan.model.tokenizer, pieces, offset),
+        logprobs=completion_logprobs(plan.model.tokenizer, pieces),
         stop_reason=last.stop_reason if last.finish_reason else UNSET,
     )
     if plan.wants_ids:
@@ -106,11 +108,10 @@ async def _events(plan: Plan) -> AsyncGenerator[Departure, None]:
 
 
 class _Stream:
-    """Remembers per choice where its next token begins, and whether its prompt was sent."""
+    """Remembers of each choice whether its prompt was sent."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._offsets = [0] * len(plan.choices)
         self._untold = set(range(len(plan.choices))) if plan.wants_ids else set()
         self._frames = TextFrames(lambda i: _chunk(plan, [_choice(plan, i, [Piece(i)])]), "text")
 
@@ -121,13 +122,15 @@ class _Stream:
         return encode_events([_chunk(self._plan, [self._news(piece)])])
 
     def _news(self, piece: Piece) -> CompletionChoice:
-        choice = _choice(self._plan, piece.index, [piece], self._offsets[piece.index])
-        if piece.logprobs:
-            self._offsets[piece.index] += num_characters(self._plan.model.tokenizer, piece)
+        choice = _choice(self._plan, piece.index, [piece])
         if piece.index in self._untold:
             self._untold.remove(piece.index)
-            choice.prompt_token_ids = list(self._plan.prompts[piece.index // self._plan.n])
+            choice.prompt_token_ids = _prompt_of(self._plan, piece.index)
         return choice
+
+
+def _prompt_of(plan: Plan, index: int) -> list[int]:
+    return list(plan.prompts[index // plan.n])
 
 
 def _chunk(plan: Plan, choices: list[CompletionChoice]) -> CompletionAnswer:
