@@ -100,9 +100,9 @@ def _store_adapter(
     kind = choose_kind(wish.folder)
     base = _find_base(snapshot, wish.base, kind.base)
     with open_adapter(wish.folder, kind.files, kind.saving) as files:
-        ticker.total = sum(source.entry.nbytes for source in files.tensors.values())
         plan = kind.read(files.tensors, base.layers)
         notes += plan.notes
+        ticker.total = plan.nbytes
         if wish.scale is not None:
             plan = rescale(plan, wish.scale)
         record = store_adapter(plan, wish.name, wish.root, base, writer)

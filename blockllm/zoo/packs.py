@@ -60,6 +60,10 @@ class PackWriter:
         self._added: dict[str, Tensor] = {}
         self._hashes: dict[Readable, str] = {}
 
+    def pack_path(self, pack: str) -> Path:
+        """The file of a pack that the zoo had before."""
+        return self._folder.pack(pack)
+
     def add(self, sources: Mapping[Key, Readable]) -> dict[Key, Tensor]:
         """The zoo's tensors for `sources`, key by key; new ones become one pack in this order."""
         hashes = {key: self._hash(source) for key, source in sources.items()}

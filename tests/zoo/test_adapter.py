@@ -275,7 +275,7 @@ def test_base_is_guessed(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "ADALORA": {"peft_type": "ADALORA"},
+    "POLY": {"peft_type": "POLY"},
     "DoRA with lora_bias": {"use_dora": True, "lora_bias": True},
     "pissa": {"init_lora_weights": "pissa_niter_16"},
     "olora": {"init_lora_weights": "olora"},

@@ -21,7 +21,9 @@ _PEFT_FILES = ("adapter_model.safetensors",)
 _HUB_FILES = ("adapter.safetensors", "model.safetensors")
 _HUB_SAVING = "save_adapter(..., use_safetensors=True)"
 
-_PEFT: dict[str, Callable[[SettingsReader, dict[str, Source], Layers], AdapterPlan]] = {
+_Reader = Callable[[SettingsReader, dict[str, Source], Layers], AdapterPlan]
+
+_PEFT: dict[str, _Reader] = {
     "BITFIT": read_biases,
     "IA3": read_ia3,
     "LN_TUNING": read_norms,
@@ -40,7 +42,7 @@ class AdapterKind(NamedTuple):
     saving: str
     base: str
     config: SettingsReader
-    reader: Callable[[SettingsReader, dict[str, Source], Layers], AdapterPlan]
+    reader: _Reader
 
     def read(self, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
         """Check options and tensors against the base's layers; raises a CheckpointError."""
@@ -62,10 +64,16 @@ def choose_kind(folder: Path) -> AdapterKind:
         base = config.text("model_name", "")
         return AdapterKind(_HUB_FILES, _HUB_SAVING, base, config, read_bottlenecks)
     name = config.text("peft_type")
-    if name not in _PEFT:
-        known = ", ".join(_PEFT)
+    base = config.text("base_model_name_or_path", "")
+    return AdapterKind(_PEFT_FILES, SAVING, base, config, _PEFT.get(name) or _find_reader(name))
+
+
+def _find_reader(name: str) -> _Reader:
+    from blockllm.zoo.adapters.computed import READERS  # imports numpy
+
+    if name not in READERS:
+        known = ", ".join(sorted({*_PEFT, *READERS}))
         raise UnsupportedModel(
             f"{CONFIG_FILE}: adapter type {name[:40]} is not supported (supported: {known})"
         )
-    base = config.text("base_model_name_or_path", "")
-    return AdapterKind(_PEFT_FILES, SAVING, base, config, _PEFT[name])
+    return READERS[name]

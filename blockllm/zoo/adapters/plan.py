@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Set
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from blockllm.core import Layer
+from blockllm.core import DTYPE_BYTES, Layer
 from blockllm.errors import AdapterMismatch, UnsupportedModel
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.families.names import locate_module
+from blockllm.zoo.header import Entry
 from blockllm.zoo.packs import Readable
 from blockllm.zoo.settings_reader import SettingsReader
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from blockllm.zoo.arrays import Weights
 
 Layers = tuple[Layer, ...]
 PREFIX = "base_model.model."  # of every tensor's name in PEFT's files
 
+_TYPES = {"F32": "<f4", "I8": "i1", "I32": "<i4"}  # of computed tensors, as numpy calls them
 # options of every PEFT adapter that say how it was trained or saved, not what it computes
 _HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
     "revision", "task_type",
 }  # fmt: skip
+
+
+class Computed(NamedTuple):
+    """A tensor that follows from tensors of the adapter and from weights of the base."""
+
+    where: str
+    dtype: str
+    shape: tuple[int, ...]
+    compute: Callable[[Weights], NDArray[Any]]
+
+    @property
+    def entry(self) -> Entry:
+        """As if it lay in a file at offset 0."""
+        nbytes = DTYPE_BYTES[self.dtype]
+        for size in self.shape:
+            nbytes *= size
+        return Entry(self.dtype, self.shape, 0, nbytes)
+
+    def read(self, weights: Weights) -> memoryview:
+        """The computed bytes; raises a CheckpointError for numbers that make no sense."""
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # what is not finite is passed on, as other weights are
+            found = self.compute(weights)
+        assert found.shape == self.shape, f"{self.where}: {found.shape}, not {self.shape}"
+        return np.ascontiguousarray(found, _TYPES[self.dtype]).data.cast("B")
+
+
+Part = Readable | Computed
 
 
 class Addition(NamedTuple):
@@ -28,7 +64,7 @@ class Addition(NamedTuple):
     position: int
     module: str
     kind: str
-    parts: Mapping[str, Readable]
+    parts: Mapping[str, Part]
     settings: Mapping[str, Any]
 
 
@@ -39,8 +75,14 @@ class AdapterPlan(NamedTuple):
 
     kind: str
     additions: list[Addition]
-    replaced: dict[tuple[int, str], Readable]
+    replaced: Mapping[tuple[int, str], Part]
     notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to be stored, those that the zoo has already included."""
+        added = sum(p.entry.nbytes for a in self.additions for p in a.parts.values())
+        return added + sum(part.entry.nbytes for part in self.replaced.values())
 
 
 class Place(NamedTuple):
@@ -71,7 +113,7 @@ def check_shape(name: str, source: Source, shape: tuple[int, ...]) -> None:
     source.check_dtype()
 
 
-def check_options(reader: SettingsReader, known: set[str]) -> None:
+def check_options(reader: SettingsReader, known: Set[str]) -> None:
     """Raise UnsupportedModel for an option that is set and means something unknown."""
     strangers = sorted(set(reader.truthy_keys()) - known - _HARMLESS)
     if strangers:

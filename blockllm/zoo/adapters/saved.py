@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from blockllm.errors import AdapterMismatch
-from blockllm.zoo.adapters.plan import Addition, Layers, check_shape, find_linear
+from blockllm.zoo.adapters.plan import Addition, Layers, Part, check_shape, find_linear
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.families.names import locate_tensor
 from blockllm.zoo.int8 import round_weight
-from blockllm.zoo.packs import Readable
 
-Replaced = dict[tuple[int, str], Readable]
+Replaced = dict[tuple[int, str], Part]
 
 
 def read_saved(

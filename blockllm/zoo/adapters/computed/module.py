@@ -1,0 +1,234 @@
+"""One linear that an adapter changes, and the two ways in which that is kept.
+
+low rank   A [rank, in] and B [out, rank] beside the base's weight, where they are smaller than it
+merged     the changed weight, fp32, instead of the base's: the layer becomes another one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blockllm.errors import AdapterMismatch, CheckpointError, UnsupportedModel
+from blockllm.zoo.adapters.plan import (
+    AdapterPlan,
+    Addition,
+    Computed,
+    Layers,
+    Part,
+    Place,
+    check_shape,
+    find_linear,
+)
+from blockllm.zoo.adapters.saved import read_saved
+from blockllm.zoo.arrays import Floats, Weights, read_floats
+from blockllm.zoo.checkpoint import Source
+from blockllm.zoo.int8 import Int8Part, scale_name
+from blockllm.zoo.rounding import make_scales, make_weight
+
+# options that say how an adapter was trained, or name what its tensors name as well
+COMMON = frozenset(
+    {
+        "bias", "exclude_modules", "fan_in_fan_out", "init_weights", "layers_pattern",
+        "layers_to_transform", "modules_to_save", "target_modules",
+    }
+)  # fmt: skip
+
+Factor = Source | Callable[[Weights], Floats]
+_Place = tuple[int, str]  # position, tensor's name
+_Rounding = Callable[[memoryview, str, int], memoryview]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Change(NamedTuple):
+    """What becomes of one linear."""
+
+    additions: tuple[Addition, ...] = ()
+    replaced: Mapping[_Place, Part] = {}
+
+
+class Module(NamedTuple):
+    """A linear of the base and what the adapter brings for it."""
+
+    name: str
+    place: Place
+    layers: Layers
+    parts: Mapping[str, Source]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.place.rows, self.place.columns
+
+    @property
+    def weight(self) -> tuple[int, str]:
+        """The place of its weight among the base's tensors."""
+        return self.place.position, self.place.weight
+
+    @property
+    def bias(self) -> tuple[int, str] | None:
+        """The place of its bias, if the base has one there."""
+        name = f"{self.place.weight.removesuffix('weight')}bias"
+        has_one = name in self.layers[self.place.position].tensors
+        return (self.place.position, name) if has_one else None
+
+    def read(self, part: str) -> Floats:
+        """One of the adapter's tensors."""
+        return read_floats(self.parts[part])
+
+    def check(self, shapes: Shapes) -> None:
+        """Raise AdapterMismatch unless the adapter brings these tensors and no others."""
+        if set(self.parts) != set(shapes):
+            expected, found = sorted(shapes), sorted(self.parts)
+            raise AdapterMismatch(f"{self.name[:200]}: expected {expected}, got {found}")
+        for part, shape in shapes.items():
+            check_shape(f"{self.name}, {part}", self.parts[part], shape)
+
+    def add(self, kind: str, parts: Mapping[str, Part], **settings: float | str) -> Change:
+        """A target of this linear."""
+        place = self.place
+        return Change((Addition(place.position, place.module, kind, parts, settings),))
+
+    def low_rank(
+        self,
+        rank: int,
+        a: Factor,
+        b: Factor,
+        scale: float = 1.0,
+        difference: Callable[[Weights], Floats] | None = None,
+    ) -> Change:
+        """y += scale · B A x, by factors where they are smaller than the weight, else merged.
+        `difference` is a shorter way to B A."""
+        out, inputs = self.sizes
+        if rank * (out + inputs) < out * inputs:
+            parts = {"a": self._part(a, (rank, inputs)), "b": self._part(b, (out, rank))}
+            return self.add("lora", parts, scale=scale)
+
+        def merge(weights: Weights) -> Floats:
+            if difference is not None:
+                return weights[self.weight] + np.float32(scale) * difference(weights)
+            return weights[self.weight] + np.float32(scale) * (
+                _floats(b, weights) @ _floats(a, weights)
+            )
+
+        return self.merge(merge)
+
+    def merge(self, compute: Callable[[Weights], Floats]) -> Change:
+        """Another weight [out, in] instead of the base's, in int8 if that is."""
+        if self.layers[self.place.position].tensors[self.place.weight].dtype != "I8":
+            return Change((), {self.weight: self._part(compute, self.sizes)})
+
+        out, inputs = self.sizes
+        (position, name), where = self.weight, self.name
+
+        def codes(weights: Weights) -> NDArray[np.int8]:
+            rounded = _round(make_weight, compute(weights), where)
+            return np.frombuffer(rounded, np.int8).reshape(out, inputs)
+
+        def scales(weights: Weights) -> Floats:
+            return np.frombuffer(_round(make_scales, compute(weights), where), "<f4")
+
+        replaced = {
+            (position, name): Computed(where, "I8", (out, inputs), codes),
+            (position, scale_name(name)): Computed(where, "F32", (out,), scales),
+        }
+        return Change((), replaced)
+
+    def set_bias(self, compute: Callable[[Weights], Floats]) -> Change:
+        """Another bias [out] instead of the base's or of none, riding on the base's block."""
+        return self.add("bias", {"bias": self._part(compute, (self.place.rows,))})
+
+    def _part(self, factor: Factor, shape: tuple[int, ...]) -> Part:
+        if isinstance(factor, Source):
+            return factor
+        return Computed(self.name, "F32", shape, factor)
+
+
+def read_modules(
+    kind: str,
+    tensors: Mapping[str, Source],
+    layers: Layers,
+    suffixes: Mapping[str, str],
+    change: Callable[[Module], Change],
+) -> AdapterPlan:
+    """The plan of an adapter whose tensors are named by the linears that they change.
+
+    `suffixes` say which part of `Module.parts` a tensor is by how its name ends; tensors of other
+    names are whole ones of the base. Raises a CheckpointError.
+    """
+    found: dict[str, dict[str, Source]] = {}
+    whole: dict[str, Source] = {}
+    for name, source in tensors.items():
+        suffix = next((end for end in suffixes if name.endswith(end)), None)
+        if suffix is None:
+            whole[name] = source
+        else:
+            found.setdefault(name.removesuffix(suffix), {})[suffixes[suffix]] = source
+    additions: list[Addition] = []
+    replaced: dict[_Place, Part] = {}
+    for name, parts in sorted(found.items()):
+        place = find_linear(name, layers)
+        if place.position == 0:
+            raise UnsupportedModel(f"{name}: {kind} of an embedding is not supported")
+        made = change(Module(name, place, layers, parts))
+        additions += made.additions
+        replaced |= made.replaced
+    saved, others = read_saved(whole, layers)
+    whole_parts = {**others, **_rebase(replaced, others)}
+    return AdapterPlan(kind, [*additions, *saved], whole_parts, _merged_notes(replaced))
+
+
+def take_shared(tensors: dict[str, Source], name: str, option: str) -> Source:
+    """Remove a tensor that all modules share and return it. Raises UnsupportedModel if it was not
+    saved, naming the option that saves it."""
+    source = tensors.pop(f"base_model.{name}", None)
+    if source is None:
+        raise UnsupportedModel(
+            f"the adapter was saved without {name}, which all its modules share; save it again "
+            f"with {option}"
+        )
+    source.check_dtype()
+    return source
+
+
+def _merged_notes(replaced: Mapping[_Place, Part]) -> tuple[str, ...]:
+    if not replaced:
+        return ()
+    count = sum(name.endswith("weight") for _, name in replaced)
+    nbytes = sum(part.entry.nbytes for part in replaced.values())
+    dtype = "int8" if any(part.entry.dtype == "I8" for part in replaced.values()) else "fp32"
+    return (
+        f"{count} weights are merged with the adapter and kept whole: {nbytes:,} bytes, {dtype}",
+    )
+
+
+def _rebase(merged: Mapping[_Place, Part], saved: Mapping[_Place, Part]) -> dict[_Place, Part]:
+    """Merged weights, computed from what the adapter brings itself: peft saves a linear that it
+    changes beside the change where that is the head."""
+    own = {
+        place: part.source if isinstance(part, Int8Part) else part for place, part in saved.items()
+    }
+    instead = {place: part for place, part in own.items() if isinstance(part, Source)}
+
+    def rebase(part: Part) -> Part:
+        if not isinstance(part, Computed):
+            return part
+        compute = part.compute
+        return part._replace(compute=lambda weights: compute(weights.with_others(instead)))
+
+    return {place: rebase(part) for place, part in merged.items()}
+
+
+def _round(make: _Rounding, weight: Floats, where: str) -> memoryview:
+    data = np.ascontiguousarray(weight, "<f4").data.cast("B")
+    try:
+        return make(data, "F32", weight.shape[1])
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _floats(factor: Factor, weights: Weights) -> Floats:
+    return read_floats(factor) if isinstance(factor, Source) else factor(weights)
