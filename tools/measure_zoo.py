@@ -238,10 +238,7 @@ def _line(row: dict[str, Any]) -> str:
         if "difference" in row:
             verdict += f", {row['difference']:+.3%} of as trained"
     else:
-        verdict = (
-            f"against `{row['twin']}`: perplexity {row['rise']:+.2%}, KL {row['kl']:.4f}, "
-            f"same first choice {row['agreement']:.1%}"
-        )
+        verdict = f"`{row['twin']}`: {row['rise']:+.2%}, {row['kl']:.4f}, {row['agreement']:.1%}"
     score = f"{row['perplexity']:.2f}" if "perplexity" in row else ""
     cells = (
         f"`{row['model']}`", row["kind"], f"`{row['base']}`" if row["base"] else "",

@@ -50,7 +50,7 @@ def test_alone(lab: Lab, report: Report, model: str) -> None:
     engine = Engine(lab.zoo, [model], settings())
     answer = run(engine, [request("r", model, prompt_of(0), with_logprobs(NEW_TOKENS))])["r"]
     assert len(answer.tokens) == NEW_TOKENS
-    report.note(model, "alone (256 tokens)", f"{check(lab, model, 0, answer):.0e}")
+    report.note(model, "alone, 256", f"{check(lab, model, 0, answer):.0e}")
 
 
 def test_all_models_in_one_batch(lab: Lab, report: Report) -> None:
@@ -63,7 +63,7 @@ def test_all_models_in_one_batch(lab: Lab, report: Report) -> None:
     answers = run(engine, requests)
     for i, model in enumerate(models):
         assert len(answers[f"{i}"].tokens) == NEW_TOKENS
-        report.note(model, "mixed batch (256)", f"{check(lab, model, 0, answers[f'{i}']):.0e}")
+        report.note(model, "mixed, 256", f"{check(lab, model, 0, answers[f'{i}']):.0e}")
 
 
 @pytest.mark.parametrize("model", ALL_MODELS)
@@ -73,7 +73,7 @@ def test_chunked_at_every_boundary(lab: Lab, report: Report, model: str) -> None
         engine = Engine(lab.zoo, [model], settings(max_rows=rows, max_sequences=1))
         answer = run(engine, [request("r", model, prompt_of(0), with_logprobs(4))])["r"]
         worst = max(worst, check(lab, model, 0, answer))
-    report.note(model, "chunked (1..40 rows)", f"{worst:.0e}")
+    report.note(model, "cut at 1..40", f"{worst:.0e}")
 
 
 @pytest.mark.parametrize("model", ALL_MODELS)
@@ -112,7 +112,7 @@ def test_after_a_neighbour_was_cancelled(lab: Lab, report: Report, model: str) -
     engine.check_books()
     assert len(answers["0"].tokens) == 5
     worst = max(check(lab, model, 1, answers["1"]), check(lab, model, 0, answers["2"]))
-    report.note(model, "neighbour cancelled", f"{worst:.0e}")
+    report.note(model, "cancelled", f"{worst:.0e}")
 
 
 def small(lab: Lab, model: str, tokens: int) -> EngineSettings:
