@@ -1,0 +1,75 @@
+"""The one way to load a tokenizer: as AutoTokenizer does, which ignores how it was last called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tokenizers import AddedToken, Tokenizer
+
+from blockllm.errors import CheckpointError
+from blockllm.zoo.text.files import SETTINGS, TOKENIZER, TextFiles, read_object, without_nulls
+from blockllm.zoo.text.kinds import ASSUMED, is_byte_level, read_kind, rebuild
+from blockllm.zoo.text.tokens import Tokens, read_tokens, text_of
+
+
+class Loaded(NamedTuple):
+    """A tokenizer, if the model has one, and the tokens its files name."""
+
+    tokenizer: Tokenizer | None
+    tokens: Tokens
+
+
+def load_tokenizer(files: TextFiles, family: str) -> Loaded:
+    """Read a tokenizer with every token that the files beside it name.
+
+    `family` is the model's, which has a say in what AutoTokenizer makes of the files.
+    Raises CheckpointError, naming the file, when one is damaged.
+    """
+    path = files.get(TOKENIZER)
+    tokenizer = open_tokenizer(lambda: Tokenizer.from_file(str(path))) if path else None
+    settings = without_nulls(read_object(files, SETTINGS))
+    kind = read_kind(settings, family, tokenizer is not None and is_byte_level(tokenizer))
+    padding = tokenizer.padding if tokenizer is not None else None
+    assumed = {"pad_token": padding["pad_token"]} if padding else {}
+    tokens = read_tokens(files, {**assumed, **ASSUMED.get(kind.name, {})})
+    if tokenizer is not None:
+        rebuild(tokenizer, kind)
+        # written by the last call in training; prompts are neither cut nor padded
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = kind.split_special
+        _add_missing(tokenizer, tokens)
+    return Loaded(tokenizer, tokens)
+
+
+def open_tokenizer(make: Callable[[], Tokenizer]) -> Tokenizer:
+    """What `make` returns; raises CheckpointError when it fails, in whatever way."""
+    try:
+        return make()
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the library raises bare Exception, and panics
+        raise CheckpointError(f"{TOKENIZER}: not a usable tokenizer: {error!s:.200}") from error
+
+
+def _add_missing(tokenizer: Tokenizer, tokens: Tokens) -> None:
+    """Add tokens that the tokenizer lacks or has with other flags, in transformers' order: ids
+    follow from it."""
+    present = tokenizer.get_added_tokens_decoder().values()
+    alike = {repr(token) for token in present}
+    missing: list[AddedToken] = [token for token in tokens.added if repr(token) not in alike]
+    known = {token.content for token in (*present, *missing)}
+    for token in (*tokens.named.values(), *tokens.extra):
+        if text_of(token) not in known:
+            known.add(text_of(token))
+            missing.append(_with_special(token))
+    names = {text_of(token) for token in tokens.named.values()}
+    for token in missing:
+        if token.content in names:
+            token.special = True
+    tokenizer.add_tokens(missing)
+
+
+def _with_special(token: str | AddedToken) -> AddedToken:
+    return AddedToken(token, special=True) if isinstance(token, str) else token
