@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from blockllm.api.template import ChatTemplate
+from blockllm.api.text import TextReader
 from blockllm.api.tokenizer import TextTokenizer
 from blockllm.chain import fingerprint
 from blockllm.core import Chain, ModelCard
@@ -22,10 +21,6 @@ from blockllm.errors import (
 )
 
 logger = logging.getLogger(__name__)
-
-SPECIAL_TOKENS = tuple(
-    f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-)
 
 
 class Shelf(Protocol):
@@ -155,7 +150,7 @@ def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0)
         raise UnknownModel("the zoo holds no model: add one with `blockllm zoo add`")
     wanted = list(dict.fromkeys(names)) if names else list(cards)
     chains = shelf.chains(wanted)
-    reader = _AssetReader(shelf)
+    reader = TextReader(shelf)
     models, unreadable = [], {}
     for name in wanted:
         try:
@@ -170,58 +165,8 @@ def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0)
     return found
 
 
-def _read_model(
-    reader: _AssetReader, card: ModelCard, chain: Chain, max_context: int
-) -> ServedModel:
+def _read_model(reader: TextReader, card: ModelCard, chain: Chain, max_context: int) -> ServedModel:
     context = min(card.max_context, max_context) if max_context else card.max_context
-    tokenizer, template = reader.tokenizer(card.name), reader.template(card.name)
+    tokenizer, template = reader.read(card.name, card.family)
     computed_by = f"{fingerprint(chain)}-{card.format}"
     return ServedModel(card, context, computed_by, tokenizer, template)
-
-
-class _AssetReader:
-    """Reads tokenizers and templates; the shelf knows which of its base's an adapter has."""
-
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
-        self._tokenizers: dict[bytes, TextTokenizer] = {}
-
-    def tokenizer(self, name: str) -> TextTokenizer | None:
-        path = self._shelf.asset(name, "tokenizer.json")
-        if path is None:
-            return None
-        digest = hashlib.sha256(path.read_bytes()).digest()
-        if digest not in self._tokenizers:
-            self._tokenizers[digest] = TextTokenizer.load(path)
-        return self._tokenizers[digest]
-
-    def template(self, name: str) -> ChatTemplate | None:
-        settings = self._json(name, "tokenizer_config.json")
-        path = self._shelf.asset(name, "chat_template.jinja")
-        source = path.read_text("utf-8") if path else settings.get("chat_template")
-        if isinstance(source, list):  # several, by name
-            entries = [entry for entry in source if isinstance(entry, dict)]
-            named = {entry.get("name"): entry.get("template") for entry in entries}
-            source = named.get("default")
-        if not isinstance(source, str):
-            return None
-        tokens = {**self._json(name, "special_tokens_map.json"), **settings}
-        found = {key: _token_text(tokens.get(key)) for key in SPECIAL_TOKENS}
-        return ChatTemplate(source, {key: text for key, text in found.items() if text is not None})
-
-    def _json(self, name: str, file: str) -> dict[str, Any]:
-        path = self._shelf.asset(name, file)
-        if path is None:
-            return {}
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{name}: {file} is not valid JSON: {error}") from error
-        return values if isinstance(values, dict) else {}
-
-
-def _token_text(token: object) -> str | None:
-    """A special token as tokenizer files write it: text, or an object with `content`."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None

@@ -6,19 +6,15 @@ Templates come from the model's own files, never from a request.
 from __future__ import annotations
 
 import datetime
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node, Scope
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from blockllm.errors import BadRequest
+from blockllm.errors import BadRequest, CheckpointError
+from blockllm.zoo.text.dialect import Dialect
 
 MAX_SECONDS = 5.0
 MAX_CHARACTERS = 8 * 1024 * 1024  # of the rendered text, and of any product inside a template
@@ -26,19 +22,6 @@ MAX_CHARACTERS = 8 * 1024 * 1024  # of the rendered text, and of any product ins
 ABSENT: Mapping[str, None] = {"tools": None, "documents": None}
 REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing's names, the usual first
 RESERVED = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
-
-
-class _Generation(Extension):
-    """`{% generation %} … {% endgeneration %}` marks text for training; here it is plain text,
-    but what is set inside stays inside, as in the reference.
-    """
-
-    tags = {"generation"}  # noqa: RUF012 - the name and type Jinja asks for
-
-    def parse(self, parser: Parser) -> Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return Scope(body).set_lineno(line)
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -60,16 +43,13 @@ def _check_name(name: object) -> None:
         raise SecurityError(f"a namespace of a chat template cannot hold {name!r}")
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
+class _Sandbox(Dialect):
     """Stops a template that runs too long or builds too much."""
 
     intercepted_binops = frozenset({"*", "**"})
 
     def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        self.filters["tojson"] = _tojson
+        super().__init__()
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["namespace"] = _Namespace
@@ -111,23 +91,6 @@ def _strftime_now(format: str) -> str:
     return datetime.datetime.now().strftime(format)
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own escapes HTML characters, which models have not seen in training
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
 def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """The message with its reasoning under the names that templates read."""
     given = (message[name] for name in REASONING if message.get(name) is not None)
@@ -149,8 +112,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self.knows_developer = "developer" in source
         try:
-            self._template = self._sandbox.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
+            self._template = self._sandbox.read(source)
+        except CheckpointError as error:
             raise BadRequest(f"the model's chat template is damaged: {error}") from error
 
     def render(

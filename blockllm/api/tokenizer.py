@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from blockllm.errors import BadRequest, CheckpointError
+from blockllm.errors import BadRequest
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -36,14 +35,6 @@ class TextTokenizer:
         )
         self.token_bytes = functools.cache(self._token_bytes)
         self.token_text = functools.cache(self._token_text)
-
-    @classmethod
-    def load(cls, path: Path) -> TextTokenizer:
-        """Read a tokenizer.json. Raises CheckpointError when it is not one."""
-        try:
-            return cls(Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path.name}: not a usable tokenizer: {error}") from error
 
     def encode(self, text: str, add_special: bool) -> list[int]:
         """Ids of the text; `add_special` adds what the post-processor adds, such as BOS."""

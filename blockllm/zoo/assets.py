@@ -10,11 +10,22 @@ from blake3 import blake3
 
 from blockllm.errors import CheckpointError, ZooError
 from blockllm.zoo.folder import Folder
+from blockllm.zoo.text.files import (
+    ADDED_TOKENS,
+    SETTINGS,
+    SPECIAL_TOKENS,
+    TEMPLATE,
+    TEXT_FILES,
+    TOKENIZER,
+)
 
-_TEMPLATE_FILES = ("chat_template.jinja", "special_tokens_map.json")
-ASSET_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "generation_config.json", *_TEMPLATE_FILES
-)  # fmt: skip
+ASSET_FILES = TEXT_FILES
+# files that speak about other files: a model that brings one does without its base's
+_BESIDE = {
+    TEMPLATE: (SETTINGS,),  # which may hold the template
+    SPECIAL_TOKENS: (SETTINGS,),
+    ADDED_TOKENS: (SETTINGS, TOKENIZER),
+}
 # the largest published tokenizer.json has 33 MB
 _MAX_BYTES = 128 << 20
 
@@ -56,9 +67,7 @@ def check_asset(file: str) -> None:
 def find_asset(file: str, found: list[dict[str, str]]) -> str | None:
     """Stored name of an asset of a model: its own, or of the nearest model it is based on."""
     for own in found:
-        # tokenizer_config.json may hold the template: a base's template file must not override it
-        is_own = file in _TEMPLATE_FILES and "tokenizer_config.json" in own
-        if is_own or file in own:
+        if file in own or any(beside in own for beside in _BESIDE.get(file, ())):
             return own.get(file)
     return None
 

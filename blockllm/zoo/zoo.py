@@ -178,8 +178,7 @@ class Zoo:
         return Moment(self._folder, self._snapshot())
 
     def asset(self, name: str, file: str) -> Path | None:
-        """Path of a model's tokenizer.json, tokenizer_config.json, chat_template.jinja,
-        special_tokens_map.json or generation_config.json; None if it came without.
+        """Path of one of a model's text files (text.files.TEXT_FILES); None if it came without.
 
         An adapter without the file has that of what it is based on. Raises UnknownModel.
         """

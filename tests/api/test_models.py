@@ -13,7 +13,8 @@ from tests.api.family import FakeZoo
 
 def test_an_adapter_has_its_parents_tokenizer_and_template(models: Models):
     base, tuned, plain = (models.find(name) for name in ("base", "tuned", "plain"))
-    assert tuned.tokenizer is base.tokenizer is plain.tokenizer
+    assert tuned.tokenizer is base.tokenizer
+    assert plain.tokenizer.encode("a<s>", False) == base.tokenizer.encode("a<s>", False)
     assert tuned.has_template
     assert not plain.has_template
 
@@ -61,7 +62,7 @@ def test_the_fingerprint_names_what_computes(folder: Path):
     ("file", "content", "match"),
     [
         ("tokenizer.json", "{}", "not a usable tokenizer"),
-        ("tokenizer_config.json", "{", "not valid JSON"),
+        ("tokenizer_config.json", "{", "'base' cannot be served: tokenizer_config.json: damaged JSON"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, content: str, match: str):

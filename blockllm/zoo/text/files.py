@@ -16,7 +16,8 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 GENERATION = "generation_config.json"
 
-TEXT_FILES = (TOKENIZER, SETTINGS, GENERATION, TEMPLATE, SPECIAL_TOKENS, ADDED_TOKENS)
+TOKENIZER_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, ADDED_TOKENS)
+TEXT_FILES = (*TOKENIZER_FILES, TEMPLATE, GENERATION)
 
 # where each file lies, which may be under another name
 TextFiles = Mapping[str, Path]
