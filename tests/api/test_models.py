@@ -62,7 +62,7 @@ def test_the_fingerprint_names_what_computes(folder: Path):
     ("file", "content", "match"),
     [
         ("tokenizer.json", "{}", "not a usable tokenizer"),
-        ("tokenizer_config.json", "{", "'base' cannot be served: tokenizer_config.json: damaged JSON"),
+        ("tokenizer_config.json", "{", "'base' .* tokenizer_config.json: damaged JSON"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, content: str, match: str):
