@@ -19,4 +19,7 @@ def all_routes(serving: Serving) -> list[Route]:
 
 def make_app(serving: Serving, keys: KeyRing) -> ASGIApp:
     """The whole application."""
-    return Guard(Router(all_routes(serving), redirect_slashes=False), keys)
+    routes = all_routes(serving)
+    served = [f"{min(route.methods or ())} {route.path.replace(':path', '')}" for route in routes]
+    router = Router(routes, redirect_slashes=False)
+    return Guard(router, keys, served, serving.metrics.refused)

@@ -66,6 +66,7 @@ class Server:
         self._agent_command = agent_command
         self._keys = read_keys(settings.api_keys, settings.api_key_file)
         self._socket = _listen(settings.host, settings.port)
+        self._metrics = ServerMetrics(self._read_books)
         self._serving: Serving | None = None
         self._supervisor: Supervisor | None = None
         self._asked_to_stop = asyncio.Event()
@@ -81,7 +82,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
-        doorway = Doorway(Guard(Starting(self._progress), self._keys))
+        doorway = Doorway(Guard(Starting(self._progress), self._keys, (), self._metrics.refused))
         http = self._make_http(doorway)
         answering = asyncio.ensure_future(http.serve(sockets=[self._socket]))
         try:
@@ -119,18 +120,17 @@ class Server:
     async def _load(self, doorway: Doorway) -> None:
         """From names to an agent that serves them; then the doorway leads to the routes."""
         models = await asyncio.to_thread(self._read_models)
-        metrics = ServerMetrics(models.names, self._read_books)
         self._supervisor = Supervisor(
             self._options,
             self._agent_command,
-            metrics.request_overhead.observe,
+            self._metrics.request_overhead.observe,
             models.chains,
             lambda ready: models.leave_out(ready.left_out),
         )
         await self._supervisor.start()
         models.require(self._names or ())
         models.limit(self._supervisor.stats.max_context)
-        self._serving = Serving(self._settings, models, self._supervisor, metrics)
+        self._serving = Serving(self._settings, models, self._supervisor, self._metrics)
         doorway.app = make_app(self._serving, self._keys)
         self._announce(self.address, models, self._supervisor.stats)
 

@@ -144,9 +144,9 @@ class Plan:
 
     def start(self) -> Generation:
         """A generation with its clocks running; enter it to be sure that it is cleaned up."""
-        metrics = self.serving.metrics.of(self.model.name)
+        timer = partial(self.serving.metrics.timer, self.model.name)
         requests = [choice.request for choice in self.choices]
-        timers = [metrics.timer(len(request.prompt), request.arrival) for request in requests]
+        timers = [timer(len(request.prompt), request.arrival) for request in requests]
         return Generation(self.serving.agent, self.choices, timers)
 
     def has_plain_events(self, piece: Piece) -> bool:

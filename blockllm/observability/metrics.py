@@ -1,21 +1,23 @@
-"""From the engine's books and the front end's clock to Prometheus text.
+"""What one server measures, and its Prometheus text.
 
-One private registry per server. Labels are bounded: models are the served ones, spans the loaded
-ones. On the path of a token two histograms are touched; the engine's books are read at scrape time.
+One private registry per server. Labels are bounded: models are the served ones, and only those that
+were asked are shown. Distributions are the whole server's: five hundred models with all buckets
+would be megabytes. On the path of a token two histograms are touched.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from blockllm.observability import names
-from blockllm.observability.histogram import FastHistogram, Observations
+from blockllm.observability.agent_state import AgentState
+from blockllm.observability.counts import FastHistogram, Totals
 from blockllm.observability.stats import EngineStats
 
 # buckets are vLLM's, so that its dashboards can be used
@@ -39,97 +41,14 @@ OVERHEAD_SECONDS = (
 TOKENS = tuple(float(digit * 10**power) for power in range(6) for digit in (1, 2, 5))
 
 
-class AgentState(Collector):
-    """The engine's latest books, as metric families."""
-
-    def __init__(self, read: Callable[[], tuple[EngineStats, bool, int]]) -> None:
-        """`read` returns books, whether the agent is ready, and how often it was restarted."""
-        self._read = read
-
-    def collect(self) -> Iterator[Metric]:
-        stats, ready, restarts = self._read()
-        yield from _levels(stats, ready)
-        yield from _counters(stats, restarts)
-        yield from _spans(stats)
-
-
-def _levels(stats: EngineStats, ready: bool) -> Iterator[Metric]:
-    used = stats.num_pages - stats.num_pages_free - stats.num_pages_cached
-    for metric, value in (
-        (names.RUNNING, stats.num_running),
-        (names.WAITING, stats.num_waiting),
-        (names.KV_USAGE, used / max(stats.num_pages, 1)),
-        (names.KV_BYTES, stats.kv_bytes),
-        (names.BLOCKS, stats.num_blocks),
-        (names.SPANS, len(stats.spans)),
-        (names.WEIGHT_BYTES, stats.weight_bytes),
-        (names.WEIGHT_BYTES_UNSHARED, stats.weight_bytes_unshared),
-        (names.AGENT_UP, int(ready)),
-    ):
-        yield GaugeMetricFamily(*metric, value=value)
-    pages = GaugeMetricFamily(*names.PAGES, labels=["state"])
-    pages.add_metric(["used"], used)
-    pages.add_metric(["cached"], stats.num_pages_cached)
-    pages.add_metric(["free"], stats.num_pages_free)
-    yield pages
-
-
-def _counters(stats: EngineStats, restarts: int) -> Iterator[Metric]:
-    for metric, value in (
-        (names.PREFIX_QUERIES, stats.prefix_queries),
-        (names.PREFIX_HITS, stats.prefix_hits),
-        (names.PREEMPTIONS, stats.preemptions),
-        (names.TURNS, stats.turns),
-        (names.AGENT_RESTARTS, restarts),
-    ):
-        yield CounterMetricFamily(*metric, value=value)
-    for metric, by_model in (
-        (names.PROMPT_TOKENS, stats.prompt_tokens),
-        (names.GENERATION_TOKENS, stats.generation_tokens),
-    ):
-        family = CounterMetricFamily(*metric, labels=["model_name"])
-        for model, value in by_model.items():
-            family.add_metric([model], value)
-        yield family
-
-
-def _spans(stats: EngineStats) -> Iterator[Metric]:
-    hops = CounterMetricFamily(*names.SPAN_HOPS, labels=["span"])
-    rows = CounterMetricFamily(*names.SPAN_ROWS, labels=["span"])
-    models = GaugeMetricFamily(*names.SPAN_MODELS, labels=["span"])
-    for span in stats.spans:
-        hops.add_metric([span.name], span.hops)
-        rows.add_metric([span.name], span.rows)
-        models.add_metric([span.name], len(span.models))
-    yield from (hops, rows, models)
-
-
-class ModelMetrics:
-    """The front end's measurements of one model; children are looked up once, here."""
-
-    def __init__(self, families: _Families, model: str) -> None:
-        self.queue_time = families.queue_time.labels(model)
-        self.first_token = families.first_token.labels(model)
-        self.inter_token = families.inter_token.of(model)
-        self.per_token = families.per_token.labels(model)
-        self.latency = families.latency.labels(model)
-        self.prompt_tokens = families.prompt_tokens.labels(model)
-        self.generation_tokens = families.generation_tokens.labels(model)
-        self.success = {
-            reason: families.success.labels(model, reason)
-            for reason in ("stop", "length", "abort", "error")
-        }
-
-    def timer(self, num_prompt_tokens: int, arrival: float) -> RequestTimer:
-        """The clock of one request, running since `arrival`."""
-        return RequestTimer(self, num_prompt_tokens, arrival)
-
-
 class RequestTimer:
     """Clock of one request; `arrival` is the monotonic clock when its last byte came."""
 
-    def __init__(self, metrics: ModelMetrics, num_prompt_tokens: int, arrival: float) -> None:
+    def __init__(
+        self, metrics: ServerMetrics, model: str, num_prompt_tokens: int, arrival: float
+    ) -> None:
         self._metrics = metrics
+        self._model = model
         self._num_prompt_tokens = num_prompt_tokens
         self._arrival = arrival
         self._first = 0.0
@@ -142,65 +61,72 @@ class RequestTimer:
 
     def tokens(self, count: int) -> None:
         """One output with `count` tokens has arrived."""
-        now = time.monotonic()
+        metrics, now = self._metrics, time.monotonic()
         if self._num_tokens:
-            self._metrics.inter_token.observe(now - self._last)
+            metrics.inter_token.observe(now - self._last)
         else:
             self._first = now
-            self._metrics.first_token.observe(now - self._arrival)
+            metrics.first_token.observe(now - self._arrival)
+            metrics.first_token_seconds.add(self._model, amount=now - self._arrival)
         self._last = now
         self._num_tokens += count
 
     def end(self, reason: str) -> None:
         """The request has ended: stop, length, abort or error."""
-        metrics = self._metrics
-        metrics.success[reason].inc()
-        metrics.latency.observe(time.monotonic() - self._arrival)
+        metrics, seconds = self._metrics, time.monotonic() - self._arrival
+        metrics.success.add(self._model, reason)
+        metrics.request_seconds.add(self._model, amount=seconds)
+        metrics.latency.observe(seconds)
         metrics.prompt_tokens.observe(self._num_prompt_tokens)
         metrics.generation_tokens.observe(self._num_tokens)
         if self._num_tokens > 1:
             metrics.per_token.observe((self._last - self._first) / (self._num_tokens - 1))
 
 
-class _Families:
-    def __init__(self, registry: CollectorRegistry, models: Sequence[str]) -> None:
-        def histogram(metric: names.Metric, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(*metric, ["model_name"], buckets=buckets, registry=registry)
-
-        self.queue_time = histogram(names.QUEUE_TIME, REQUEST_SECONDS)
-        self.first_token = histogram(names.TIME_TO_FIRST_TOKEN, FIRST_TOKEN_SECONDS)
-        self.inter_token = FastHistogram(names.INTER_TOKEN_LATENCY, TOKEN_SECONDS, models)
-        registry.register(self.inter_token)
-        self.per_token = histogram(names.TIME_PER_OUTPUT_TOKEN, TOKEN_SECONDS)
-        self.latency = histogram(names.LATENCY, REQUEST_SECONDS)
-        self.prompt_tokens = histogram(names.REQUEST_PROMPT_TOKENS, TOKENS)
-        self.generation_tokens = histogram(names.REQUEST_GENERATION_TOKENS, TOKENS)
-        self.success = Counter(*names.SUCCESS, ["model_name", "finished_reason"], registry=registry)
-
-
 class ServerMetrics:
-    """Everything one server measures."""
+    """Everything one server measures. Touched and collected on one thread."""
 
-    def __init__(
-        self, models: Iterable[str], read: Callable[[], tuple[EngineStats, bool, int]]
-    ) -> None:
+    def __init__(self, read: Callable[[], tuple[EngineStats, bool, int]]) -> None:
+        """`read` returns the agent's books, whether it is ready, and how often it restarted."""
+        self.queue_time = FastHistogram(names.QUEUE_TIME, REQUEST_SECONDS)
+        self.first_token = FastHistogram(names.TIME_TO_FIRST_TOKEN, FIRST_TOKEN_SECONDS)
+        self.inter_token = FastHistogram(names.INTER_TOKEN_LATENCY, TOKEN_SECONDS)
+        self.per_token = FastHistogram(names.TIME_PER_OUTPUT_TOKEN, TOKEN_SECONDS)
+        self.latency = FastHistogram(names.LATENCY, REQUEST_SECONDS)
+        self.request_overhead = FastHistogram(names.REQUEST_OVERHEAD, OVERHEAD_SECONDS)
+        self.token_overhead = FastHistogram(names.TOKEN_OVERHEAD, OVERHEAD_SECONDS)
+        self.prompt_tokens = FastHistogram(names.REQUEST_PROMPT_TOKENS, TOKENS)
+        self.generation_tokens = FastHistogram(names.REQUEST_GENERATION_TOKENS, TOKENS)
+        self.success = Totals(names.SUCCESS, "model_name", "finished_reason")
+        self.first_token_seconds = Totals(names.MODEL_FIRST_TOKEN_SECONDS, "model_name")
+        self.request_seconds = Totals(names.MODEL_REQUEST_SECONDS, "model_name")
+        self.refused = Totals(names.REFUSED, "status")
         self._registry = CollectorRegistry()
-        served = list(models)
-        families = _Families(self._registry, served)
-        self._models = {model: ModelMetrics(families, model) for model in served}
-        self.request_overhead = self._overhead(names.REQUEST_OVERHEAD)
-        self.token_overhead = self._overhead(names.TOKEN_OVERHEAD)
-        self._registry.register(AgentState(read))
+        for collector in (AgentState(read), *vars(self).values()):
+            if isinstance(collector, AgentState | FastHistogram | Totals):
+                self._registry.register(collector)
 
-    def of(self, model: str) -> ModelMetrics:
-        """The measurements of one served model."""
-        return self._models[model]
+    def timer(self, model: str, num_prompt_tokens: int, arrival: float) -> RequestTimer:
+        """The clock of one request, running since `arrival`."""
+        return RequestTimer(self, model, num_prompt_tokens, arrival)
 
-    def _overhead(self, metric: names.Metric) -> Observations:
-        histogram = FastHistogram(metric, OVERHEAD_SECONDS)
-        self._registry.register(histogram)
-        return histogram.of()
+    def collect(self) -> list[Metric]:
+        """A snapshot of everything, to be written as text elsewhere."""
+        return list(self._registry.collect())
 
     def render(self) -> bytes:
         """The Prometheus text format."""
-        return generate_latest(self._registry)
+        return write(self.collect())
+
+
+class _Collected(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def write(families: Iterable[Metric]) -> bytes:
+    """Collected families in the Prometheus text format; on any thread."""
+    return generate_latest(_Collected(families))

@@ -36,6 +36,13 @@ AGENT_UP = Metric("blockllm_agent_up", "1 while the agent is ready.")
 AGENT_RESTARTS = Metric("blockllm_agent_restarts", "Times the agent had to be started again.")
 
 SUCCESS = Metric("blockllm_request_success", "Requests ended, by reason.")
+REFUSED = Metric("blockllm_requests_refused", "Answers with an error status, by status.")
+MODEL_FIRST_TOKEN_SECONDS = Metric(
+    "blockllm_model_first_token_seconds", "Sum over a model's requests: arrival to first token."
+)
+MODEL_REQUEST_SECONDS = Metric(
+    "blockllm_model_request_seconds", "Sum over a model's requests: arrival to the end."
+)
 QUEUE_TIME = Metric("blockllm_request_queue_time_seconds", "From arrival to admission.")
 TIME_TO_FIRST_TOKEN = Metric(
     "blockllm_time_to_first_token_seconds", "From arrival to the first token."

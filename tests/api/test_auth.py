@@ -41,7 +41,7 @@ class InstantAgent:
 
 def make(models: Models, keys: KeyRing = KEYS, **settings: object):
     agent = InstantAgent()
-    metrics = ServerMetrics(models.names, lambda: (EngineStats(), True, 0))
+    metrics = ServerMetrics(lambda: (EngineStats(), True, 0))
     values = ServerSettings(**settings)  # type: ignore[arg-type]
     serving = Serving(values, models, agent, metrics)
     return agent, serving, TestClient(make_app(serving, keys), raise_server_exceptions=False)

@@ -38,7 +38,7 @@ def test_settings_are_documented_with_their_defaults(section: str, kind: type[ms
 
 
 def test_routes_are_documented(models: Models):
-    metrics = ServerMetrics([], lambda: (EngineStats(), True, 0))
+    metrics = ServerMetrics(lambda: (EngineStats(), True, 0))
     serving = Serving(ServerSettings(), models, InstantAgent(), metrics)
     routes = {
         f"{min(route.methods or ())} {route.path.replace(':path', '')}"

@@ -35,7 +35,7 @@ def test_quantiles_without_observations_or_above_all_bounds():
 
 @given(st.lists(st.floats(0, 4.9), min_size=1, max_size=50), st.sampled_from([0.5, 0.95, 0.99]))
 def test_a_quantile_lies_in_the_bucket_of_the_exact_one(seconds: list[float], share: float):
-    metrics = ServerMetrics(["m"], lambda: (EngineStats(), True, 0))
+    metrics = ServerMetrics(lambda: (EngineStats(), True, 0))
     for value in seconds:
         metrics.token_overhead.observe(value)
     buckets = read_buckets(metrics.render().decode(), names.TOKEN_OVERHEAD.name)

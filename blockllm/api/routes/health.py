@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -9,6 +11,7 @@ from starlette.routing import Route
 from blockllm.api.doorway import not_ready
 from blockllm.api.serving import Serving
 from blockllm.errors import AgentDied, Overloaded
+from blockllm.observability.metrics import write
 
 
 def routes(serving: Serving) -> list[Route]:
@@ -27,7 +30,7 @@ def routes(serving: Serving) -> list[Route]:
         return Response()
 
     async def metrics(request: Request) -> Response:
-        text = serving.metrics.render()
+        text = await asyncio.to_thread(write, serving.metrics.collect())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return [

@@ -32,7 +32,7 @@ def _entry(model: ServedModel) -> ModelEntry:
     return ModelEntry(
         id=card.name,
         created=int(card.created),
-        root=card.root or card.name,
+        root=card.parent or card.name,  # never the folder that the weights came from
         parent=card.parent,
         kind=card.kind,
         family=card.family,
