@@ -82,13 +82,13 @@ class Supervisor:
         self.options = msgspec.structs.replace(options, chains_bytes=len(self._chains))
         self.state = State.STARTING
         self.progress = Progress("starting the agent")
+        self.failure = ""  # why the last restart failed
         self.stats = EngineStats()
         self.restarts = 0
         self.streams = Streams()
         self._command = tuple(command)
         self._entered = entered
         self._served = served
-        self._failure = ""  # why the last start failed
         self._link: FrontLink | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._settled: asyncio.Future[BlockllmError | None] | None = None
@@ -120,7 +120,7 @@ class Supervisor:
     def submit(self, request: Request, sink: Sink) -> None:
         """Generate; events go to `sink`. Raises AgentDied while no agent is ready."""
         if self.state is not State.READY or self._link is None:
-            reason = self._failure or f"it is {self.state}, try in a few seconds"
+            reason = self.failure or f"it is {self.state}, try in a few seconds"
             raise AgentDied(f"no agent is ready: {reason}")
         try:
             self._link.send(Submit(request, time.monotonic()))
@@ -171,9 +171,9 @@ class Supervisor:
         ended.cancel()
         failure = settled.result()
         if failure is not None:
-            await _end(self._process, STOP_SECONDS)
+            await _end(self._process, LAST_WORDS_SECONDS)
             raise failure
-        self.state, self._failure = State.READY, ""
+        self.state, self.failure = State.READY, ""
 
     async def _keep_alive(self) -> None:
         while True:
@@ -194,7 +194,7 @@ class Supervisor:
             try:
                 return await self._launch()
             except BlockllmError as error:
-                self._failure = f"it could not be started again: {error}"
+                self.failure = f"it could not be started again: {error}"
                 logger.error("the agent could not be started again: %s", error)
 
     def _deliver(self, message: FromAgent) -> None:

@@ -201,6 +201,31 @@ def test_a_signal_while_loading_ends_it(folder: Path):
         assert server.end() == 0
 
 
+def test_the_socket_answers_while_models_are_loaded(folder: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with running(folder, "slow-start", wait=False, port=port, api_keys="k") as server:
+        client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
+        deadline = time.monotonic() + 20
+        seen = []
+        while not seen or not seen[-1]["total"]:
+            assert time.monotonic() < deadline, seen
+            with contextlib.suppress(httpx2.ConnectError):
+                assert client.get("/health").status_code == 200
+                ready = client.get("/ready")
+                assert (ready.status_code, ready.headers["retry-after"]) == (503, "1")
+                seen.append(ready.json()["progress"])
+        assert seen[-1] == {"activity": "loading bytes of weights", "done": 3, "total": 12}
+        assert client.post(PATH, json=SLOW_BODY).status_code == 401
+        refused = client.post(PATH, json=SLOW_BODY, headers={"authorization": "Bearer k"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        error = refused.json()["error"]
+        assert error["type"] == "server_error"
+        assert "loading bytes of weights (3 of 12)" in error["message"]
+        assert server.end() == 0
+
+
 def test_a_port_in_use_is_a_clear_error(folder: Path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -23,7 +23,12 @@ COMMAND = (
 
 
 def load(job: Job) -> Loaded:
-    match job.options.zoo:
+    word, _, place = job.options.zoo.partition(" ")
+    match word:
+        case "once" if (Path(place) / "started").exists():
+            raise OutOfMemory("it worked only once")
+        case "once":
+            (Path(place) / "started").touch()
         case "too-large":
             raise OutOfMemory("weights need 9 GB, 1 GB is allowed; 1 of 2 models would fit")
         case "dies":
@@ -33,6 +38,12 @@ def load(job: Job) -> Loaded:
         case "slow-start":
             job.progress("loading bytes of weights", 3, 12)
             time.sleep(60)
+        case "other-chains":
+            return Loaded(FakeEngine(), {"base": "fp_of-something-else"})
+        case "one-gone":
+            reasons = {"b": "its weights are gone"}
+            served = {name: job.chains[name] for name in job.chains if name not in reasons}
+            return Loaded(FakeEngine(), fingerprints(served), reasons)
     engine = FakeEngine(max_requests=job.options.engine.max_waiting)
     return Loaded(engine, fingerprints(job.chains))
 

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from blockllm.chain import fingerprint
 from blockllm.cluster.agent_main import AgentOptions
+from blockllm.cluster.messages import Progress, Ready
 from blockllm.cluster.streams import Mailbox
 from blockllm.cluster.supervisor import Supervisor, backoff
 from blockllm.config import EngineSettings
-from blockllm.core import Request, Sampling, TokenEvent
+from blockllm.core import Block, Chain, ChainEntry, Request, Sampling, TokenEvent
 from blockllm.errors import AgentDied, BlockllmError, EngineError, OutOfMemory, Overloaded
 from tests.cluster.fake_agent import COMMAND, ROOT
 from tests.cluster.fake_engine import CRASH, SLOW
+
+CHAINS = {name: Chain(name, (ChainEntry(Block(name, ())),), 8) for name in "ab"}
 
 
 def request(name: str = "r", **sampling: object) -> Request:
@@ -136,6 +140,62 @@ def test_start_raises_the_agents_own_error(zoo: str, kind: type[Exception], text
 
     with pytest.raises(kind, match=text):
         supervised(work, zoo)
+
+
+def test_an_agent_that_serves_other_chains_is_not_taken():
+    async def main() -> None:
+        supervisor = Supervisor(AgentOptions("other-chains"), COMMAND, chains=CHAINS)
+        with pytest.raises(EngineError, match="other chains"):
+            await supervisor.start()
+        assert not supervisor.alive
+
+    asyncio.run(main())
+
+
+def test_what_is_left_out_is_told_at_every_start():
+    told: list[Ready] = []
+
+    async def main() -> None:
+        options = AgentOptions("one-gone")
+        supervisor = Supervisor(options, COMMAND, chains=CHAINS, served=told.append)
+        await supervisor.start()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        while len(told) < 2:
+            await asyncio.sleep(0.02)
+        await supervisor.stop()
+
+    asyncio.run(main())
+    assert [ready.left_out for ready in told] == [{"b": "its weights are gone"}] * 2
+    assert told[0].fingerprints == {"a": fingerprint(CHAINS["a"])}
+
+
+def test_progress_while_the_agent_loads():
+    async def main() -> None:
+        supervisor = Supervisor(AgentOptions("slow-start"), COMMAND)
+        starting = asyncio.ensure_future(supervisor.start())
+        while not supervisor.progress.total:
+            await asyncio.sleep(0.02)
+        assert supervisor.progress == Progress("loading bytes of weights", 3, 12)
+        starting.cancel()
+        await asyncio.wait({starting})
+
+    asyncio.run(main())
+
+
+def test_a_restart_that_fails_says_why_to_those_who_ask(tmp_path: Path):
+    async def main() -> None:
+        supervisor = Supervisor(AgentOptions(f"once {tmp_path}"), COMMAND)
+        await supervisor.start()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        while "again" not in supervisor.failure:
+            await asyncio.sleep(0.02)
+        with pytest.raises(AgentDied, match=r"no agent is ready: .*: it worked only once"):
+            supervisor.submit(request(), Mailbox().put)
+        await supervisor.stop()
+
+    asyncio.run(main())
 
 
 def test_start_can_be_given_up():
