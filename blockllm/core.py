@@ -205,9 +205,17 @@ class SparseTarget(msgspec.Struct, frozen=True, tag="sparse", tag_field="kind"):
     ends: Tensor  # [out] int32: where each row's elements end
 
 
+class RowsTarget(msgspec.Struct, frozen=True, tag="rows", tag_field="kind"):
+    """Some tokens' rows of the embedding or of the head's weight instead of its own. What other
+    targets add to the head is added to them too."""
+
+    rows: Tensor  # [tokens, hidden]
+    tokens: tuple[int, ...]  # whose rows they are, each once
+
+
 Target = (
     LoraTarget | DoraTarget | GainTarget | BiasTarget | NormTarget | BottleneckTarget
-    | PrefixTarget | PromptTarget | CodedTarget | SparseTarget
+    | PrefixTarget | PromptTarget | CodedTarget | SparseTarget | RowsTarget
 )  # fmt: skip
 
 

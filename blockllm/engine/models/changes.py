@@ -2,7 +2,8 @@
 
     y = gain · (W (input_gain · x) + b) + bias + B A x + D x
 
-Base weights multiply all rows of a hop at once; the rest is per segment.
+Base weights multiply all rows of a hop at once; the rest is per segment. Some outputs may have rows
+of weights of their own instead of W's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from blockllm.core import (
     DoraTarget,
     GainTarget,
     LoraTarget,
+    RowsTarget,
     SparseTarget,
     Target,
     Tensor,
@@ -25,8 +27,9 @@ from blockllm.core import (
 from blockllm.engine.kernels.coded import Difference
 from blockllm.engine.kernels.triton.pool import Update
 from blockllm.engine.models.differences import load_difference
+from blockllm.engine.models.rows import OwnOutputs, load_outputs
 from blockllm.engine.models.segments import Segments
-from blockllm.engine.models.sources import TensorSource
+from blockllm.engine.models.sources import Loader, TensorSource
 from blockllm.errors import UnsupportedModel
 
 Targets = Mapping[str, tuple[Target, ...]]  # by module
@@ -48,14 +51,20 @@ class Change(NamedTuple):
     bias: torch.Tensor | None = None  # [out]
     update: Update | None = None
     differences: tuple[Difference, ...] = ()
+    outputs: OwnOutputs | None = None  # whose rows of W are its own
 
 
-def combine(targets: Sequence[Target], base: BaseLinear, load: TensorSource) -> Change:
+def combine(targets: Sequence[Target], base: BaseLinear, load: Loader) -> Change:
     """All targets of one linear as one change. Raises UnsupportedModel for kinds that do not go
     together."""
     changes = [_change(target, base, load) for target in targets]
     if len(changes) == 1:
         return changes[0]
+    own = [c.outputs for c in changes if c.outputs is not None]
+    if own:
+        if len(own) > 1 or not all(isinstance(t, LoraTarget | RowsTarget) for t in targets):
+            raise UnsupportedModel("rows of a weight go together with low-rank updates only")
+        return Change(update=stack([c.update for c in changes if c.update]), outputs=own[0])
     # a bias beside DoRA is not scaled by it; anything else beside a gain would have to be
     gains = [c.gain for c in changes if c.gain is not None]
     updated = sum(c.update is not None for c in changes)
@@ -69,7 +78,7 @@ def combine(targets: Sequence[Target], base: BaseLinear, load: TensorSource) -> 
     return Change(gain=gain, bias=_sum(biases), update=stack(updates), differences=differences)
 
 
-def _change(target: Target, base: BaseLinear, load: TensorSource) -> Change:
+def _change(target: Target, base: BaseLinear, load: Loader) -> Change:
     match target:
         case LoraTarget():
             return Change(update=low_rank(target, load))
@@ -84,6 +93,8 @@ def _change(target: Target, base: BaseLinear, load: TensorSource) -> Change:
             return Change(input_gain=load.load(target.gain))
         case CodedTarget() | SparseTarget():
             return Change(differences=(load_difference(target, base.weight.shape, load),))
+        case RowsTarget() if base.bias is None:
+            return Change(outputs=load_outputs(target, base.weight.shape, load))
     raise UnsupportedModel(f"a linear takes no delta of the kind {type(target).__name__}")
 
 

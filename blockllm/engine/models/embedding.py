@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from blockllm.core import CodedTarget, LoraTarget, PromptTarget, SparseTarget
+from blockllm.core import CodedTarget, LoraTarget, PromptTarget, RowsTarget, SparseTarget
 from blockllm.engine.kernels.coded import Difference, look_up
 from blockllm.engine.kernels.triton.pool import Update
 from blockllm.engine.models.changes import Targets, low_rank, stack
 from blockllm.engine.models.differences import load_difference
+from blockllm.engine.models.rows import TokenRows, load_tokens
 from blockllm.engine.models.segments import Segments
 from blockllm.engine.models.sources import TensorSource
 from blockllm.errors import UnsupportedModel
 
-_TAKEN = LoraTarget | PromptTarget | CodedTarget | SparseTarget
+_TAKEN = LoraTarget | PromptTarget | CodedTarget | SparseTarget | RowsTarget
 
 
 class Embedding:
@@ -28,6 +29,7 @@ class Embedding:
         # by the block's adapters
         self._updates: list[Update | None] = []  # A: [rank, vocab]
         self._differences: list[tuple[Difference, ...] | None] = []
+        self._rows: list[TokenRows | None] = []
         self._prompts: list[torch.Tensor | None] = []  # [virtual tokens, hidden]
 
     def attach(self, adapters: Sequence[Targets], load: TensorSource) -> None:
@@ -44,12 +46,16 @@ class Embedding:
             coded = [t for t in group if isinstance(t, CodedTarget | SparseTarget)]
             differences = tuple(load_difference(t, self.weight.shape, load) for t in coded)
             self._differences.append(differences or None)
+            rows = [t for t in group if isinstance(t, RowsTarget)]
+            self._rows.append(load_tokens(rows[0], self.weight.shape, load) if rows else None)
             prompts = [load.load(t.rows) for t in group if isinstance(t, PromptTarget)]
             self._prompts.append(prompts[0] if prompts else None)
 
     def __call__(self, tokens: torch.Tensor, segments: Segments) -> torch.Tensor:
         """tokens: [rows] → [rows, hidden]"""
         y = F.embedding(tokens, self.weight).to(self._dtype)
+        for start, stop, own in segments.own(self._rows):
+            y[start:stop] = own.put(y[start:stop], tokens[start:stop])
         for start, stop, update in segments.own(self._updates):
             shrunk = update.a.t()[tokens[start:stop]]  # [rows, rank]
             y[start:stop].addmm_(shrunk, update.b, alpha=update.scale)

@@ -18,6 +18,7 @@ from blockllm.engine.kernels.coded import make_differences
 from blockllm.engine.kernels.layer import Matrix
 from blockllm.engine.kernels.packed import PackedInt8, PackedLinear
 from blockllm.engine.models.changes import Affine, BaseLinear, Targets, combine
+from blockllm.engine.models.rows import OwnOutputs
 from blockllm.engine.models.segments import Segments
 from blockllm.engine.models.sources import Loader
 
@@ -39,6 +40,8 @@ class Linear:
             self.columns[name] = slice(start, start + weight.shape[0])
             start += weight.shape[0]
         self._affine: Affine | None = None
+        # by the block's adapters; where a part begins in y, and its outputs
+        self._outputs: list[list[tuple[int, OwnOutputs]] | None] = []
         self._updates: AddUpdates | None = None
         self._differences: AddUpdates | None = None
 
@@ -53,6 +56,11 @@ class Linear:
         ]
         affine = Affine(changes, self.columns)
         self._affine = affine if affine.changes_inputs or affine.changes_outputs else None
+        outputs = (
+            [(self.columns[n].start, c.outputs) for n, c in own.items() if c.outputs]
+            for own in changes
+        )
+        self._outputs = [own or None for own in outputs]
         updates = [{n: c.update for n, c in own.items() if c.update} for own in changes]
         differences = [{n: c.differences for n, c in own.items()} for own in changes]
         self._updates = make_adapters(updates, self.columns)
@@ -76,6 +84,9 @@ class Linear:
         else:
             y = self._matmul(self._affine.before(x, segments))
             self._affine.after(y, segments)
+        for start, stop, parts in segments.own(self._outputs):
+            for first, own in parts:
+                y[start:stop, first + own.outputs] = own.multiply(x[start:stop])
         if segments:
             for add in (self._updates, self._differences):
                 if add is not None:

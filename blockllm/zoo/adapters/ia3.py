@@ -34,7 +34,7 @@ def read_ia3(reader: SettingsReader, tensors: dict[str, Source], layers: Layers)
     named = strip_prefix(tensors)
     gains = [_gain(n, s, layers) for n, s in sorted(named.items()) if n.endswith(_SUFFIX)]
     whole = {n: s for n, s in named.items() if not n.endswith(_SUFFIX)}
-    additions, replaced = read_saved(whole, layers)
+    additions, replaced = read_saved(reader, whole, layers)
     return AdapterPlan("ia3", [*gains, *additions], replaced)
 
 

@@ -11,6 +11,7 @@ from blockllm.zoo.adapters.bottleneck import read_bottlenecks
 from blockllm.zoo.adapters.ia3 import read_ia3
 from blockllm.zoo.adapters.lora import read_lora
 from blockllm.zoo.adapters.plan import AdapterPlan, Layers
+from blockllm.zoo.adapters.tokens import read_tokens
 from blockllm.zoo.adapters.virtual import read_prefix, read_prompt
 from blockllm.zoo.adapters.whole import read_biases, read_norms
 from blockllm.zoo.checkpoint import SAVING, Source
@@ -31,6 +32,7 @@ _PEFT: dict[str, _Reader] = {
     "PREFIX_TUNING": read_prefix,
     "PROMPT_TUNING": read_prompt,
     "P_TUNING": read_prompt,
+    "TRAINABLE_TOKENS": read_tokens,
 }
 
 

@@ -3,6 +3,7 @@
 (module).lora_A.weight   lora_B.weight   lora_B.bias        a low-rank update of a linear
 (module).lora_magnitude_vector                              DoRA: lengths of the rows
 (module).lora_embedding_A   lora_embedding_B                of the embedding
+(module).token_adapter.trainable_tokens_delta               see tokens.py
 (module).[base_layer.]weight   bias                         see saved.py
 """
 
@@ -17,8 +18,10 @@ from blockllm.zoo.adapters.plan import (
     check_shape,
     find_linear,
     strip_prefix,
+    with_shapes,
 )
 from blockllm.zoo.adapters.saved import read_saved
+from blockllm.zoo.adapters.tokens import add_rows, split_rows
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader
 
@@ -37,7 +40,8 @@ def read_lora(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
     config = read_lora_config(reader)
     modules: dict[str, dict[str, Source]] = {}
     whole: dict[str, Source] = {}
-    for key, source in strip_prefix(tensors).items():
+    rows, named = split_rows(strip_prefix(tensors))
+    for key, source in named.items():
         suffix = next((end for end in _PARTS if key.endswith(end)), None)
         if suffix is None:
             whole[key] = source
@@ -45,8 +49,10 @@ def read_lora(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
             raise AdapterMismatch(f"tensor {key[:200]!r} is there in two ways")
         else:
             modules[key.removesuffix(suffix)][_PARTS[suffix]] = source
-    updates = [_update(config, name, parts, layers) for name, parts in sorted(modules.items())]
-    additions, replaced = read_saved(whole, layers)
+    additions, replaced = read_saved(reader, whole, layers)
+    shaped = with_shapes(layers, replaced)
+    updates = [_update(config, name, parts, shaped) for name, parts in sorted(modules.items())]
+    additions += add_rows(reader, rows, layers, shaped)
     return AdapterPlan("dora" if config.is_dora else "lora", [*updates, *additions], replaced)
 
 

@@ -14,8 +14,8 @@ _OPTIONS = {
     "alpha_pattern", "bias", "ensure_weight_tying", "eva_config", "exclude_modules",
     "fan_in_fan_out", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
     "lora_alpha", "lora_bias", "lora_dropout", "megatron_core", "modules_to_save",
-    "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_modules", "use_dora",
-    "use_rslora",
+    "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_modules",
+    "trainable_token_indices", "use_dora", "use_rslora",
 }  # fmt: skip
 # initialisations that also change the base's weights; peft clears the option when converting
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from blockllm.core import DTYPE_BYTES, Layer
 from blockllm.errors import AdapterMismatch, UnsupportedModel
 from blockllm.zoo.checkpoint import Source
@@ -93,6 +95,22 @@ class Place(NamedTuple):
     weight: str  # name of its weight in the layer
     rows: int
     columns: int
+
+
+def is_tied(layers: Layers) -> bool:
+    """Whether embedding and head are one tensor. An int8 head has parted from the embedding."""
+    return layers[0].tensors["weight"].hash == layers[-1].tensors["weight"].hash
+
+
+def with_shapes(layers: Layers, replaced: Mapping[tuple[int, str], Part]) -> Layers:
+    """The layers for checking shapes once `replaced` is in its place."""
+    shaped = list(layers)
+    for (position, name), source in replaced.items():
+        layer = shaped[position]
+        tensor = msgspec.structs.replace(layer.tensors[name], shape=source.entry.shape)
+        tensors = {**layer.tensors, name: tensor}
+        shaped[position] = msgspec.structs.replace(layer, tensors=tensors)
+    return tuple(shaped)
 
 
 def find_linear(name: str, layers: Layers) -> Place:

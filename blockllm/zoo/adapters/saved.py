@@ -1,7 +1,8 @@
 """Whole tensors that an adapter brings: `modules_to_save`, trained biases, trained norms.
 
 Norms and biases become targets, so that the base's block stays shared. Weights of linears replace
-the base's: the layer gets another digest, and takes its norms and biases with it.
+the base's: the layer gets another digest, and takes its norms and biases with it. An embedding and
+a head that are both replaced may have another vocabulary than the base's.
 """
 
 from __future__ import annotations
@@ -9,37 +10,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from blockllm.errors import AdapterMismatch
-from blockllm.zoo.adapters.plan import Addition, Layers, Part, check_shape, find_linear
+from blockllm.zoo.adapters.plan import (
+    Addition,
+    Layers,
+    Part,
+    check_shape,
+    find_linear,
+    is_tied,
+)
+from blockllm.zoo.adapters.spelling import Whole, read_spellings
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.families.names import locate_tensor
 from blockllm.zoo.int8 import round_weight
+from blockllm.zoo.settings_reader import SettingsReader
 
 Replaced = dict[tuple[int, str], Part]
 
 
 def read_saved(
-    tensors: Mapping[str, Source], layers: Layers, new_biases: bool = False
+    reader: SettingsReader,
+    tensors: Mapping[str, Source],
+    layers: Layers,
+    new_biases: bool = False,
 ) -> tuple[list[Addition], Replaced]:
-    """Additions and replacements for tensors by the base's names.
+    """Additions and replacements for tensors by the base's names, as PEFT's wrappers spell them.
 
     With `new_biases` linears without a bias may get one. Raises AdapterMismatch for tensors that
     have no place in the base or another shape.
     """
     additions: dict[tuple[int, str], Addition] = {}  # by the tensor that each stands for
-    replaced: Replaced = {}
-    for key, source in tensors.items():
-        name = key.replace(".base_layer.", ".")
-        if name != key and name in tensors:
-            raise AdapterMismatch(f"tensor {name[:200]!r} is there in two ways")
+    weights: dict[tuple[int, str], Whole] = {}
+    for name, whole in read_spellings(reader, tensors).items():
         if name.endswith(".bias"):
-            place, addition = _bias(name, source, layers, new_biases)
+            place, addition = _bias(name, whole.source, layers, new_biases)
             additions[place] = addition
         elif name.endswith("norm.weight"):
-            place = _locate(name, source, layers)
+            place = _locate(name, whole.source, layers)
             module = place[1].removesuffix(".weight")
-            additions[place] = Addition(place[0], module, "norm", {"weight": source}, {})
+            additions[place] = Addition(place[0], module, "norm", {"weight": whole.source}, {})
         else:
-            _replace(replaced, name, source, layers, is_tied_in=name != key)
+            weights[_locate(name, whole.source, layers)] = whole
+    replaced: Replaced = {}
+    for place, whole in _with_twins(weights, layers).items():
+        replaced |= _as_stored(place, whole.source, layers)
+    _check_vocabulary(replaced, layers)
     return _fold(additions, replaced, layers)
 
 
@@ -48,7 +62,10 @@ def _locate(name: str, source: Source, layers: Layers) -> tuple[int, str]:
     stored = place and layers[place[0]].tensors.get(place[1])
     if place is None or stored is None or name.endswith(".scale"):
         raise AdapterMismatch(f"the base has no tensor {name[:200]!r}")
-    check_shape(name, source, stored.shape)
+    shape = stored.shape
+    if place in _ends(layers) and len(source.entry.shape) == 2 and source.entry.shape[0]:
+        shape = (source.entry.shape[0], *shape[1:])  # a vocabulary of its own
+    check_shape(name, source, shape)
     return place
 
 
@@ -63,16 +80,35 @@ def _bias(
     return place, Addition(linear.position, linear.module, "bias", {"bias": source}, {})
 
 
-def _replace(
-    replaced: Replaced, name: str, source: Source, layers: Layers, is_tied_in: bool
-) -> None:
-    place = _locate(name, source, layers)
-    # peft loads `base_layer` into the base's own parameter, which embedding and head may share;
-    # modules_to_save is a copy beside it and unties them
-    twin = _tied_twin(place, layers) if is_tied_in else None
-    if twin is not None and twin not in replaced:
-        replaced |= _as_stored(twin, source, layers)
-    replaced |= _as_stored(place, source, layers)
+def _with_twins(
+    weights: dict[tuple[int, str], Whole], layers: Layers
+) -> dict[tuple[int, str], Whole]:
+    # peft loads what is no copy into the base's own parameter, which embedding and head may share
+    ends = _ends(layers)
+    if not is_tied(layers):
+        return weights
+    twins = {
+        twin: weights[place]
+        for place, twin in (ends, ends[::-1])
+        if place in weights and twin not in weights and not weights[place].is_copy
+    }
+    return {**weights, **twins}
+
+
+def _check_vocabulary(replaced: Replaced, layers: Layers) -> None:
+    embed, head = (
+        replaced[end].entry.shape[0] if end in replaced else layers[end[0]].tensors[end[1]].shape[0]
+        for end in _ends(layers)
+    )
+    if embed != head:
+        raise AdapterMismatch(
+            f"the model would have {embed} rows in its embedding and {head} in its head: an "
+            "adapter with a resized vocabulary brings both, or belongs on the resized base"
+        )
+
+
+def _ends(layers: Layers) -> tuple[tuple[int, str], tuple[int, str]]:
+    return (0, "weight"), (len(layers) - 1, "weight")
 
 
 def _fold(
@@ -94,12 +130,3 @@ def _as_stored(place: tuple[int, str], source: Source, layers: Layers) -> Replac
     if layers[position].tensors[name].dtype != "I8":
         return {place: source}
     return {(position, part): rounded for part, rounded in round_weight(name, source).items()}
-
-
-def _tied_twin(place: tuple[int, str], layers: Layers) -> tuple[int, str] | None:
-    # an int8 head has parted from the embedding already
-    ends = ((0, "weight"), (len(layers) - 1, "weight"))
-    tied = layers[0].tensors["weight"].hash == layers[-1].tensors["weight"].hash
-    if place not in ends or not tied:
-        return None
-    return ends[1] if place == ends[0] else ends[0]

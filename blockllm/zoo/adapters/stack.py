@@ -18,9 +18,13 @@ def check_meetings(below: Targets, plan: AdapterPlan) -> None:
     """Raise AdapterMismatch, naming the module, if the plan's targets cannot apply together with
     each other and with those of the adapter `below`."""
     kinds: dict[tuple[int, str], list[str]] = {}
+    new_rows = {(a.position, a.module) for a in plan.additions if a.kind == "rows"}
     for position, modules in below.items():
         for module, group in modules.items():
             kinds[position, module] = [str(target.__struct_config__.tag) for target in group]
+    for place in new_rows & kinds.keys():  # rows of what: of the base's weight, or of the changed?
+        if not set(kinds[place]) <= _VIRTUAL:
+            raise AdapterMismatch(f"{_where(*place)}: {kinds[place][0]}, rows cannot be stacked")
     for addition in plan.additions:
         kinds.setdefault((addition.position, addition.module), []).append(addition.kind)
     for place, met in kinds.items():
@@ -71,7 +75,9 @@ def _fit(group: Iterable[str]) -> bool:
     if counts.total() == 1 or set(counts) <= _ADDED:
         return True
     if counts.keys() & _VIRTUAL and max(counts[kind] for kind in _VIRTUAL) == 1:
-        return set(counts) - _VIRTUAL <= {"bottleneck", "lora"}
+        return counts["rows"] < 2 and set(counts) - _VIRTUAL <= {"bottleneck", "lora", "rows"}
+    if counts["rows"]:  # low-rank updates are added to the rows as to the base's
+        return counts["rows"] == 1 and set(counts) <= {"lora", "rows"}
     if set(counts) == {"bottleneck"}:
         return True
     others = set(counts) - {"bias"}

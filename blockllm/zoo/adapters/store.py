@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from blockllm.core import Layer, Tensor
+from blockllm.core import EmbedFunction, Function, HeadFunction, Layer, Tensor
 from blockllm.errors import AdapterMismatch
 from blockllm.zoo.adapters.plan import AdapterPlan, Computed, Part
 from blockllm.zoo.adapters.stack import check_meetings, check_replaced, merge
@@ -48,8 +48,8 @@ def store_adapter(
     check_replaced(base.targets, new)
     layers = list(base.layers)
     for position, key in new:
-        function = layers[position].function
         tensors = {**layers[position].tensors, key: stored[position, None, key]}
+        function = _resized(layers[position].function, tensors)
         layers[position] = Layer(layer_digest(function, tensors), function, tensors)
     targets: Targets = {}
     for place, (position, module, kind, own_parts, settings) in enumerate(plan.additions):
@@ -104,6 +104,13 @@ def _add(parts: Mapping[_Key, Part], base: Record, writer: PackWriter) -> dict[_
             for kept in layer.values():
                 kept.forget()
     return stored
+
+
+def _resized(function: Function, tensors: dict[str, Tensor]) -> Function:
+    """The function for tensors that may have another vocabulary."""
+    if not isinstance(function, EmbedFunction | HeadFunction):
+        return function
+    return msgspec.structs.replace(function, vocab_size=tensors["weight"].shape[0])
 
 
 def _check_virtual(plan: AdapterPlan, base: Record) -> None:

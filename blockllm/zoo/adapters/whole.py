@@ -28,7 +28,7 @@ def read_norms(reader: SettingsReader, tensors: dict[str, Source], layers: Layer
     named = {name.replace(_NORM, "."): s for name, s in strip_prefix(tensors).items()}
     if len(named) < len(tensors):
         raise AdapterMismatch("a norm is there in two ways")
-    return AdapterPlan("ln", *read_saved(named, layers))
+    return AdapterPlan("ln", *read_saved(reader, named, layers))
 
 
 def read_biases(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -38,4 +38,4 @@ def read_biases(reader: SettingsReader, tensors: dict[str, Source], layers: Laye
     for name in named:
         if not name.endswith(".bias"):
             raise AdapterMismatch(f"tensor {name[:200]!r} is no bias")
-    return AdapterPlan("bitfit", *read_saved(named, layers, new_biases=True))
+    return AdapterPlan("bitfit", *read_saved(reader, named, layers, new_biases=True))

@@ -28,6 +28,7 @@ from blockllm.zoo.arrays import Floats, Weights, read_floats
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.int8 import Int8Part, scale_name
 from blockllm.zoo.rounding import make_scales, make_weight
+from blockllm.zoo.settings_reader import SettingsReader
 
 # options that say how an adapter was trained, or name what its tensors name as well
 COMMON = frozenset(
@@ -148,6 +149,7 @@ class Module(NamedTuple):
 
 
 def read_modules(
+    reader: SettingsReader,
     kind: str,
     tensors: Mapping[str, Source],
     layers: Layers,
@@ -176,7 +178,7 @@ def read_modules(
         made = change(Module(name, place, layers, parts))
         additions += made.additions
         replaced |= made.replaced
-    saved, others = read_saved(whole, layers)
+    saved, others = read_saved(reader, whole, layers)
     whole_parts = {**others, **_rebase(replaced, others)}
     return AdapterPlan(kind, [*additions, *saved], whole_parts, _merged_notes(replaced))
 

@@ -44,7 +44,7 @@ def read_loha(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
             alphas.of(module.name) / rank,
         )
 
-    return read_modules("loha", strip_prefix(tensors), layers, _LOHA, change)
+    return read_modules(reader, "loha", strip_prefix(tensors), layers, _LOHA, change)
 
 
 def read_lokr(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -52,7 +52,7 @@ def read_lokr(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
     check_options(reader, _OPTIONS)
     ranks, alphas = read_ranks(reader), read_numbers(reader, "alpha", "alpha_pattern")
     return read_modules(
-        "lokr", strip_prefix(tensors), layers, _LOKR, lambda m: _kronecker(m, ranks, alphas)
+        reader, "lokr", strip_prefix(tensors), layers, _LOKR, lambda m: _kronecker(m, ranks, alphas)
     )
 
 

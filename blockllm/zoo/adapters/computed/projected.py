@@ -32,7 +32,7 @@ _OPTIONS = COMMON | {"d_initial", "projection_prng_key", "r", "save_projection"}
 def read_vera(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
     """PEFT's VERA; raises a CheckpointError."""
     check_options(reader, {*_OPTIONS, "vera_dropout"})
-    return _read_projected("vera", reader.integer("r"), 1, tensors, layers)
+    return _read_projected(reader, "vera", 1, tensors, layers)
 
 
 def read_pvera(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -43,13 +43,13 @@ def read_pvera(reader: SettingsReader, tensors: dict[str, Source], layers: Layer
             "supported; without it the mean is served"
         )
     check_options(reader, {*_OPTIONS, "generator_seed", "pvera_dropout"})
-    return _read_projected("pvera", reader.integer("r"), 2, tensors, layers)
+    return _read_projected(reader, "pvera", 2, tensors, layers)
 
 
 def _read_projected(
-    kind: str, rank: int, halves: int, tensors: dict[str, Source], layers: Layers
+    reader: SettingsReader, kind: str, halves: int, tensors: dict[str, Source], layers: Layers
 ) -> AdapterPlan:
-    rest = dict(tensors)
+    rank, rest = reader.integer("r"), dict(tensors)
     a, b = take_shared(rest, f"{kind}_A", _SAVING), take_shared(rest, f"{kind}_B", _SAVING)
 
     def change(module: Module) -> Change:
@@ -65,7 +65,7 @@ def _read_projected(
         )
 
     suffixes = {f".{kind}_lambda_b": "b", f".{kind}_lambda_d": "d"}
-    return read_modules(kind, strip_prefix(rest), layers, suffixes, change)
+    return read_modules(reader, kind, strip_prefix(rest), layers, suffixes, change)
 
 
 def read_randlora(
@@ -102,7 +102,7 @@ def read_randlora(
         return module.merge(merge)
 
     suffixes = {".randlora_lambda": "lambda", ".randlora_gamma": "gamma"}
-    return read_modules("randlora", strip_prefix(rest), layers, suffixes, change)
+    return read_modules(reader, "randlora", strip_prefix(rest), layers, suffixes, change)
 
 
 def _check_cut(source: Source, least: tuple[int, ...], exact: int) -> None:

@@ -40,7 +40,7 @@ def read_adalora(reader: SettingsReader, tensors: dict[str, Source], layers: Lay
             rank, lambda _: module.read("a") * module.read("e"), module.parts["b"], scale
         )
 
-    return read_modules("adalora", strip_prefix(tensors), layers, _ADALORA, change)
+    return read_modules(reader, "adalora", strip_prefix(tensors), layers, _ADALORA, change)
 
 
 def _rank(module: Module) -> int:
