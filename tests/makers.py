@@ -106,7 +106,9 @@ def make_tokenizer(path: Path, vocab_size: int = 96, template: str | None = TEMP
         (path / "chat_template.jinja").write_text(template)
 
 
-def make_lora(base: Path, path: Path, *, seed: int = 1, **config: Any) -> Path:
+def make_lora(
+    base: Path, path: Path, *, seed: int = 1, recorded: Path | None = None, **config: Any
+) -> Path:
     """A PEFT LoRA adapter on the checkpoint `base`.
 
     `config` goes to `peft.LoraConfig`; `target_modules` is q_proj and v_proj unless given.
@@ -115,12 +117,26 @@ def make_lora(base: Path, path: Path, *, seed: int = 1, **config: Any) -> Path:
 
     values: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
     values |= {"task_type": "CAUSAL_LM", **config}
-    return make_adapter(base, path, peft.LoraConfig(**values), seed=seed)
+    return make_adapter(base, path, peft.LoraConfig(**values), seed=seed, recorded=recorded)
 
 
-def make_adapter(base: Path, path: Path, config: Any, *, seed: int = 1) -> Path:
+def resize_vocabulary(base: Path, path: Path, vocab_size: int) -> Path:
+    """The checkpoint `base` with more or fewer tokens."""
+    import transformers
+
+    torch.manual_seed(vocab_size)  # transformers draws the new rows
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(vocab_size)
+    model.save_pretrained(path)
+    return path
+
+
+def make_adapter(
+    base: Path, path: Path, config: Any, *, seed: int = 1, recorded: Path | None = None
+) -> Path:
     """A PEFT adapter of any kind on the checkpoint `base`; `config` is peft's. Every trained tensor
-    is random: gains, magnitudes and norms around what they start from, others around zero."""
+    is random: gains, magnitudes and norms around what they start from, others around zero.
+    `recorded` is the base that the adapter names, if that is another one."""
     import peft
     import transformers
 
@@ -128,6 +144,7 @@ def make_adapter(base: Path, path: Path, config: Any, *, seed: int = 1) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns about tied weights; tests cover what it does
         model = transformers.AutoModelForCausalLM.from_pretrained(base)
+        model.name_or_path = str(recorded or base)
         model = peft.get_peft_model(model, config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

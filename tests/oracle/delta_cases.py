@@ -15,6 +15,7 @@ from tests.makers import (
     make_bottleneck,
     make_checkpoint,
     make_lora,
+    resize_vocabulary,
 )
 from tests.oracle.reference import Expected, generate, load
 
@@ -52,6 +53,20 @@ def _bottleneck(options: dict[str, Any]) -> Maker:
     return lambda base, path: make_bottleneck(base, path, options)
 
 
+def _resized(vocab_size: int, seed: int, **options: Any) -> Maker:
+    """A LoRA adapter of a model with another vocabulary, to be added to the base as it was."""
+
+    def make(base: Path, path: Path) -> Path:
+        resized = resize_vocabulary(base, _resized_base(path), vocab_size)
+        return make_lora(resized, path, seed=seed, recorded=base, **options)
+
+    return make
+
+
+def _resized_base(adapter: Path) -> Path:
+    return adapter.with_name(f"{adapter.name}-base")
+
+
 _IA3 = {
     "target_modules": ["k_proj", "v_proj", "down_proj"],
     "feedforward_modules": ["down_proj"],
@@ -63,6 +78,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("llama", {"num_hidden_layers": 3}),
     "biased": ("llama", {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True}),
     "normed": ("qwen3", {"num_hidden_layers": 2, "head_dim": 16}),
+    "tied": ("llama", {"num_hidden_layers": 2, "tie_word_embeddings": True}),
 }
 
 CASES: dict[str, Case] = {
@@ -111,6 +127,26 @@ CASES: dict[str, Case] = {
     "p-tuning": Case(
         _peft("PromptEncoderConfig", 16, num_virtual_tokens=17, encoder_hidden_size=8), "prompt"
     ),
+    "tokens": Case(_lora(21, trainable_token_indices=[90, 5, 31]), "lora"),
+    "tokens-alone": Case(
+        _peft("TrainableTokensConfig", 22, token_indices=[17, 3]), "tokens", "tied"
+    ),
+    "tokens-apart": Case(
+        _lora(23, trainable_token_indices={"embed_tokens": [17, 65], "lm_head": [40]}),
+        "lora",
+        "tied",
+    ),
+    "tokens-under-lora": Case(
+        _lora(24, trainable_token_indices=[17, 40], target_modules=["q_proj", "lm_head"]),
+        "lora",
+        "tied",
+    ),
+    "resized": Case(_resized(103, 25, modules_to_save=["embed_tokens", "lm_head"]), "lora"),
+    "resized-tokens": Case(
+        _resized(98, 26, trainable_token_indices=[96, 97, 17], target_modules=["up_proj"]),
+        "lora",
+        "tied",
+    ),
     "lora-on-tuned": Case(_lora(17, r=3), "lora", "tuned"),
     "stack": Case(_lora(18, r=3, target_modules=["q_proj", "up_proj"]), "stack", "rslora"),
     "stack-scaled": Case(_lora(19, target_modules=["v_proj", "q_proj"]), "stack", "rslora", 0.5),
@@ -155,7 +191,10 @@ class DeltaLab:
     def expected(self, model: str, seed: int) -> Expected:
         """Greedy tokens of the reference."""
         if (model, seed) not in self._expected:
-            reference = load(self._checkpoint(model), *self._adapters(model))
+            checkpoint = _resized_base(self.root / model)
+            if not checkpoint.exists():
+                checkpoint = self._checkpoint(model)
+            reference = load(checkpoint, *self._adapters(model))
             scale = CASES[model].scale if model in CASES else None
             if scale is not None:
                 _rescale(reference, model, scale)

@@ -283,7 +283,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "loftq": {"init_lora_weights": "loftq"},
     "layer_replication": {"layer_replication": [[0, 2], [1, 2]]},
     "target_parameters": {"target_parameters": ["x"]},
-    "trainable_token_indices": {"trainable_token_indices": [1]},
     "alora_invocation_tokens": {"alora_invocation_tokens": [1]},
     "use_qalora": {"use_qalora": True},
     "from_the_future": {"from_the_future": {"a": 1}},

@@ -80,11 +80,12 @@ def split_rows(tensors: Mapping[str, Source]) -> tuple[dict[str, Source], dict[s
 
 def _wished(reader: SettingsReader, rows: Mapping[str, Source]) -> dict[str, list[int]]:
     """The tokens by the name of a module; those that the file has rows of by its full name."""
-    if not reader.is_section(_INDICES):
-        listed = {"embed_tokens": reader.integers(_INDICES)}
-    else:
+    listed = {}
+    if reader.is_section(_INDICES):
         section = reader.section(_INDICES)
         listed = {name: section.integers(name) for name in section.all_keys()}
+    elif _INDICES in reader:
+        listed = {"embed_tokens": reader.integers(_INDICES)}
     full = {m: next((n for n in listed if f".{m}".endswith(f".{n}")), None) for m in rows}
     named = {module: listed[name] for module, name in full.items() if name is not None}
     return {**named, **{n: tokens for n, tokens in listed.items() if n not in full.values()}}
@@ -97,16 +98,19 @@ def _add(
     layers: Layers,
     shaped: Layers,
 ) -> list[Addition]:
-    for module in rows:
+    follows = _follows(reader, layers)
+    found = {}
+    for module, source in rows.items():
+        if module == "lm_head" and follows and module not in wished:
+            continue  # the embedding's once more: peft saves them where the vocabulary was resized
         if module not in wished:
             raise AdapterMismatch(f"{reader.where}: no tokens are listed for {module[:200]!r}")
-    found = {}
-    for module in (m for m in rows if wished[m]):
-        own = _rows(reader, module, rows[module], wished[module], shaped)
-        found[own.place.module] = own
+        own = _rows(reader, module, source, wished[module], shaped)
+        if own.tokens:
+            found[own.place.module] = own
     embed, head = found.get("embed"), found.get("head")
     listed = wished.get("lm_head")
-    if embed and _follows(reader, layers) and (listed is None or tuple(listed) == embed.tokens):
+    if embed and follows and (listed is None or tuple(listed) == embed.tokens):
         head = embed._replace(place=find_linear("lm_head", shaped))
     elif embed and not head and layers[-1].tensors["weight"].dtype == "I8":
         raise UnsupportedModel(
