@@ -22,7 +22,9 @@ def check_meetings(below: Targets, plan: AdapterPlan) -> None:
     for position, modules in below.items():
         for module, group in modules.items():
             kinds[position, module] = [str(target.__struct_config__.tag) for target in group]
-    for place in sorted(new_rows & kinds.keys()):  # rows of what: of the base's weight, or of the changed?
+    for place in sorted(
+        new_rows & kinds.keys()
+    ):  # rows of what: of the base's weight, or of the changed?
         if not set(kinds[place]) <= _VIRTUAL:
             raise AdapterMismatch(f"{_where(*place)}: {kinds[place][0]}, rows cannot be stacked")
     for addition in plan.additions:
