@@ -45,6 +45,7 @@ REFUSED: dict[str, Refused] = {
     "repetition_detection": Refused(),
     "thinking_token_budget": _MINUS_ONE,
     "reasoning_budget_tokens": _MINUS_ONE,
+    "thinking_budget_tokens": _MINUS_ONE,
     "reasoning_control": _OFF,
     "verbosity": Refused(("medium",)),
     "t_max_predict_ms": Refused((-1, 0)),

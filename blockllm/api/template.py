@@ -103,14 +103,14 @@ def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
 class ChatTemplate:
     """One compiled template; rendering is bounded in time and size.
 
-    `knows_developer`: it mentions this role, so messages of it need not be the system's.
+    `knows_developer`: it names this role, so messages of it need not be the system's.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises BadRequest when the source is not a template."""
         self._sandbox = _Sandbox()
         self._special_tokens = dict(special_tokens)
-        self.knows_developer = "developer" in source
+        self.knows_developer = re.search(r"""["']developer["']""", source) is not None
         try:
             self._template = self._sandbox.read(source)
         except CheckpointError as error:

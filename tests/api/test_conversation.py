@@ -108,6 +108,7 @@ def test_the_developers_messages_are_the_systems_unless_the_template_knows_the_r
     message = {"role": "developer", "content": "be brief"}
     for source, role in (
         ("{{ messages[0].role }}", "system"),
+        ("{# for developers #}{{ messages[0].role }}", "system"),
         ("{% if messages[0].role == 'developer' %}{{ messages[0].role }}{% endif %}", "developer"),
     ):
         template = ChatTemplate(source, {})

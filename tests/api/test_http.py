@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from blockllm.api import wire
+from blockllm.api.fields import REFUSED
 from blockllm.observability import names
 from tests.api.serving import RunningServer
 
@@ -230,7 +231,8 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = sorted(
-    {*wire.ChatRequest.__struct_fields__, *wire.CompletionRequest.__struct_fields__} - {"model"}
+    {*wire.ChatRequest.__struct_fields__, *wire.CompletionRequest.__struct_fields__, *REFUSED}
+    - {"model"}
 )
 
 
