@@ -6,6 +6,7 @@ Templates come from the model's own files, never from a request.
 from __future__ import annotations
 
 import datetime
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -73,8 +73,8 @@ presence_penalty preserved_tokens prompt reasoning_budget_end_tag reasoning_budg
 reasoning_budget_message reasoning_budget_start_tag reasoning_budget_tokens reasoning_control
 reasoning_format repeat_last_n repeat_penalty response_fields response_format return_progress
 return_tokens samplers seed sse_ping_interval stop stream stream_options system_prompt
-t_max_predict_ms temperature tfs_z thinking_budget_tokens timings_per_token tool_choice tools top_k top_logprobs
-top_n_sigma top_p typical_p verbose xtc_probability xtc_threshold
+t_max_predict_ms temperature tfs_z thinking_budget_tokens timings_per_token tool_choice tools top_k
+top_logprobs top_n_sigma top_p typical_p verbose xtc_probability xtc_threshold
 """
 NAMES = sorted({*f"{OPENAI} {VLLM} {SGLANG} {LLAMA_CPP}".split()})
 # what a client would ask for; no value of these is neutral anywhere
