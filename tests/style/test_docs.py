@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from blockllm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -104,3 +107,42 @@ def test_entries_of_the_log_are_short_and_in_order() -> None:
     assert all(entry.startswith("**") for entry in entries)
     long = {entry[:40]: len(entry.split()) for entry in entries if len(entry.split()) > 80}
     assert not long, "at most 80 words an entry"
+
+
+def commands_of(path: Path) -> Iterator[str]:
+    """Every command in a page's code fences and code spans, continued lines joined."""
+    text = path.read_text(encoding="utf-8")
+    fences = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    lines = re.sub(r"\\\n|\n +(?=[-\[])", " ", "\n".join(fences)).splitlines()
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    for line in [*lines, *spans]:
+        command = re.match(r"(?:\$ |do )?(?:\S*bin/)?(blockllm|python -m|make) .*", line.strip())
+        if command:
+            yield command.group(0).removeprefix("$ ").removeprefix("do ").partition("#")[0]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_commands_exist(path: Path) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for command in commands_of(path):
+        words = re.findall(r"[^\s\[\]]+", command)
+        if words[0] == "make":
+            goals = [word for word in words[1:] if re.fullmatch(r"[a-z]+", word)]
+            assert set(goals) <= set(targets), command
+        elif words[0] == "python":
+            if words[2].startswith("tools."):
+                assert (ROOT / f"{words[2].replace('.', '/')}.py").exists(), command
+        else:
+            check_options(command, words[1:])
+
+
+def check_options(command: str, words: list[str]) -> None:
+    """The subcommand exists and has every option that the words name."""
+    found = typer.main.get_command(app)
+    while words and words[0] in getattr(found, "commands", {}):
+        found, words = found.commands[words[0]], words[1:]
+    is_group = hasattr(found, "commands")
+    assert not is_group or all(word.startswith("-") for word in words[:1]), command
+    known = {option for parameter in found.params for option in parameter.opts}
+    used = {word.partition("=")[0].rstrip(",;:.)…") for word in words if word.startswith("--")}
+    assert used <= known | {"--help", "--version"}, f"{command}: {used - known}"
