@@ -26,7 +26,7 @@ class Catalog:
 
     def create(self) -> None:
         """Make the tables that are not there; only under the zoo's write lock."""
-        with self._connection() as connection:
+        with self._connection("rwc") as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
                 raise ZooError(
@@ -71,10 +71,15 @@ class Catalog:
             connection.execute("COMMIT")
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self, mode: str = "rw") -> Iterator[sqlite3.Connection]:
         try:
+            # "rw", unlike "rwc", makes no file where none is
             connection = sqlite3.connect(
-                self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                f"{self._path.as_uri()}?mode={mode}",
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
             )
             try:
                 connection.execute("PRAGMA foreign_keys = ON")

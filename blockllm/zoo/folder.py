@@ -8,8 +8,8 @@ from __future__ import annotations
 import fcntl
 import os
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from blockllm.errors import ZooError
@@ -23,14 +23,21 @@ class Folder:
         self.catalog = root / "catalog.sqlite"
         self.temporary = root / "tmp"
 
-    def create(self) -> None:
-        """Make the folders; raises ZooError if the place holds something else."""
+    def check_usable(self) -> None:
+        """Raise ZooError if the place holds something else than a zoo."""
         if self.root.exists() and not self.catalog.exists():
             strangers = [path.name for path in self.root.iterdir() if path.name not in _OWN]
             if strangers:
                 raise ZooError(f"{self.root} is not a zoo: it holds {sorted(strangers)[0]!r}")
-        for name in ("packs", "assets", "tmp"):
-            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def check_there(self) -> None:
+        """Raise ZooError unless there is a zoo."""
+        if not self.catalog.exists():
+            found = "the folder is empty" if self.root.exists() else "the folder does not exist"
+            raise ZooError(
+                f"no zoo at {self.root}: {found}; the first `blockllm zoo add NAME PATH_OR_HUB_ID "
+                f"--zoo {self.root}` makes one"
+            )
 
     def pack(self, name: str) -> Path:
         """Path of a pack; it need not exist."""
@@ -46,12 +53,62 @@ class Folder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the zoo's write lock; waits while another process or thread holds it."""
-        with (self.root / "lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            self.temporary.mkdir(exist_ok=True)
+        """Hold the write lock of a zoo that is there; waits while another process or thread holds
+        it. Raises ZooError if there is no zoo.
+        """
+        self.check_there()
+        with self._locked():
+            self.check_there()
             self.drop_temporary()
             yield
+
+    @contextmanager
+    def growing(self, create: Callable[[], None]) -> Iterator[None]:
+        """Hold the write lock of a zoo that may be absent: `create` then makes its catalogue. If
+        the body fails, a zoo made for it is gone again.
+        """
+        absent = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        with self._locked(make=True):
+            is_new = not self.catalog.exists()
+            try:
+                create()
+                self.drop_temporary()
+                yield
+            except BaseException:
+                if is_new:
+                    self._unmake(absent)
+                raise
+
+    @contextmanager
+    def _locked(self, make: bool = False) -> Iterator[None]:
+        while True:
+            if make:
+                self.root.mkdir(parents=True, exist_ok=True)
+            try:
+                file = (self.root / "lock").open("wb")
+            except FileNotFoundError:
+                # a failed first add has just removed the folder
+                if not make:
+                    self.check_there()
+                continue
+            with file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is_at(file.fileno(), self.root / "lock"):
+                    continue  # the holder removed it with the zoo that it had made
+                for name in _FOLDERS:
+                    (self.root / name).mkdir(exist_ok=True)
+                yield
+                return
+
+    def _unmake(self, absent: list[Path]) -> None:
+        self.drop_temporary()
+        for path in self.root.glob("catalog.sqlite*"):
+            remove(path)
+        for path in (*self.root.glob("*/??"), *(self.root / name for name in _FOLDERS)):
+            _remove_empty(path)
+        remove(self.root / "lock")
+        for path in absent:
+            _remove_empty(path)
 
     def drop_temporary(self) -> int:
         """Remove what killed writers left behind; returns bytes. Only under the write lock."""
@@ -62,7 +119,8 @@ class Folder:
         return [*self.root.glob("packs/??/*.pack"), *self.root.glob("assets/??/*")]
 
 
-_OWN = {"lock", "packs", "assets", "tmp", "catalog.sqlite-journal"}
+_FOLDERS = ("packs", "assets", "tmp")
+_OWN = {"lock", *_FOLDERS, "catalog.sqlite-journal"}
 
 
 def publish(moves: Iterable[tuple[Path, Path]]) -> list[Path]:
@@ -96,6 +154,18 @@ def remove(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return size
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it holds something, or is gone
+        folder.rmdir()
 
 
 def _sync_folder(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,14 +37,21 @@ class Zoo:
     """One zoo on disk. Cheap to open; safe to use from several threads and processes."""
 
     def __init__(self, path: str | Path) -> None:
-        """Open the zoo in a folder; an absent or empty folder becomes an empty zoo."""
+        """Open the zoo in a folder. An absent or empty folder becomes one with the first `add`;
+        until then everything else raises ZooError. Raises ZooError for a folder of other files.
+        """
         self._folder = Folder(Path(path).expanduser().absolute())
         self._catalog = Catalog(self._folder.catalog)
-        if not self._catalog.is_ready():
-            with _disk_errors():
-                self._folder.create()
-                with self._folder.writing():
-                    self._catalog.create()
+        with _disk_errors():
+            self._folder.check_usable()
+            try:
+                if self._folder.catalog.exists() and not self._catalog.is_ready():
+                    with self._folder.writing():
+                        self._catalog.create()
+            except ZooError:
+                # a first add that another process makes may have failed and taken its zoo away
+                if self._folder.catalog.exists():
+                    raise
 
     def add(
         self,
@@ -71,7 +79,7 @@ class Zoo:
         with _disk_errors():
             folder = find_folder(source)
         progress("waiting for other writers", 0, 0)
-        with _disk_errors(), self._folder.writing():
+        with _disk_errors(), self._folder.growing(self._catalog.create):
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
             wish = Wish(name, folder, root, base, format, scale)
@@ -142,7 +150,7 @@ class Zoo:
     def findings(self, kind: str, type: type[Found]) -> dict[tuple[str, str], Found]:
         """All findings of a kind by subject and object. Raises CorruptStore for one that is not of
         the type."""
-        with self._catalog.reading() as connection:
+        with self._reading() as connection:
             return findings.read(connection, kind, type)
 
     def layers(self, name: str) -> tuple[Layer, ...]:
@@ -183,7 +191,7 @@ class Zoo:
         An adapter without the file has that of what it is based on. Raises UnknownModel.
         """
         check_asset(file)
-        with self._catalog.reading() as connection:
+        with self._reading() as connection:
             stored = find_asset(file, records.read_assets(connection, name))
         return self._folder.asset(stored) if stored else None
 
@@ -202,8 +210,14 @@ class Zoo:
         with _disk_errors(), self._folder.writing():
             return garbage.collect(self._folder, self._catalog)
 
-    def _snapshot(self) -> Snapshot:
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        self._folder.check_there()
         with self._catalog.reading() as connection:
+            yield connection
+
+    def _snapshot(self) -> Snapshot:
+        with self._reading() as connection:
             return Snapshot(connection)
 
 

@@ -17,6 +17,7 @@ from blockllm.errors import (
     OutOfMemory,
     Overloaded,
     UnknownModel,
+    ZooError,
 )
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, least_memory, request, run, settings, step
@@ -184,8 +185,13 @@ def test_settings_are_checked(zoo: Zoo, tmp_path: Path) -> None:
             Engine(zoo, ["base"], settings(**wrong))
     with pytest.raises(UnknownModel):
         Engine(zoo, ["nobody"], settings())
+    with pytest.raises(ZooError, match="no zoo at"):
+        Engine(Zoo(tmp_path / "absent"), None, settings())
+    empty = Zoo(tmp_path / "empty")
+    empty.add("model", make_checkpoint(tmp_path / "base"))
+    empty.remove("model")
     with pytest.raises(UnknownModel, match="empty"):
-        Engine(Zoo(tmp_path / "empty"), None, settings())
+        Engine(empty, None, settings())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

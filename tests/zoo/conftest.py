@@ -68,6 +68,8 @@ def saved_tensors(folder: Path) -> dict[str, bytes]:
 
 def contents(root: Path) -> dict[str, Any]:
     """Everything in a zoo that must not change when an operation fails."""
+    if not root.exists():
+        return {}
     files = {}
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.suffix in (".pack", ".json", ".jinja"):

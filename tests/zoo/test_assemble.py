@@ -76,7 +76,8 @@ def test_what_is_no_model_changes_nothing(zoo: Zoo, tmp_path: Path, llama: Path)
     assert contents(tmp_path / "zoo") == before
 
 
-def test_findings_are_kept_by_kind_and_replaced(zoo: Zoo) -> None:
+def test_findings_are_kept_by_kind_and_replaced(zoo: Zoo, tied: Path) -> None:
+    zoo.add("model", tied)
     zoo.record_finding("equivalence", "a", "b", Found(0.1))
     zoo.record_finding("equivalence", "b", "a", Found(0.2))
     zoo.record_finding("equivalence", "a", "b", Found(0.3))
