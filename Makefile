@@ -1,29 +1,33 @@
-# Every target sets up what it needs in .venv by itself.
-# TORCH picks the build: on a CPU machine the pinned release resolves to the CPU wheel where one is
-# offered; on a CUDA machine use e.g. `make install TORCH=torch`.
+# Every target sets up what it needs in .venv by itself, from the exact versions in constraints.txt.
+# TORCH picks another build or release than the pinned one, for example on a CUDA machine
+# `make install TORCH=torch`; what comes with torch is then not pinned either.
 PYTHON ?= python3
-TORCH ?= torch==2.13.0
+TORCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+NEWEST := out/newest/venv
+LOWEST := out/lowest/venv
 DEMO_ZOO := out/demo-zoo
 PORT ?= 8000
 GPU_OUT := out/gpu
 SPEC ?=
 
-.PHONY: install demo serve test check oracle gpu clean
+.PHONY: install demo serve test check oracle newest lowest constraints gpu clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml Makefile
+$(VENV)/.installed: pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "blockllm needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
+	@grep -vE '$(if $(TORCH),^(torch|triton|nvidia-|cuda-),^$$)' constraints.txt > $(VENV)/pins.txt
+	$(BIN)/python $(PIP) --constraint $(VENV)/pins.txt setuptools "$(or $(TORCH),torch)"
+	$(BIN)/python $(PIP) --constraint $(VENV)/pins.txt --no-build-isolation --editable ".[demo]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,dev]" "$(TORCH)"
+	$(BIN)/python $(PIP) --constraint $(VENV)/pins.txt --no-build-isolation --editable ".[demo,dev]"
 	@touch $@
 
 demo: install
@@ -43,6 +47,31 @@ check: $(VENV)/.dev
 
 oracle: $(VENV)/.dev
 	ORACLE_REPORT=docs/oracle-table.md $(BIN)/python -m pytest tests/oracle
+
+# The suite on the newest versions that the index allows, after what differs from the pinned ones.
+# A failure here is news, not an error: the status is 0.
+newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python $(PIP) --editable ".[demo,dev,hub]"
+	$(NEWEST)/bin/python -m tools.versions constraints.txt
+	-$(NEWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+# The suite on the lowest versions that pyproject.toml admits.
+lowest: $(VENV)/.dev
+	$(BIN)/python $(PIP) uv
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --all-extras --python $(LOWEST)/bin/python \
+		--output-file $(LOWEST)/lowest.txt pyproject.toml
+	$(LOWEST)/bin/python $(PIP) --requirement $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m tools.versions constraints.txt
+	$(LOWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+
+# Renews constraints.txt: exact versions of everything, for every supported Python and platform.
+constraints: $(VENV)/.dev
+	$(BIN)/python $(PIP) uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
+		--no-annotate --custom-compile-command "make constraints" \
+		--output-file constraints.txt pyproject.toml
 
 # On a machine with a CUDA device: the GPU tests, the kernels' times, and with SPEC=FILE a comparison.
 gpu: $(VENV)/.dev
