@@ -13,7 +13,7 @@ PORT ?= 8000
 GPU_OUT := out/gpu
 SPEC ?=
 
-.PHONY: install demo serve test check oracle newest lowest constraints gpu clean
+.PHONY: install demo serve test check oracle wheel newest lowest constraints gpu clean
 
 install: $(VENV)/.installed
 
@@ -47,6 +47,10 @@ check: $(VENV)/.dev
 
 oracle: $(VENV)/.dev
 	ORACLE_REPORT=docs/oracle-table.md $(BIN)/python -m pytest tests/oracle
+
+# The wheel in an empty environment, with everything that it asks for.
+wheel: $(VENV)/.dev
+	WHEEL_PINS=$(VENV)/pins.txt $(BIN)/python -m pytest tests/packaging
 
 # The suite on the newest versions that the index allows, after what differs from the pinned ones.
 # A failure here is news, not an error: the status is 0.

@@ -3,35 +3,17 @@
     python -m blockllm.bench.transformers_server --port 8000 name=folder …
 
 Requests for one model that wait at the same time form a static batch, padded to its longest
-prompt and run to its longest output; new requests wait until it has ended. Greedy only. Prompts
-are token ids. It exists to be compared with.
+prompt and run to its longest output; new requests wait until it has ended.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import torch
-from aiohttp import web
 
-
-class Body(msgspec.Struct):
-    """What is read of a request."""
-
-    model: str
-    prompt: list[int]
-    max_tokens: int = 16
-
-
-class Job(NamedTuple):
-    """A request, and where its tokens go; None ends them."""
-
-    body: Body
-    tokens: asyncio.Queue[int | None]
+from blockllm.bench.peer_server import Job, options, read_folders, serve
 
 
 class BatchStream:
@@ -58,7 +40,7 @@ class BatchStream:
         """Every job got its end with its last token."""
 
 
-class Server:
+class StaticBatches:
     """All models, one batch at a time."""
 
     def __init__(self, folders: dict[str, str], dtype: str, max_batch: int) -> None:
@@ -81,8 +63,18 @@ class Server:
         self._waiting: list[Job] = []
         self._arrived = asyncio.Event()
 
+    def decode(self, model: str, tokens: list[int]) -> str:
+        """The text of these token ids. Raises KeyError if there is no such model."""
+        text: str = self._tokenizers[model].decode(tokens, skip_special_tokens=True)
+        return text
+
+    def submit(self, job: Job) -> None:
+        """Add a job to those that wait for a batch."""
+        self._waiting.append(job)
+        self._arrived.set()
+
     async def work(self) -> None:
-        """Take whoever waits for the oldest request's model, run them, again."""
+        """Run the jobs that wait for the oldest job's model as one batch, again and again."""
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
@@ -111,72 +103,17 @@ class Server:
                 streamer=stream,
             )
 
-    async def complete(self, request: web.Request) -> web.StreamResponse:
-        """POST /v1/completions, streamed."""
-        body = msgspec.json.decode(await request.read(), type=Body)
-        if body.model not in self._models:
-            raise web.HTTPNotFound(text=f"no model {body.model!r}")
-        job = Job(body, asyncio.Queue())
-        self._waiting.append(job)
-        self._arrived.set()
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        given: list[int] = []
-        text, said = "", 0
-        while (token := await job.tokens.get()) is not None:
-            given.append(token)
-            text = self._tokenizers[body.model].decode(given, skip_special_tokens=True)
-            until = said if text.endswith("\ufffd") else len(text)  # part of a character
-            await _send(response, _choice(text[said:until], token_ids=[token]))
-            said = until
-        await _send(response, _choice(text[said:], finish_reason="length"))
-        usage = {"prompt_tokens": len(body.prompt), "completion_tokens": len(given)}
-        await _send(response, {"choices": [], "usage": usage})
-        await response.write(b"data: [DONE]\n\n")
-        return response
-
-    async def health(self, request: web.Request) -> web.Response:
-        """GET /health: the models are loaded before the port is taken."""
-        return web.Response()
-
-
-def _choice(text: str, **more: Any) -> dict[str, Any]:
-    return {"choices": [{"index": 0, "text": text, **more}]}
-
-
-async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
-
-
-async def serve(server: Server, port: int) -> None:
-    """Until the process is ended."""
-    app = web.Application()
-    app.router.add_post("/v1/completions", server.complete)
-    app.router.add_get("/health", server.health)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    await server.work()
-
-
-def read_folders(words: Iterable[str]) -> dict[str, str]:
-    """`name=folder` pairs."""
-    return dict(word.partition("=")[::2] for word in words)
-
 
 def main() -> None:
     """Read the command line and serve."""
-    parser = argparse.ArgumentParser(description="transformers' generate behind HTTP.")
-    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER")
-    parser.add_argument("--port", type=int, required=True)
+    parser = options("transformers' generate behind HTTP.")
     parser.add_argument("--max-batch", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    server = Server(read_folders(options.models), options.dtype, options.max_batch)
-    asyncio.run(serve(server, options.port))
+    chosen = parser.parse_args()
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    backend = StaticBatches(read_folders(chosen.models), chosen.dtype, chosen.max_batch)
+    asyncio.run(serve(backend, chosen.port))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from blockllm.zoo import Zoo
 from blockllm.zoo.assemble import AnyTargets, NewTarget
 from tests.driver import Answer, greedy, least_memory, request, run, settings
 from tests.makers import make_checkpoint
-from tests.oracle.reference import load
+from tests.oracle.reference import cache_of, load, run_behind
 
 VIRTUAL = 21  # more than a page, and no multiple of one
 TOKENS = 24
@@ -117,7 +117,7 @@ class Family:
             parts = modules["self_attn"][0].parts  # type: ignore[union-attr]
             states = [torch.from_numpy(parts[p]).transpose(0, 1)[None] for p in ("keys", "values")]
             cache.update(*states, position - 1)
-        return model, model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return model, run_behind(cache, model, ids)
 
     @torch.inference_mode()
     def logprobs(self, name: str, prompt: Sequence[int]) -> torch.Tensor:
@@ -147,8 +147,7 @@ class Family:
                 for token in tokens:
                     logits[token] -= frequency
                 tokens.append(int(logits.argmax()))
-                ids, past = torch.tensor([tokens[-1:]]), out.past_key_values
-                out = model(input_ids=ids, past_key_values=past, use_cache=True)
+                out = run_behind(cache_of(out), model, torch.tensor([tokens[-1:]]))
             self._answers[key] = tokens
         return self._answers[key]
 

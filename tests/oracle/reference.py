@@ -105,8 +105,25 @@ def generate(model: Any, prompt: Sequence[int], max_tokens: int) -> Expected:
             step = torch.tensor([tokens[-1:]])
             # peft puts virtual tokens before whatever it is given: they are in the cache by now
             model = getattr(model, "base_model", model) if _has_virtual(model) else model
-            out = model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+            out = run_behind(cache_of(out), model, step)
     return Expected(tokens, torch.stack(rows))
+
+
+def run_behind(cache: Any, model: Any, ids: torch.Tensor) -> Any:
+    """The model's output for these tokens behind those in the cache."""
+    import inspect
+
+    from transformers import LlamaForCausalLM
+
+    # newer releases call it `cache`, in all models at once
+    names = inspect.signature(LlamaForCausalLM.forward).parameters
+    name = "cache" if "cache" in names else "past_key_values"
+    return model(input_ids=ids, use_cache=True, **{name: cache})
+
+
+def cache_of(output: Any) -> Any:
+    """The keys and values that an output leaves behind."""
+    return output.cache if hasattr(output, "cache") else output.past_key_values
 
 
 def _has_virtual(model: Any) -> bool:

@@ -69,7 +69,9 @@ class Peft:
 @torch.no_grad()
 def cached(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Keys and values of a text as a prefix: [tokens, layers · 2 · kv_heads · head_dim]."""
-    cache = model(input_ids=ids[None], use_cache=True).past_key_values
+    output = model(input_ids=ids[None], use_cache=True)
+    # newer releases of transformers call it `cache`
+    cache = output.cache if hasattr(output, "cache") else output.past_key_values
     rows = [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in
             (layer.keys, layer.values)]  # fmt: skip
     return torch.cat(rows, dim=1)
