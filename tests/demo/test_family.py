@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from safetensors.torch import load_file
 from blockllm.engine import Engine
 from blockllm.zoo import Zoo
 from tests.driver import greedy, request, run, settings
-from tests.oracle.reference import generate, load
+from tests.oracle.kept import expected, perplexity
 from tools.demo import FAMILY, MODELS
 
 SCORES = json.loads((FAMILY / "perplexity.json").read_text(encoding="utf-8"))
@@ -28,9 +26,10 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return zoo
 
 
-def reference(name: str) -> Any:
+def files(name: str) -> tuple[Path, list[Path]]:
+    """The checkpoint of a member, and its adapters."""
     base = MODELS[name]
-    return load(FAMILY / (base or name), *([FAMILY / name] if base else []))
+    return FAMILY / (base or name), [FAMILY / name] if base else []
 
 
 def encode(text: str) -> list[int]:
@@ -55,16 +54,7 @@ def test_a_fine_tune_beats_the_base_on_its_domain(name: str) -> None:
     scores = SCORES["perplexity"]
     assert scores[name][domain] < scores["base"][domain]
     ids = encode((FAMILY / "heldout" / f"{domain}.txt").read_text(encoding="utf-8"))
-    assert perplexity(name, ids) < perplexity("base", ids)
-
-
-@torch.inference_mode()
-def perplexity(name: str, ids: list[int], window: int = 500) -> float:
-    model, total = reference(name), 0.0
-    for start in range(0, len(ids), window):
-        part = torch.tensor([[0, *ids[start : start + window]]])
-        total += float(model(input_ids=part, labels=part).loss) * (part.shape[1] - 1)
-    return math.exp(total / len(ids))
+    assert perplexity(*files(name), ids, 500, 0) < perplexity(*files("base"), ids, 500, 0)
 
 
 def test_all_members_in_one_batch_answer_as_the_reference(zoo: Zoo) -> None:
@@ -73,7 +63,7 @@ def test_all_members_in_one_batch_answer_as_the_reference(zoo: Zoo) -> None:
     requests = [request(m, m, [0, *encode(text)], greedy(128)) for m, text in prompts.items()]
     answers = run(engine, requests)
     for name, text in prompts.items():
-        assert answers[name].tokens == generate(reference(name), [0, *encode(text)], 128).tokens
+        assert answers[name].tokens == expected(*files(name), [0, *encode(text)], 128).tokens
 
 
 def test_the_folder_is_small() -> None:

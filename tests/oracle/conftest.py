@@ -11,7 +11,8 @@ import pytest
 from blockllm.zoo import Zoo
 from tests.makers import make_checkpoint, make_lora
 from tests.oracle.cases import CASES
-from tests.oracle.reference import Expected, generate, load
+from tests.oracle.kept import expected
+from tests.oracle.reference import Expected
 
 NEW_TOKENS = 256
 OTHER_TOKENS = 100  # of the prompts that only keep the first one company
@@ -60,10 +61,9 @@ class Lab:
         key = (model, seed)
         if key not in self._expected:
             base = {"lora-on-tuned": "tuned-0"}.get(model, "base" if model in ADAPTERS else None)
-            path = self.root / (base or model)
-            reference = load(path, *([self.root / model] if base else []))
+            path, adapters = self.root / (base or model), [self.root / model] if base else []
             tokens = OTHER_TOKENS if seed else NEW_TOKENS
-            self._expected[key] = generate(reference, prompt_of(seed), tokens)
+            self._expected[key] = expected(path, adapters, prompt_of(seed), tokens)
         return self._expected[key]
 
 

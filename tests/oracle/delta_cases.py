@@ -17,7 +17,8 @@ from tests.makers import (
     make_lora,
     resize_vocabulary,
 )
-from tests.oracle.reference import Expected, generate, load
+from tests.oracle.kept import expected
+from tests.oracle.reference import Expected
 
 Maker = Callable[[Path, Path], Path]  # (checkpoint of the base, folder to make) → the folder
 
@@ -194,17 +195,8 @@ class DeltaLab:
             checkpoint = _resized_base(self.root / model)
             if not checkpoint.exists():
                 checkpoint = self._checkpoint(model)
-            reference = load(checkpoint, *self._adapters(model))
             scale = CASES[model].scale if model in CASES else None
-            if scale is not None:
-                _rescale(reference, model, scale)
-            self._expected[model, seed] = generate(reference, prompt_of(seed), TOKENS)
+            self._expected[model, seed] = expected(
+                checkpoint, self._adapters(model), prompt_of(seed), TOKENS, scale
+            )
         return self._expected[model, seed]
-
-
-def _rescale(reference: Any, adapter: str, factor: float) -> None:
-    from peft.tuners.lora import LoraLayer
-
-    for module in reference.modules():
-        if isinstance(module, LoraLayer) and adapter in module.scaling:
-            module.scaling[adapter] *= factor

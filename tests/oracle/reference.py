@@ -6,6 +6,7 @@ What peft does not know is plain PyTorch: biases are set, bottleneck adapters ar
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,15 @@ def _hook_bottleneck(
     module.register_forward_hook(add)
 
 
+def rescale(model: Any, adapter: str, factor: float) -> None:
+    """Scale what a LoRA adapter adds."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and adapter in module.scaling:
+            module.scaling[adapter] *= factor
+
+
 @torch.inference_mode()
 def generate(model: Any, prompt: Sequence[int], max_tokens: int) -> Expected:
     """Greedy decoding that ignores the end of text."""
@@ -107,6 +117,16 @@ def generate(model: Any, prompt: Sequence[int], max_tokens: int) -> Expected:
             model = getattr(model, "base_model", model) if _has_virtual(model) else model
             out = run_behind(cache_of(out), model, step)
     return Expected(tokens, torch.stack(rows))
+
+
+@torch.inference_mode()
+def perplexity(model: Any, ids: Sequence[int], window: int, first: int) -> float:
+    """Over a text in windows that each begin with the token `first`."""
+    total = 0.0
+    for start in range(0, len(ids), window):
+        part = torch.tensor([[first, *ids[start : start + window]]])
+        total += float(model(input_ids=part, labels=part).loss) * (part.shape[1] - 1)
+    return math.exp(total / len(ids))
 
 
 def run_behind(cache: Any, model: Any, ids: torch.Tensor) -> Any:

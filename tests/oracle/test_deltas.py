@@ -39,7 +39,8 @@ def test_every_delta_changes_the_answer(deltas: DeltaLab) -> None:
         assert deltas.zoo.card(model).kind == case.kind
         below = deltas.expected(case.base, 0).logprobs[0]
         own = deltas.expected(model, 0).logprobs[0, : len(below)]  # it may have more tokens
-        assert (own - below).abs().max() > 0.01, model
+        difference = (own - below)[own.isfinite()].abs()  # infinite where likely in one only
+        assert difference.max() > 0.01, model
 
 
 @pytest.mark.parametrize("model", CASES)
