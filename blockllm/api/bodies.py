@@ -35,6 +35,9 @@ def _check_type(request: Request) -> None:
     local server, which browsers ask for permission before they send JSON. Browsers name the
     page's origin.
     """
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise HttpError(415, f"content-encoding: got {encoding[:64]!r}, expected none")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == JSON or (kind in UNDECLARED and "origin" not in request.headers):
         return

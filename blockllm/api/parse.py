@@ -7,6 +7,7 @@ fields that no struct has would be lost.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from blockllm.errors import BadRequest
 
 T = TypeVar("T", bound=msgspec.Struct)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_REREAD = 64 * 1024  # bytes of a field that is read again for its numbers, which is slow
 NULL = msgspec.Raw(b"null")
 _names = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -78,14 +80,14 @@ def _decode(name: str, raw: msgspec.Raw, decoder: msgspec.json.Decoder[Any], kin
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        try:
-            return msgspec.convert(_whole_numbers.decode(raw), kind)
-        except msgspec.ValidationError:
-            message, _, place = str(error).partition(" - at ")
-            param = name + place.rpartition("`$")[2].rstrip("`")
-            missing = message.partition("missing required field `")[2].rstrip("`")
-            param = ".".join(filter(None, (param, missing)))
-            raise BadRequest(f"{param}: {message}", param) from error
+        if len(memoryview(raw)) <= MAX_REREAD:
+            with contextlib.suppress(msgspec.ValidationError):
+                return msgspec.convert(_whole_numbers.decode(raw), kind)
+        message, _, place = str(error).partition(" - at ")
+        param = name + place.rpartition("`$")[2].rstrip("`")
+        missing = message.partition("missing required field `")[2].rstrip("`")
+        param = ".".join(filter(None, (param, missing)))
+        raise BadRequest(f"{param}: {message}", param) from error
 
 
 def _as_whole(text: str) -> int | float:

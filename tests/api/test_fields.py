@@ -252,6 +252,22 @@ def test_a_page_cannot_send_what_browsers_do_not_ask_permission_for(
     assert "expected 'application/json'" in answer.json()["error"]["message"]
 
 
+def test_compressed_bodies_are_refused_as_such(models: Models):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = make(models, KeyRing([]))[2].post(TEXT, content=b"x", headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["error"]["message"].startswith("content-encoding: got 'gzip'")
+
+
+def test_reading_numbers_again_is_bounded():
+    for count, number in ((10, "5.0"), (20_000, "5")):
+        body = f'{{"prompt": [{",".join([number] * count)}]}}'.encode()
+        assert parse(body, wire.CompletionRequest).prompt == [5] * count
+    body = f'{{"prompt": [{",".join(["5.0"] * 20_000)}]}}'.encode()
+    with pytest.raises(BadRequest, match="prompt"):
+        parse(body, wire.CompletionRequest)
+
+
 def test_the_templates_fields_reach_the_template():
     body = b'{"messages": [], "reasoning_effort": "none", "documents": [{"text": "d"}]}'
     request = parse(body, wire.ChatRequest)

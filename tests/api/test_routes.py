@@ -42,6 +42,12 @@ def test_browsers_that_ask_for_permission_are_told_why_not(
     assert "web pages of other origins are not supported yet" in error["message"]
 
 
+def test_a_slash_behind_the_listing_changes_nothing(models: Models):
+    for served in (models, Models([models.find("base")])):
+        client = make(served, KeyRing([]))[2]
+        assert client.get("/v1/models/").content == client.get("/v1/models").content
+
+
 def test_listings_do_not_show_where_weights_came_from():
     path = "/srv/secret/checkpoints/run-7"
     cards = [

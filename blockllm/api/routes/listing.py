@@ -19,6 +19,8 @@ def routes(serving: Serving) -> list[Route]:
         return json_response(ModelList([_entry(model) for model in serving.models]))
 
     async def one(request: Request) -> Response:
+        if not request.path_params["name"]:  # a slash behind the listing's path
+            return await everything(request)
         return json_response(_entry(serving.models.find(request.path_params["name"])))
 
     return [
