@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
+from msgspec import Meta
 
 from blockllm.errors import ConfigError
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+PREFIX = "BLOCKLLM_"
+_OTHER_VARIABLES = ("ZOO", "BENCH_KEYS")  # behind the prefix
+_SECRET = frozenset({"api_key"})  # settings whose values are not shown
+
+Text = Annotated[str, Meta(min_length=1)]
+Device = Annotated[
+    str, Meta(pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$", description="auto, cpu, cuda or cuda:N")
+]
+Memory = Annotated[str, Meta(min_length=1, description="auto, or a size such as 8GiB or 800M")]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Amount = Annotated[int, Meta(ge=0, le=1_000_000)]
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 def default_zoo() -> str:
@@ -23,67 +39,149 @@ def default_zoo() -> str:
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of one agent's engine; docs/settings.md describes each."""
 
-    device: str = "auto"
+    device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    memory: str = "auto"
-    page_size: int = 16
-    max_rows: int = 512
-    max_turn_seconds: float = 0.5
-    max_sequences: int = 64
-    max_context: int = 0
-    max_waiting: int = 2048
+    memory: Memory = "auto"
+    page_size: Annotated[int, Meta(ge=1, le=1024)] = 16
+    max_rows: Count = 512
+    max_turn_seconds: Seconds = 0.5
+    max_sequences: Annotated[int, Meta(ge=1, le=16_384)] = 64
+    max_context: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
+    max_waiting: Count = 2048
     batching: Literal["blocks", "models"] = "blocks"
     cut: Literal["lazy", "layers"] = "lazy"
     prefix_cache: bool = True
     kernels: Literal["auto", "plain"] = "auto"
     overlap: Literal["auto", "on", "off"] = "auto"
-    threads: int = 0
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+
+    def __post_init__(self) -> None:
+        if self.memory != "auto":
+            parse_bytes(self.memory)
 
 
 class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of the HTTP process; docs/settings.md describes each."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    api_keys: str = ""
-    api_key_file: str = ""
+    host: Text = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    api_key: Text = ""
+    api_key_file: Text = ""
     shared_prefixes: bool = False
-    drain_timeout: float = 30.0
-    keep_alive: int = 75
-    max_body_bytes: int = 4 * 1024 * 1024
-    max_choices: int = 16
-    max_prompts: int = 64
-    max_stop: int = 16
-    max_logprobs: int = 20
-    max_logit_bias: int = 1024
+    drain_timeout: Seconds = 30.0
+    keep_alive: Annotated[int, Meta(ge=1, le=86_400)] = 75
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 4 * 1024 * 1024
+    max_choices: Count = 16
+    max_prompts: Count = 64
+    max_stop: Amount = 16
+    max_logprobs: Amount = 20
+    max_logit_bias: Amount = 1024
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class _Given(NamedTuple):
+    """A setting's value as it was given, and what the place calls it."""
+
+    name: str
+    value: Any
+    label: str
 
 
 def load(kind: type[T], section: str, file: str | None, flags: dict[str, Any]) -> T:
     """Merge the sources for one settings struct; flags that are None were not given.
 
-    Raises ConfigError naming the source and the setting.
+    Raises ConfigError naming the source, the setting, what was found and what is allowed.
     """
-    values: dict[str, Any] = dict(_from_file(file, section)) if file else {}
-    for field in msgspec.structs.fields(kind):
-        text = os.environ.get(f"BLOCKLLM_{field.name.upper()}")
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    values: dict[str, Any] = {}
+    for given in _all_given(fields, section, file, flags):
+        if given.name not in fields:
+            hint = _closest(given.name, fields)
+            raise ConfigError(f"{given.label}: there is no such setting{hint}")
+        values[given.name] = _convert(given, fields[given.name].type)
+    return kind(**values)
+
+
+def unknown_variables() -> dict[str, str]:
+    """Variables of the environment that look like settings and are none; each with a hint."""
+    kinds: tuple[type[msgspec.Struct], ...] = (EngineSettings, ServerSettings)
+    settings = [name.upper() for kind in kinds for name in kind.__struct_fields__]
+    known = {*_OTHER_VARIABLES, *settings}
+    ours = sorted(name for name in os.environ if name.startswith(PREFIX))
+    names = [name.removeprefix(PREFIX) for name in ours]
+    return {PREFIX + name: _closest(name, known, PREFIX) for name in names if name not in known}
+
+
+def refuse_misspelt_keys() -> None:
+    """Raise ConfigError when an unknown variable seems to hold API keys: a server that is meant to
+    ask for a key must not start without."""
+    for name, hint in unknown_variables().items():
+        if "KEY" in name:
+            raise ConfigError(f"{name}: there is no such variable{hint}")
+
+
+def _all_given(
+    names: Iterable[str], section: str, file: str | None, flags: dict[str, Any]
+) -> Iterator[_Given]:
+    """From the weakest source to the strongest."""
+    if file:
+        for name, value in _from_file(file, section).items():
+            yield _Given(name, value, f"settings file {file}: [{section}] {name}")
+    for name in names:
+        text = os.environ.get(PREFIX + name.upper())
         if text is not None:
-            values[field.name] = text
-    values.update({name: value for name, value in flags.items() if value is not None})
+            yield _Given(name, text, PREFIX + name.upper())
+    for name, value in flags.items():
+        if value is not None:
+            yield _Given(name, value, name)
+
+
+def _convert(given: _Given, kind: Any) -> Any:
     try:
-        return msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"settings for [{section}]: {error}") from error
+        value = msgspec.convert(given.value, kind, strict=False)
+    except msgspec.ValidationError:
+        value = None
+    if value is None:
+        shown = "a value that is not shown" if given.name in _SECRET else repr(given.value)[:80]
+        if given.value == "":
+            shown = "nothing"
+        raise ConfigError(f"{given.label}: got {shown}, expected {describe(kind)}")
+    return value
+
+
+def describe(kind: Any) -> str:
+    """What values a setting of this type may have, in words."""
+    if get_origin(kind) is Literal:
+        return _either(get_args(kind))
+    found = msgspec.inspect.type_info(kind)
+    if isinstance(found, msgspec.inspect.Metadata):
+        return str((found.extra_json_schema or {})["description"])
+    if isinstance(found, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+        number = "an integer" if isinstance(found, msgspec.inspect.IntType) else "a number"
+        return f"{number} from {found.ge} to {found.le}"
+    return "true or false" if isinstance(found, msgspec.inspect.BoolType) else "a text, not empty"
+
+
+def _either(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _closest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _from_file(file: str, section: str) -> dict[str, Any]:
     try:
         document = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"settings file {file}: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not text
         raise ConfigError(f"settings file {file}: {error}") from error
     unknown = set(document) - {"engine", "server"}
     if unknown:
-        raise ConfigError(f"settings file {file}: unknown section {sorted(unknown)[0]!r}")
+        name = sorted(unknown)[0]
+        raise ConfigError(f"settings file {file}: no section {name!r}, expected engine or server")
     table = document.get(section, {})
     if not isinstance(table, dict):
         raise ConfigError(f"settings file {file}: [{section}] must be a table")

@@ -6,23 +6,24 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from blockllm.errors import ConfigError
 
 
+class Entry(NamedTuple):
+    """`tenant:key` or `key`, taken apart."""
+
+    tenant: str
+    key: str
+
+
 class KeyRing:
-    """Keys are `tenant:key` or `key`; a key without a tenant is a tenant of its own."""
+    """Keys and their tenants; a key without a tenant is a tenant of its own."""
 
     def __init__(self, entries: Iterable[str]) -> None:
         self._tenants: dict[bytes, str] = {}
-        for entry in entries:
-            tenant, colon, key = entry.strip().partition(":")
-            if not colon:
-                tenant, key = "", tenant
-            if not key:
-                raise ConfigError(
-                    "api keys: expected lines `tenant:key` or `key`, got an empty key"
-                )
+        for tenant, key in map(parse_entry, entries):
             digest = hashlib.sha256(key.encode()).digest()
             self._tenants[digest] = tenant or f"key-{digest.hex()[:16]}"
 
@@ -39,18 +40,43 @@ class KeyRing:
         return found
 
 
+def parse_entry(text: str) -> Entry:
+    """Take `tenant:key` or `key` apart. Raises ConfigError for an empty key."""
+    tenant, colon, key = text.strip().partition(":")
+    if not colon:
+        tenant, key = "", tenant
+    if not key:
+        raise ConfigError("API keys: expected `tenant:key` or `key`, got an empty key")
+    return Entry(tenant, key)
+
+
 def read_keys(keys: str, file: str) -> KeyRing:
-    """Keys of the settings: comma-separated ones, and a file with one per line (# comments)."""
-    entries = [key for key in keys.split(",") if key.strip()]
+    """The keys of the settings `api_key` and `api_key_file`. Raises ConfigError."""
+    return KeyRing(read_entries(keys, file))
+
+
+def own_key(keys: str, file: str) -> str:
+    """The key a client sends: the first of the same two settings; "" when there is none."""
+    entries = read_entries(keys, file)
+    return parse_entry(entries[0]).key if entries else ""
+
+
+def read_entries(keys: str, file: str) -> list[str]:
+    """Comma-separated entries, then a file's, one per line (# comments). Raises ConfigError for a
+    file that cannot be read or holds no key."""
+    entries = keys.split(",") if keys else []
     if file:
         try:
             lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"api_key_file {file}: {error}") from error
-        entries += [line for line in lines if line.strip() and not line.startswith("#")]
-        if not entries:
+        except OSError as error:
+            raise ConfigError(f"api_key_file {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"api_key_file {file}: not UTF-8 text") from error
+        found = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not found:
             raise ConfigError(f"api_key_file {file}: holds no key")
-    return KeyRing(entries)
+        entries += found
+    return entries
 
 
 def salt_of(tenant: str, cache_salt: str) -> str:

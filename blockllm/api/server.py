@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -33,6 +34,10 @@ from blockllm.observability.metrics import ServerMetrics
 from blockllm.observability.stats import EngineStats
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_OPEN = (
+    "anyone who reaches %s can use this server: it has no API keys. Set --api-key-file or"
+    " BLOCKLLM_API_KEY, or listen on 127.0.0.1"
+)
 LAST_BYTES_SECONDS = 1.0  # for answers of cancelled requests to reach their clients
 
 logger = logging.getLogger(__name__)
@@ -64,8 +69,10 @@ class Server:
         self._open_shelf, self._names, self._options = open_shelf, names, options
         self._announce = announce
         self._agent_command = agent_command
-        self._keys = read_keys(settings.api_keys, settings.api_key_file)
+        self._keys = read_keys(settings.api_key, settings.api_key_file)
         self._socket = _listen(settings.host, settings.port)
+        if not self._keys and not _is_loopback(self._socket):
+            logger.warning(_OPEN, settings.host)
         self._metrics = ServerMetrics(self._read_books)
         self._serving: Serving | None = None
         self._supervisor: Supervisor | None = None
@@ -173,6 +180,11 @@ class Server:
         supervisor = self._supervisor
         assert supervisor is not None
         return supervisor.stats, supervisor.ready, supervisor.restarts
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine can reach the socket."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _listen(host: str, port: int) -> socket.socket:

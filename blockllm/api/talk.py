@@ -22,6 +22,7 @@ Messages = list[dict[str, str]]
 class Partner(Protocol):
     """Answers a conversation, or continues a text when the model has no chat template."""
 
+    name: str  # of the model
     has_template: bool
 
     def answer(self, messages: Messages) -> Iterator[str]: ...
@@ -35,6 +36,7 @@ class LocalPartner:
         self._llm = llm
         self._model = llm.models.find(model)
         self._sampling = sampling
+        self.name = self._model.name
         self.has_template = self._model.has_template
 
     def answer(self, messages: Messages) -> Iterator[str]:
@@ -56,6 +58,7 @@ class RemotePartner:
 
     def __init__(self, url: str, key: str, model: str, sampling: Sampling) -> None:
         """Raises ModelNotFound or EngineError when the server has no such model or is away."""
+        self.name = model
         self._url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"content-type": "application/json"}
         if key:

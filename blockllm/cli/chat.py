@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,48 +14,93 @@ from blockllm.errors import BlockllmError
 if TYPE_CHECKING:
     from blockllm.api.talk import Messages, Partner
 
+_HELP = """\
+/clear        forget the conversation
+/model        say which model answers
+/model NAME   talk to another one; what was said stays
+/exit         leave, as Ctrl-D does
+/help         this list
+A line that begins with a space is sent as it is. Ctrl-C stops an answer."""
+
 
 def chat(
     model: Annotated[str, typer.Argument(help="Name of the model.")],
     zoo: Annotated[str, typer.Option(envvar="BLOCKLLM_ZOO", help="Folder of the zoo.")] = "",
     url: Annotated[str, typer.Option(help="Use a running server instead, as http://…:8000.")] = "",
     api_key: Annotated[str, typer.Option(envvar="BLOCKLLM_API_KEY", help="Key for --url.")] = "",
+    api_key_file: Annotated[
+        str, typer.Option(envvar="BLOCKLLM_API_KEY_FILE", help="File that begins with the key.")
+    ] = "",
     prompt: Annotated[str | None, typer.Option(help="Answer this once and end.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
     memory: Annotated[str | None, typer.Option(help="Weights and KV together, as 8GiB.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
 ) -> None:
-    """Talk to a model: /reset forgets, /exit leaves, Ctrl-C stops an answer."""
+    """Talk to a model; Ctrl-C stops an answer, /help lists commands."""
+    from blockllm.api.keys import own_key
     from blockllm.api.llm import LLM
     from blockllm.api.talk import LocalPartner, RemotePartner
 
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     if url:
-        return converse(RemotePartner(url, api_key, model, sampling), prompt)
+        key = own_key(api_key, api_key_file)
+        return converse(lambda name: RemotePartner(url, key, name, sampling), model, prompt)
     with LLM(model, zoo or None, memory=memory, device=device) as llm:
-        converse(LocalPartner(llm, model, sampling), prompt)
+        converse(lambda name: LocalPartner(llm, name, sampling), model, prompt)
 
 
-def converse(partner: Partner, prompt: str | None) -> None:
-    """One answer to `prompt`, or a conversation until the user leaves."""
+def converse(open_partner: Callable[[str], Partner], model: str, prompt: str | None) -> None:
+    """One answer to `prompt`, or a conversation until the user leaves. Raises what `open_partner`
+    raises for the first model."""
+    partner = open_partner(model)
     if prompt is not None:
         _say(partner, [{"role": "user", "content": prompt}])
         return
-    if not partner.has_template:
-        print("(no chat template: the model continues what you write)")
-    messages: Messages = []
-    while (text := _ask()) != "/exit":
-        if text == "/reset":
-            messages = []
-            print("(forgotten)")
-        elif text.strip():
-            messages.append({"role": "user", "content": text})
-            try:
-                messages.append({"role": "assistant", "content": _say(partner, messages)})
-            except BlockllmError as error:
-                print(f"error: {error}", file=sys.stderr)
-                messages.pop()
+    talk = _Talk(open_partner, partner)
+    while (line := _ask()) != "/exit":
+        try:
+            talk.take(line)
+        except BlockllmError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+class _Talk:
+    """A conversation: lines that begin with / are commands, others go to the model."""
+
+    def __init__(self, open_partner: Callable[[str], Partner], partner: Partner) -> None:
+        self._open = open_partner
+        self._messages: Messages = []
+        self._take_up(partner)
+
+    def take(self, line: str) -> None:
+        """Carry out one line. Raises BlockllmError."""
+        command, _, argument = line.partition(" ")
+        match command:
+            case "/help":
+                print(_HELP)
+            case "/clear":
+                self._messages = []
+                print("(forgotten)")
+            case "/model" if argument.strip():
+                self._take_up(self._open(argument.strip()))
+                print(f"(talking to {self._partner.name})")
+            case "/model":
+                print(f"(talking to {self._partner.name})")
+            case _ if command.startswith("/"):
+                print(f"(no command {command}; /help lists them, a space before / sends the line)")
+            case _ if line.strip():
+                self._send(line.strip())
+
+    def _take_up(self, partner: Partner) -> None:
+        self._partner = partner
+        if not partner.has_template:
+            print("(no chat template: the model continues what you write)")
+
+    def _send(self, text: str) -> None:
+        asked: Messages = [*self._messages, {"role": "user", "content": text}]
+        answer = _say(self._partner, asked)
+        self._messages = [*asked, {"role": "assistant", "content": answer}]
 
 
 def _ask() -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from blockllm import __version__
 from blockllm.cli import bench, chat, serve, zoo
+from blockllm.config import unknown_variables
 from blockllm.errors import BlockllmError
 
 app = typer.Typer(
@@ -16,6 +19,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"blockllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version)
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(bench.app, name="bench")
 app.command("serve")(serve.serve)
@@ -24,6 +44,8 @@ app.command("chat")(chat.chat)
 
 def main() -> None:
     """Run the command; errors raised on purpose become one line and exit status 1."""
+    for name, hint in unknown_variables().items():
+        print(f"warning: {name} is not a setting{hint}", file=sys.stderr)
     try:
         app()
     except BlockllmError as error:

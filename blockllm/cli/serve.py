@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blockllm.config import EngineSettings, ServerSettings, default_zoo, load
+from blockllm.config import EngineSettings, ServerSettings, default_zoo, load, refuse_misspelt_keys
 from blockllm.observability.stats import EngineStats
 
 if TYPE_CHECKING:
@@ -35,9 +35,15 @@ def serve(
         str | None, typer.Option(help="Launch turns ahead of tokens: auto, on, off.")
     ] = None,
     api_key: Annotated[
-        list[str] | None, typer.Option(help="KEY or TENANT:KEY; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="KEY or TENANT:KEY, repeatable; `ps` shows it, BLOCKLLM_API_KEY hides it."
+        ),
     ] = None,
     api_key_file: Annotated[str | None, typer.Option(help="File with one key per line.")] = None,
+    keep_alive: Annotated[
+        int | None, typer.Option(help="Seconds an idle connection stays open [75].")
+    ] = None,
     drain_timeout: Annotated[
         float | None, typer.Option(help="Seconds to finish requests on SIGTERM [30].")
     ] = None,
@@ -59,11 +65,13 @@ def serve(
     server_flags = {
         "host": host,
         "port": port,
-        "api_keys": ",".join(api_key) if api_key else None,
+        "api_key": ",".join(api_key) if api_key else None,
         "api_key_file": api_key_file,
+        "keep_alive": keep_alive,
         "drain_timeout": drain_timeout,
         "log_level": log_level,
     }
+    refuse_misspelt_keys()
     engine = load(EngineSettings, "engine", config, engine_flags)
     server = load(ServerSettings, "server", config, server_flags)
 

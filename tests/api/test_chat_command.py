@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from blockllm.api.llm import LLM
-from blockllm.api.talk import LocalPartner, RemotePartner
+from blockllm.api.talk import LocalPartner, Partner, RemotePartner
 from blockllm.cli.chat import converse
 from blockllm.core import Sampling
 from blockllm.errors import EngineError, ModelNotFound
@@ -24,6 +24,10 @@ def llm(folder: Path) -> Iterator[LLM]:
         yield llm
 
 
+def local(llm: LLM) -> Callable[[str], Partner]:
+    return lambda name: LocalPartner(llm, name, SAMPLING)
+
+
 def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     waiting = iter(lines)
 
@@ -37,7 +41,7 @@ def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 
 def test_one_answer(llm: LLM, capsys: pytest.CaptureFixture[str]):
-    converse(LocalPartner(llm, "base", SAMPLING), "The quick")
+    converse(local(llm), "base", "The quick")
     assert capsys.readouterr().out == "The quick\n\n"
 
 
@@ -47,14 +51,14 @@ def test_a_conversation_remembers_and_forgets(
     seen = []
     prompt = llm.chat_prompt
     monkeypatch.setattr(llm, "chat_prompt", lambda m, n: (seen.append(len(m)), prompt(m, n))[1])
-    type_in(monkeypatch, "The", "  ", "fox", "/reset", "dog")
-    converse(LocalPartner(llm, "base", SAMPLING), None)
+    type_in(monkeypatch, "The", "  ", "fox", "/clear", "dog")
+    converse(local(llm), "base", None)
     assert seen == [1, 3, 1]
     assert "(forgotten)" in capsys.readouterr().out
 
 
 def test_without_a_template_the_text_goes_on(llm: LLM, capsys: pytest.CaptureFixture[str]):
-    converse(LocalPartner(llm, "plain", SAMPLING), "The quick")
+    converse(local(llm), "plain", "The quick")
     assert capsys.readouterr().out == "The quickThe\n"
 
 
@@ -62,7 +66,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     class Interrupted:
-        has_template = True
+        name, has_template = "base", True
         closed = False
 
         def answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
@@ -74,14 +78,17 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
 
     partner = Interrupted()
     type_in(monkeypatch, "hello", "/exit")
-    converse(partner, None)  # type: ignore[arg-type]
+    converse(lambda name: partner, "base", None)  # type: ignore[arg-type, return-value]
     assert capsys.readouterr().out == "half an  (stopped)\n"
     assert partner.closed
 
 
 def test_a_running_server(server: RunningServer, capsys: pytest.CaptureFixture[str]):
-    converse(RemotePartner(server.url + "/v1", "", "base", SAMPLING), "The quick")
-    converse(RemotePartner(server.url, "", "plain", SAMPLING), "The quick")
+    def remote(url: str) -> Callable[[str], Partner]:
+        return lambda name: RemotePartner(url, "", name, SAMPLING)
+
+    converse(remote(server.url + "/v1"), "base", "The quick")
+    converse(remote(server.url), "plain", "The quick")
     assert capsys.readouterr().out == "The quick\n\nThe quickThe\n"
     with pytest.raises(ModelNotFound):
         RemotePartner(server.url, "", "nix", SAMPLING)
@@ -93,7 +100,38 @@ def test_errors_in_a_conversation_do_not_end_it(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     type_in(monkeypatch, "The " * 600, "fox")
-    converse(LocalPartner(llm, "base", SAMPLING), None)
+    converse(local(llm), "base", None)
     captured = capsys.readouterr()
     assert "error: prompt: got" in captured.err
     assert captured.out.startswith("fox")
+
+
+def test_commands_never_reach_the_model(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    seen: list[str] = []
+
+    class Watched(LocalPartner):
+        def answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
+            seen.append(messages[-1]["content"])
+            yield f"{self.name} heard it"
+
+    lines = (
+        "/help",
+        "/model",
+        "/model tuned",
+        "hello",
+        "/model nix",
+        "/etc/hosts?",
+        " /etc/hosts?",
+    )
+    type_in(monkeypatch, *lines, "/clear now", "/exit")
+    converse(lambda name: Watched(llm, name, SAMPLING), "base", None)
+    captured = capsys.readouterr()
+    assert seen == ["hello", "/etc/hosts?"]
+    assert "/model NAME" in captured.out
+    assert captured.out.count("(talking to base)") == captured.out.count("(talking to tuned)") == 1
+    assert "(no command /etc/hosts?; /help lists them" in captured.out
+    assert captured.out.count("tuned heard it") == 2
+    assert "error: no model 'nix' is served" in captured.err
+    assert captured.out.endswith("(forgotten)\n")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockllm.api.keys import KeyRing, read_keys, salt_of
+from blockllm.api.keys import KeyRing, own_key, read_keys, salt_of
 from blockllm.errors import ConfigError
 
 
@@ -38,8 +38,23 @@ def test_a_key_file_without_keys_is_an_error(tmp_path: Path, text: str):
 def test_bad_keys_are_errors(tmp_path: Path):
     with pytest.raises(ConfigError, match="empty key"):
         KeyRing(["acme:"])
-    with pytest.raises(ConfigError, match="api_key_file"):
+    with pytest.raises(ConfigError) as caught:
         read_keys("", str(tmp_path / "missing"))
+    assert str(caught.value) == f"api_key_file {tmp_path / 'missing'}: No such file or directory"
+
+
+@pytest.mark.parametrize("keys", ["a,", ",", "a,,b", " "])
+def test_a_key_that_was_left_empty_is_an_error(keys: str):
+    with pytest.raises(ConfigError, match="empty key"):
+        read_keys(keys, "")
+
+
+def test_a_client_sends_the_first_key_without_its_tenant(tmp_path: Path):
+    (tmp_path / "keys").write_text("# ours\nacme:k1\nk2\n")
+    assert own_key("", str(tmp_path / "keys")) == "k1"
+    assert own_key("solo:k0", str(tmp_path / "keys")) == "k0"
+    assert own_key("k", "") == "k"
+    assert own_key("", "") == ""
 
 
 PAIRS = st.tuples(st.text(max_size=8), st.text(max_size=8))

@@ -205,7 +205,7 @@ def test_the_socket_answers_while_models_are_loaded(folder: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with running(folder, "slow-start", wait=False, port=port, api_keys="k") as server:
+    with running(folder, "slow-start", wait=False, port=port, api_key="k") as server:
         client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10)
         deadline = time.monotonic() + 20
         seen = []
@@ -237,7 +237,7 @@ def test_a_port_in_use_is_a_clear_error(folder: Path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"port": 70_000}, {"host": "no.such.host.invalid"}, {"api_key_file": "/nonexistent"}]
+    "wrong", [{"host": "no.such.host.invalid"}, {"api_key_file": "/nonexistent"}]
 )
 def test_wrong_settings_are_clear_errors(folder: Path, wrong: dict[str, object]):
     with running(folder, **wrong) as server:
@@ -247,7 +247,7 @@ def test_wrong_settings_are_clear_errors(folder: Path, wrong: dict[str, object])
 
 
 def test_what_is_printed_and_logged(folder: Path):
-    with running(folder, api_keys="acme:sesame", log_level="debug") as server:
+    with running(folder, api_key="acme:sesame", log_level="debug") as server:
         secret = {**SLOW_BODY, "prompt": "xyzzy", "max_tokens": 1}
         assert server.post(PATH, secret).status_code == 401
         answer = server.post(PATH, secret, authorization="Bearer sesame")
