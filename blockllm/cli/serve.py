@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from blockllm.config import EngineSettings, ServerSettings, default_zoo, load, refuse_misspelt_keys
@@ -51,34 +52,20 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
 ) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C; a second signal ends it at once."""
-    engine_flags = {
-        "memory": memory,
-        "device": device,
-        "dtype": dtype,
-        "threads": threads,
-        "max_rows": max_rows,
-        "max_turn_seconds": max_turn_seconds,
-        "max_sequences": max_sequences,
-        "max_context": max_context,
-        "overlap": overlap,
-    }
-    server_flags = {
-        "host": host,
-        "port": port,
-        "api_key": ",".join(api_key) if api_key else None,
-        "api_key_file": api_key_file,
-        "keep_alive": keep_alive,
-        "drain_timeout": drain_timeout,
-        "log_level": log_level,
-    }
+    given = {**locals(), "api_key": ",".join(api_key) if api_key else None}
     refuse_misspelt_keys()
-    engine = load(EngineSettings, "engine", config, engine_flags)
-    server = load(ServerSettings, "server", config, server_flags)
+    engine = load(EngineSettings, "engine", config, flags_of(EngineSettings, given))
+    server = load(ServerSettings, "server", config, flags_of(ServerSettings, given))
 
     from blockllm.zoo import Zoo
 
     folder = zoo or default_zoo()
     run_server(lambda: Zoo(folder).moment(), folder, models or None, engine, server)
+
+
+def flags_of(kind: type[msgspec.Struct], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the options that are settings of this kind, by name."""
+    return {name: given[name] for name in kind.__struct_fields__ if name in given}
 
 
 def run_server(
