@@ -116,9 +116,11 @@ def commands_of(path: Path) -> Iterator[str]:
     lines = re.sub(r"\\\n|\n +(?=[-\[])", " ", "\n".join(fences)).splitlines()
     spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     for line in [*lines, *spans]:
-        command = re.match(r"(?:\$ |do )?(?:\S*bin/)?(blockllm|python -m|make) .*", line.strip())
+        command = re.match(
+            r"(?:\$ |do )?(?:\S*bin/)?((?:blockllm|python -m|make) .*)", line.strip()
+        )
         if command:
-            yield command.group(0).removeprefix("$ ").removeprefix("do ").partition("#")[0]
+            yield command.group(1).partition("#")[0]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
@@ -130,7 +132,7 @@ def test_commands_exist(path: Path) -> None:
             goals = [word for word in words[1:] if re.fullmatch(r"[a-z]+", word)]
             assert set(goals) <= set(targets), command
         elif words[0] == "python":
-            if words[2].startswith("tools."):
+            if words[2].startswith(("tools.", "blockllm.")):
                 assert (ROOT / f"{words[2].replace('.', '/')}.py").exists(), command
         else:
             check_options(command, words[1:])
