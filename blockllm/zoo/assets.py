@@ -72,6 +72,20 @@ def find_asset(file: str, found: list[dict[str, str]]) -> str | None:
     return None
 
 
+def find_files(
+    own: Mapping[str, Path], base: list[dict[str, str]], folder: Folder
+) -> dict[str, Path]:
+    """All asset files of a model with these own ones; `base` are the stored names of those of what
+    it is based on, nearest first."""
+    names = [dict.fromkeys(own, ""), *base]
+    found = dict(own)
+    for file in ASSET_FILES:
+        stored = find_asset(file, names)
+        if stored:
+            found[file] = folder.asset(stored)
+    return found
+
+
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import msgspec
 from blockllm.errors import CorruptStore, StoreFull, ZooError
 
 # format n of the catalogue is what the first n scripts make; older ones are brought up to date
-_SCRIPTS = ("schema.sql", "measurement.sql", "deltas.sql")
+_SCRIPTS = ("schema.sql", "measurement.sql", "deltas.sql", "ends.sql")
 _VERSION = len(_SCRIPTS)
 # how long a transaction waits for another process's commit, which takes milliseconds
 _BUSY_SECONDS = 30.0
@@ -24,8 +24,10 @@ class Catalog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def create(self) -> None:
-        """Make the tables that are not there; only under the zoo's write lock."""
+    def create(self, renew: Callable[[sqlite3.Connection], None]) -> None:
+        """Make the tables that are not there; only under the zoo's write lock. `renew` brings what
+        an older program wrote up to date, in the same transaction.
+        """
         with self._connection("rwc") as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
@@ -38,10 +40,11 @@ class Catalog:
             folder = Path(__file__).parent
             missing = [(folder / name).read_text("utf-8") for name in _SCRIPTS[version:]]
             if missing:
-                script = "\n".join(missing)
-                connection.executescript(
-                    f"BEGIN; {script} PRAGMA user_version = {_VERSION}; COMMIT;"
-                )
+                connection.executescript("\n".join(["BEGIN;", *missing]))
+                if version:
+                    renew(connection)
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+                connection.execute("COMMIT")
 
     def is_ready(self) -> bool:
         """Whether the tables are there in the format this program reads."""

@@ -14,15 +14,17 @@ from blockllm.errors import UnknownModel, ZooError
 from blockllm.zoo.adapters import CONFIG_FILE, choose_kind, store_adapter
 from blockllm.zoo.adapters.stack import rescale
 from blockllm.zoo.assemble import write
-from blockllm.zoo.assets import find_assets, store_assets
+from blockllm.zoo.assets import find_assets, find_files, store_assets
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.checkpoint import open_adapter
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.model import open_checkpoint, store_checkpoint
 from blockllm.zoo.packs import PackWriter
-from blockllm.zoo.records import Record
+from blockllm.zoo.records import Record, embedding_rows
 from blockllm.zoo.reports import Progress
 from blockllm.zoo.snapshot import Snapshot
+from blockllm.zoo.text.facts import TextFacts, read_facts
+from blockllm.zoo.text.files import TextFiles
 
 
 class Wish(NamedTuple):
@@ -55,13 +57,14 @@ def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> 
     notes: list[str] = []
 
     def store(snapshot: Snapshot, writer: PackWriter) -> Record:
-        if (wish.folder / CONFIG_FILE).exists():
-            record = _store_adapter(wish, snapshot, writer, ticker, notes)
-        else:
-            record = _store_model(wish, writer, ticker, notes)
-        assets, moves = store_assets(find_assets(wish.folder), folder)
+        job = _Job(wish, find_assets(wish.folder), snapshot, writer, ticker, notes)
+        is_adapter = (wish.folder / CONFIG_FILE).exists()
+        record, facts = _store_adapter(job, folder) if is_adapter else _store_model(job)
+        rows = embedding_rows(record)
+        notes.extend(facts.notes_of(rows))
+        assets, moves = store_assets(job.own, folder)
         writer.moves += moves
-        return msgspec.structs.replace(record, assets=assets)
+        return msgspec.structs.replace(record, assets=assets, eos_ids=facts.ends_within(rows))
 
     record, stored_bytes = write(folder, catalog, wish.name, store, ticker.advance)
     return Ingested(record, stored_bytes, tuple(notes))
@@ -80,34 +83,49 @@ class _Ticker:
         self._progress("reading", self._done, self.total)
 
 
-def _store_model(wish: Wish, writer: PackWriter, ticker: _Ticker, notes: list[str]) -> Record:
+class _Job(NamedTuple):
+    """One model on its way: its own text files, the zoo as it is, and where everything goes."""
+
+    wish: Wish
+    own: TextFiles
+    snapshot: Snapshot
+    writer: PackWriter
+    ticker: _Ticker
+    notes: list[str]
+
+
+def _store_model(job: _Job) -> tuple[Record, TextFacts]:
+    wish, own = job.wish, job.own
     if wish.base is not None:
         raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it takes no base")
     if wish.scale is not None:
         raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it has no scale")
     checkpoint = open_checkpoint(wish.folder, as_int8=wish.format == "int8")
     with checkpoint.files:
-        notes += checkpoint.notes
-        ticker.total = checkpoint.num_bytes
-        return store_checkpoint(checkpoint, wish.name, wish.root, writer)
+        facts = read_facts(own, own, checkpoint.family)
+        job.notes.extend(checkpoint.notes)
+        job.ticker.total = checkpoint.num_bytes
+        record = store_checkpoint(checkpoint, wish.name, wish.root, job.writer)
+    return record, facts._replace(ends=record.eos_ids + facts.ends)
 
 
-def _store_adapter(
-    wish: Wish, snapshot: Snapshot, writer: PackWriter, ticker: _Ticker, notes: list[str]
-) -> Record:
+def _store_adapter(job: _Job, folder: Folder) -> tuple[Record, TextFacts]:
+    wish, own = job.wish, job.own
     if wish.format is not None:
         raise ZooError(f"{wish.root} is an adapter: it takes the format of its base")
     kind = choose_kind(wish.folder)
-    base = _find_base(snapshot, wish.base, kind.base)
-    with open_adapter(wish.folder, kind.files, kind.saving) as files:
-        plan = kind.read(files.tensors, base.layers)
-        notes += plan.notes
-        ticker.total = plan.nbytes
+    base = _find_base(job.snapshot, wish.base, kind.base)
+    files = find_files(own, job.snapshot.assets(base.name), folder)
+    facts = read_facts(files, own, base.family) if own else TextFacts()
+    with open_adapter(wish.folder, kind.files, kind.saving) as weights:
+        plan = kind.read(weights.tensors, base.layers)
+        job.notes.extend(plan.notes)
+        job.ticker.total = plan.nbytes
         if wish.scale is not None:
             plan = rescale(plan, wish.scale)
-        record = store_adapter(plan, wish.name, wish.root, base, writer)
-        files.check_unchanged()
-    return record
+        record = store_adapter(plan, wish.name, wish.root, base, job.writer)
+        weights.check_unchanged()
+    return record, facts._replace(ends=facts.ends + base.eos_ids)
 
 
 def _find_base(snapshot: Snapshot, given: str | None, recorded: str) -> Record:

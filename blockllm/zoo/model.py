@@ -16,6 +16,7 @@ from blockllm.zoo.packs import PackWriter, Readable
 from blockllm.zoo.records import Record
 from blockllm.zoo.settings_reader import SettingsReader, read_json
 from blockllm.zoo.strangers import is_skipped, skipped_note, wrong_tensors
+from blockllm.zoo.text.files import GENERATION
 
 _DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -132,12 +133,10 @@ def _tied(plan: ModelPlan, tensors: dict[str, Source]) -> dict[str, Source]:
 
 
 def _eos_ids(folder: Path, config: SettingsReader, plan: ModelPlan) -> tuple[int, ...]:
-    readers = [config]
-    path = folder / "generation_config.json"
-    if path.exists():
-        readers.insert(0, SettingsReader(read_json(path), path.name))
-    for reader in readers:
-        if "eos_token_id" in reader:
-            vocabulary = range(plan.layers[0].shapes["weight"][0])
-            return tuple(token for token in reader.integers("eos_token_id") if token in vocabulary)
-    return () if config.is_given("eos_token_id") else plan.eos_ids
+    """End tokens that config.json names; those that transformers assumes when it does not and
+    generation_config.json does neither."""
+    if config.is_given("eos_token_id"):
+        return tuple(config.integers("eos_token_id"))
+    path = folder / GENERATION
+    named = path.exists() and "eos_token_id" in SettingsReader(read_json(path), GENERATION)
+    return () if named else plan.eos_ids

@@ -29,11 +29,5 @@ class Moment:
     def asset(self, name: str, file: str) -> Path | None:
         """As Zoo.asset; the file itself is gone when `gc` has removed it since."""
         check_asset(file)
-        found, model = [], self._snapshot.record(name)
-        while True:
-            found.append(model.assets)
-            if model.parent is None:
-                break
-            model = self._snapshot.record(model.parent)
-        stored = find_asset(file, found)
+        stored = find_asset(file, self._snapshot.assets(name))
         return self._folder.asset(stored) if stored else None

@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from blockllm.core import Layer, Measurement, Target, Tensor, target_tensors
+from blockllm.core import EmbedFunction, Layer, Measurement, Target, Tensor, target_tensors
 from blockllm.errors import NameTaken, UnknownModel, ZooError
 from blockllm.zoo.digest import target_settings
 
@@ -43,6 +43,13 @@ class Record(msgspec.Struct, frozen=True):
             for target in (target for group in modules.values() for target in group):
                 found += target_tensors(target).values()
         return {tensor.hash: tensor for tensor in found}
+
+
+def embedding_rows(record: Record) -> int:
+    """How many tokens the model has."""
+    function = record.layers[0].function
+    assert isinstance(function, EmbedFunction)
+    return function.vocab_size
 
 
 def check_free(connection: sqlite3.Connection, name: str) -> None:

@@ -52,6 +52,16 @@ class Snapshot:
             raise UnknownModel(f"the zoo has no model named {name!r}")
         return self.records[name]
 
+    def assets(self, name: str) -> list[dict[str, str]]:
+        """Stored names of a model's own asset files, then of what it is based on, and so on."""
+        found = []
+        parent: str | None = name
+        while parent is not None:
+            record = self.record(parent)
+            found.append(record.assets)
+            parent = record.parent
+        return found
+
     def chain(self, name: str) -> Chain:
         """The model as blocks and deltas; raises UnknownModel."""
         record = self.record(name)

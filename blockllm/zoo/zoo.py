@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -23,6 +24,7 @@ from blockllm.zoo.folder import Folder
 from blockllm.zoo.ingest import Wish, ingest
 from blockllm.zoo.moment import Moment
 from blockllm.zoo.records import Record, Targets
+from blockllm.zoo.renewal import renew_ends
 from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, silent
 from blockllm.zoo.snapshot import Snapshot
 from blockllm.zoo.source import check_name, find_folder
@@ -47,7 +49,7 @@ class Zoo:
             try:
                 if self._folder.catalog.exists() and not self._catalog.is_ready():
                     with self._folder.writing():
-                        self._catalog.create()
+                        self._catalog.create(partial(renew_ends, self._folder))
             except ZooError:
                 # a first add that another process makes may have failed and taken its zoo away
                 if self._folder.catalog.exists():

@@ -156,12 +156,16 @@ def _save_tied(source: Path, saved: str, difference: float = 0.0) -> None:
 @pytest.mark.parametrize(
     ("config", "generation", "expected"),
     [
-        ({"eos_token_id": 5}, {"eos_token_id": [7, 8]}, (7, 8)),
+        ({"eos_token_id": 5}, {"eos_token_id": [7, 8]}, (5, 7, 8)),
+        ({"eos_token_id": 5}, {"eos_token_id": 5}, (5,)),
         ({"eos_token_id": 5}, {}, (5,)),
+        ({"eos_token_id": 5}, {"eos_token_id": None}, (5,)),
         ({"eos_token_id": [5, 6]}, None, (5, 6)),
         ({"eos_token_id": None}, None, ()),
-        ({"eos_token_id": [3, 10**30, -1]}, None, (3,)),
+        ({"eos_token_id": None}, {"eos_token_id": 7}, (7,)),
+        ({"eos_token_id": [3, 10**30, -1]}, {"eos_token_id": [96, 95]}, (3, 95)),
         ({}, None, (2,)),
+        ({}, {"eos_token_id": 7}, (7,)),
     ],
 )
 def test_end_tokens(
@@ -172,7 +176,8 @@ def test_end_tokens(
     values = json.loads((source / "config.json").read_text())
     values.pop("eos_token_id")
     (source / "config.json").write_text(json.dumps(values | config))  # type: ignore[operator]
-    (source / "generation_config.json").unlink()
+    for file in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (source / file).unlink()
     if generation is not None:
         (source / "generation_config.json").write_text(json.dumps(generation))
     zoo.add("model", source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def make_older(catalog: Path, version: int) -> None:
     old = catalog.with_name("old.sqlite")
     scripts = Path(blockllm.zoo.catalog.__file__).parent
     with sqlite3.connect(old) as connection:
-        for name in ("schema.sql", "measurement.sql")[:version]:
+        for name in ("schema.sql", "measurement.sql", "deltas.sql")[:version]:
             connection.executescript((scripts / name).read_text("utf-8"))
         connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
@@ -67,3 +68,31 @@ def test_an_older_catalogue_is_brought_up_to_date(
     assert again.verify().is_sound
     again.remove("tuned")
     assert again.gc().num_files == 1
+
+
+def test_ends_that_older_formats_did_not_look_for_are_found(zoo: Zoo, tmp_path: Path, llama: Path):
+    base = shutil.copytree(llama, tmp_path / "base")
+    (base / "tokenizer_config.json").write_text('{"eos_token": "!"}')  # id 3
+    adapter = make_lora(llama, tmp_path / "lora")
+    (adapter / "generation_config.json").write_text('{"eos_token_id": [7, 200]}')
+    damaged = shutil.copytree(llama, tmp_path / "damaged")
+    text = (damaged / "tokenizer.json").read_text()
+    (damaged / "tokenizer.json").write_text(text + " ")
+    zoo.add("base", base)
+    zoo.add("tuned", adapter, base="base")
+    zoo.add("again", make_lora(llama, tmp_path / "again"), base="tuned")
+    zoo.add("damaged", damaged)
+    zoo.assemble("made", "base", zoo.layers("base"))
+    before = {name: chain.eos_ids for name, chain in zoo.chains().items()}
+    assert before["tuned"] == before["again"] == (7, 2, 3)
+    catalog = tmp_path / "zoo" / "catalog.sqlite"
+    with sqlite3.connect(catalog) as connection:
+        connection.execute("UPDATE model SET eos_ids = '[2]'")
+        connection.execute("PRAGMA user_version = 3")
+    connection.close()
+    path = zoo.asset("damaged", "tokenizer.json")
+    assert path is not None
+    path.write_text("{")
+    again = Zoo(tmp_path / "zoo")
+    assert {name: chain.eos_ids for name, chain in again.chains().items()} == before
+    assert Catalog(catalog).is_ready()

@@ -1,0 +1,2 @@
+-- Since format 4: eos_ids are the ends that all files name, an adapter's own before its base's;
+-- renewal.py finds them for older models.
