@@ -27,7 +27,7 @@ def load_tokenizer(files: TextFiles, family: str) -> Loaded:
     Raises CheckpointError, naming the file, when one is damaged.
     """
     path = files.get(TOKENIZER)
-    tokenizer = open_tokenizer(lambda: Tokenizer.from_file(str(path))) if path else None
+    tokenizer = open_tokenizer(lambda: Tokenizer.from_buffer(path.read_bytes())) if path else None
     settings = without_nulls(read_object(files, SETTINGS))
     kind = read_kind(settings, family, tokenizer is not None and is_byte_level(tokenizer))
     padding = tokenizer.padding if tokenizer is not None else None
