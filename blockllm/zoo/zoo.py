@@ -49,7 +49,7 @@ class Zoo:
             try:
                 if self._folder.catalog.exists() and not self._catalog.is_ready():
                     with self._folder.writing():
-                        self._catalog.create(partial(renew_ends, self._folder))
+                        self._create_catalog()
             except ZooError:
                 # a first add that another process makes may have failed and taken its zoo away
                 if self._folder.catalog.exists():
@@ -81,7 +81,7 @@ class Zoo:
         with _disk_errors():
             folder = find_folder(source)
         progress("waiting for other writers", 0, 0)
-        with _disk_errors(), self._folder.growing(self._catalog.create):
+        with _disk_errors(), self._folder.growing(self._create_catalog):
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
             wish = Wish(name, folder, root, base, format, scale)
@@ -217,6 +217,9 @@ class Zoo:
         self._folder.check_there()
         with self._catalog.reading() as connection:
             yield connection
+
+    def _create_catalog(self) -> None:
+        self._catalog.create(partial(renew_ends, self._folder))
 
     def _snapshot(self) -> Snapshot:
         with self._reading() as connection:
