@@ -10,7 +10,7 @@ round fills it and is dropped). Copies move the same tensors as loading does, wi
     huge      the same to new memory in huge pages, as the engine takes it
 
 `again` is a second loading in the process of a first one: in virtual machines that hand free memory
-back to their host, touching memory costs far more the first time, whoever touches it.
+back to their host, touching memory costs far more the first time, in every process.
 `ready` is the time from starting `blockllm serve` to its ready line.
 """
 

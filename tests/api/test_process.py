@@ -90,7 +90,7 @@ def test_a_second_signal_ends_it_at_once(folder: Path):
         stuck.join()
         deadline = time.monotonic() + 5
         while Path(f"/proc/{agent}/cmdline").exists() and time.monotonic() < deadline:
-            if not Path(f"/proc/{agent}/cmdline").read_bytes():  # ended, nobody has asked for it
+            if not Path(f"/proc/{agent}/cmdline").read_bytes():  # ended, its status not read
                 break
             time.sleep(0.02)
         assert time.monotonic() < deadline

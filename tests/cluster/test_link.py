@@ -43,7 +43,7 @@ def test_both_directions_over_zmq_keep_order_and_values():
 
     async def talk() -> list[ToAgent]:
         front = FrontLink(received.append)
-        front.send(Cancel("lost"))  # nobody is there yet
+        front.send(Cancel("lost"))  # no peer is there yet
         agent = AgentLink(front.address)
         agent.send(READY)
         while not received:

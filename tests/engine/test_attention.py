@@ -94,7 +94,7 @@ def test_batched_backends_equal_plain(
             kv[table[token // PAGE], :, :, token % PAGE] = torch.randn(
                 2, heads[1], dim, generator=generator
             )
-    # sharp weights leave one token: whoever forgets a new best score on a later page errs a lot
+    # sharp weights leave one token: a kernel that forgets a later page's best score errs a lot
     q = torch.randn(int(rows.starts[-1]), heads[0], dim, generator=generator) * sharpness
     k, v = torch.randn(2, len(q), heads[1], dim, generator=generator)
     parts = make_parts(spans, cache, cut)
@@ -111,7 +111,7 @@ def test_batched_backends_equal_plain(
 def test_shared_pages_are_not_written() -> None:
     device = torch.device("cpu")
     cache = KVCache(KVShape(1, 8), 1, PAGE, 16, (1, BUNDLES, 4), device, torch.float32)
-    cache.adopted[0, 0] = PAGE  # the first page of the block belongs to somebody else too
+    cache.adopted[0, 0] = PAGE  # the first page of the block has another owner too
     rows = make_rows([(0, 6)], cache)
     cache.tensor.zero_()
     k, v = torch.ones(2, 6, 1, 8)

@@ -175,7 +175,7 @@ def test_native_adapters_equal_plain(rows: int) -> None:
 @needs_compiler
 @pytest.mark.parametrize("inputs", [64, 75])
 def test_an_adapted_row_does_not_depend_on_its_neighbours(inputs: int) -> None:
-    """However segments are cut, and whoever lies beside it."""
+    """However segments are cut, and whatever lies beside it."""
     update = Update(random(3, 18, inputs), random(4, 18, 150), 0.7, random(5, 150))
     other = Update(random(6, 5, inputs), random(7, 5, 150), 1.3, None)
     adapters = PackedAdapters([{"q": update}, {"q": other}], {"q": slice(0, 150)})

@@ -1,4 +1,4 @@
-"""The plan of a turn's hops: everybody visits every stop of their route, in order, once."""
+"""The plan of a turn's hops: each sequence visits every stop of its route, in order, once."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_row_walks_its_way(asked: list[tuple[int, int]], joins: bool) -> N
     ways = list(WAYS.values())
     assert [tuple(walk) for walk in walked.values()] == [ways[rank] for rank in owners]
     if len({len(ways[rank]) for rank in owners}) == 1:
-        assert outputs == 1, "whoever parted meets again at the shared head"
+        assert outputs == 1, "rows that parted meet again at the shared head"
 
 
 def test_spans_between_which_nobody_joins_or_leaves_are_one_hop() -> None:
@@ -89,7 +89,7 @@ def test_spans_between_which_nobody_joins_or_leaves_are_one_hop() -> None:
     assert hops((0, 1), (0, 3)) == [(0, 1, 4)]
     assert hops((2, 1)) == [(0, 3, 3, 4)]
     assert hops((0, 1), (1, 1)) == [(0,), (1,), (2,), (4,)]
-    # at its own pace as far as nobody else ever comes
+    # at its own pace as far as no other sequence ever comes
     assert hops((0, 1), (2, 1)) == [(0,), (1,), (3, 3), (4,)]
 
 

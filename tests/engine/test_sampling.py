@@ -33,7 +33,7 @@ VOCAB = 12
 
 @pytest.fixture(autouse=True, scope="module", params=["kernel", "twin"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whoever draws follows the same definitions."""
+    """Every way to draw follows the same definitions."""
     native.enable(request.param == "kernel")
     yield
     native.enable(True)

@@ -1,4 +1,4 @@
-"""Prefix and prompt tuning: answers equal the reference's, and nobody sees the virtual tokens."""
+"""Prefix and prompt tuning: answers equal the reference's, and clients see no virtual tokens."""
 
 from __future__ import annotations
 

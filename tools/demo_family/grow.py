@@ -1,6 +1,6 @@
 """A wider model that starts as the function of a narrower one, so that it need not learn it anew.
 
-New stream dimensions start at zero (nobody writes them) and are read at random; new MLP channels
+New stream dimensions start at zero (nothing writes them) and are read at random; new MLP channels
 compute at random and are not read. Growing networks this way: Net2Net (arXiv 1511.05641).
 """
 
