@@ -65,6 +65,25 @@ def test_generate_from_every_kind_of_prompt(kept: Kept):
     assert len(llm.generate("The", "base", three, n=4)) == 4
 
 
+def test_messages_are_made_plain_as_those_of_requests_are(kept: Kept):
+    parts = [{"type": "text", "text": "The"}, {"type": "refusal", "refusal": "no"}]
+    sent = [{"role": "developer", "content": parts}, {"role": "assistant", "content": None}]
+    plain = [{"role": "system", "content": "The\nno"}, {"role": "assistant", "content": ""}]
+    assert kept.llm.chat_prompt(sent, "base") == kept.llm.chat_prompt(plain, "base")
+    with pytest.raises(BadRequest, match="role"):
+        kept.llm.chat([{"content": "The"}], "base")
+
+
+def test_sampling_is_given_to_the_engine_in_its_spelling(kept: Kept):
+    requests = []
+    submit = kept.engine.submit
+    kept.engine.submit = lambda request: (requests.append(request), submit(request))[1]  # type: ignore[method-assign]
+    for sampling in (Sampling(top_k=-1), Sampling(top_p=0), Sampling(top_k=5)):
+        kept.llm.generate("The", "base", sampling)
+    assert [r.sampling.top_k for r in requests] == [0, 1, 5]
+    assert all(r.sampling.top_p == 1 for r in requests)
+
+
 def test_stop_strings_and_logprobs(kept: Kept):
     sampling = Sampling(max_tokens=9, logprobs=1)
     (answer,) = kept.llm.generate("The quick brown", "base", sampling, stop="k b")

@@ -40,6 +40,34 @@ def test_chat(client: openai.OpenAI, models: Models):
     assert answer.usage.prompt_tokens_details.cached_tokens == 2
 
 
+def test_a_conversation_as_agents_send_it(client: openai.OpenAI):
+    function = {"name": "weather", "arguments": '{"city": "Köln"}'}
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "The quick"}]},
+        {"role": "user", "content": "brown", "name": "u"},
+        {"role": "assistant", "content": None, "refusal": None, "tool_calls": [
+            {"id": "c", "type": "function", "function": function}]},
+        {"role": "tool", "content": "fox", "tool_call_id": "c"},
+    ]  # fmt: skip
+    answer = client.chat.completions.create(
+        model="base",
+        messages=messages,
+        metadata={"a": "b"},
+        store=True,
+        parallel_tool_calls=False,
+        reasoning_effort="low",
+        service_tier="auto",
+        user="u",
+        tools=[{"type": "function", "function": {"name": "weather"}}],
+        tool_choice="none",
+        response_format={"type": "text"},
+        extra_body={"skip_special_tokens": False, "max_tokens": None},
+        max_completion_tokens=60,
+    )
+    shown = "<s><|system|>The quick\n<|user|>brown\n<|assistant|>\n<|tool|>fox\n<|assistant|>"
+    assert (answer.choices[0].message.content or "").startswith(shown)
+
+
 def test_chat_stream_equals_chat(client: openai.OpenAI):
     fields = {"model": "base", "messages": HELLO, "max_completion_tokens": 9, "n": 2, "seed": 1}
     whole = client.chat.completions.create(**fields)
