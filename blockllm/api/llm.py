@@ -63,7 +63,8 @@ class LLM:
 
         names = [models] if isinstance(models, str) else models
         folder = zoo or default_zoo()
-        read = load_models(Zoo(folder).moment(), names, settings.max_context)
+        with Zoo(folder).moment() as moment:
+            read = load_models(moment, names, settings.max_context)
         self._start(read, lambda: open_engine(folder, read.chains, settings))
         try:
             self.models.require(names or ())

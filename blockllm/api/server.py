@@ -57,7 +57,7 @@ class Server:
     def __init__(
         self,
         settings: ServerSettings,
-        open_shelf: Callable[[], Shelf],
+        open_shelf: Callable[[], contextlib.AbstractContextManager[Shelf]],
         names: Sequence[str] | None,
         options: AgentOptions,
         announce: Callable[[str, Models, EngineStats], None],
@@ -142,7 +142,8 @@ class Server:
         self._announce(self.address, models, self._supervisor.stats)
 
     def _read_models(self) -> Models:
-        return load_models(self._open_shelf(), self._names, self._options.engine.max_context)
+        with self._open_shelf() as shelf:
+            return load_models(shelf, self._names, self._options.engine.max_context)
 
     def _make_http(self, app: ASGIApp) -> _HttpServer:
         return _HttpServer(

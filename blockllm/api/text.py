@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -25,11 +26,13 @@ class Assets(Protocol):
 
 
 class TextReader:
-    """Reads tokenizers and templates. Models with the same tokenizer files share one tokenizer."""
+    """Reads tokenizers and templates; models with the same files share theirs."""
 
     def __init__(self, shelf: Assets) -> None:
         self._shelf = shelf
         self._read: dict[bytes, Read] = {}
+        # compiling a template takes milliseconds
+        self._templates: dict[tuple[str, tuple[tuple[str, str], ...]], ChatTemplate] = {}
 
     def read(self, name: str, family: str) -> tuple[TextTokenizer | None, ChatTemplate | None]:
         """A model's tokenizer and template, if it has them; `family` is the model's.
@@ -39,7 +42,13 @@ class TextReader:
         files = find_text_files(partial(self._shelf.asset, name))
         tokenizer, tokens = self._tokenizer(files, family)
         source = find_template(files)
-        return tokenizer, source and ChatTemplate(source.text, tokens.texts)
+        return tokenizer, source and self._template(source.text, tokens.texts)
+
+    def _template(self, source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+        key = source, tuple(sorted(special_tokens.items()))
+        if key not in self._templates:
+            self._templates[key] = ChatTemplate(source, special_tokens)
+        return self._templates[key]
 
     def _tokenizer(self, files: TextFiles, family: str) -> Read:
         key = _digest(files, family)

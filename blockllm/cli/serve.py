@@ -12,6 +12,8 @@ from blockllm.config import EngineSettings, ServerSettings, default_zoo, load, r
 from blockllm.observability.stats import EngineStats
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from blockllm.api.models import Models, Shelf
 
 
@@ -69,7 +71,7 @@ def flags_of(kind: type[msgspec.Struct], given: dict[str, Any]) -> dict[str, Any
 
 
 def run_server(
-    open_shelf: Callable[[], Shelf],
+    open_shelf: Callable[[], AbstractContextManager[Shelf]],
     zoo: str,
     models: list[str] | None,
     engine: EngineSettings,

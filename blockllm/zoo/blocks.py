@@ -1,74 +1,86 @@
 """The blocks of a set of models: derived from their layers and deltas, never stored.
 
-Layers of which models share one half are cut in two first; then `partition` joins neighbours.
+Layers of which models share only one half are cut in two first; then `partition` joins neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 from blockllm.core import Block, ChainEntry, Delta, Layer, LayerFunction, Target
 from blockllm.zoo.digest import block_id, delta_id
 from blockllm.zoo.halves import find_halves, part_of
+from blockllm.zoo.outline import Outline
 from blockllm.zoo.partition import Step, partition
 from blockllm.zoo.records import Record
-
-
-class _Piece(NamedTuple):
-    """A layer of a model, or half of one, and what the model changes there by module."""
-
-    layer: Layer
-    targets: dict[str, tuple[Target, ...]]
 
 
 class Blocks:
     """The blocks of all models of a zoo, and each model as a chain of them."""
 
-    def __init__(self, records: Mapping[str, Record]) -> None:
-        layers = {layer.digest: layer for r in records.values() for layer in r.layers}
-        halves = find_halves(layers.values())
-        self._pieces = {name: _pieces(record, halves) for name, record in records.items()}
-        known = {p.layer.digest: p.layer for pieces in self._pieces.values() for p in pieces}
-        runs = partition(map(_steps, self._pieces.values()))
-        self.all = [Block(block_id(run), tuple(known[digest] for digest in run)) for run in runs]
-        self._of_layer = {layer.digest: block for block in self.all for layer in block.layers}
+    def __init__(self, outlines: Iterable[Outline], layers: Mapping[str, Layer]) -> None:
+        """`layers` by digest: at least those of the outlines."""
+        self._layers = layers
+        self._halves = find_halves(layers.values())
+        known: dict[str, Layer] = {}
+        models = []
+        for outline in dict.fromkeys(outlines):
+            steps = []
+            for position, digest in enumerate(outline.layers):
+                for piece in self._pieces(layers[digest]):
+                    known[piece.digest] = piece
+                    steps.append(_step(piece, outline.modules(position)))
+            models.append(steps)
+        runs = [tuple(known[digest] for digest in run) for run in partition(models)]
+        self.all = [Block(block_id(layer.digest for layer in run), run) for run in runs]
+        self._of_piece = {layer.digest: block for block in self.all for layer in block.layers}
 
-    def entries(self, name: str) -> tuple[ChainEntry, ...]:
+    def of(self, outline: Outline) -> list[Block]:
+        """The blocks of a model in order."""
+        layers = (self._layers[digest] for digest in outline.layers)
+        return self._cut([piece for layer in layers for piece in self._pieces(layer)])
+
+    def entries(self, record: Record) -> tuple[ChainEntry, ...]:
         """The model as blocks and deltas."""
-        pieces, entries, start = self._pieces[name], [], 0
-        while start < len(pieces):
-            block = self._of_layer[pieces[start].layer.digest]
-            entries.append(ChainEntry(block, _delta(pieces[start : start + len(block.layers)])))
-            start += len(block.layers)
+        pieces, changes = [], []
+        for position, layer in enumerate(record.layers):
+            targets = record.targets.get(position, {})
+            for piece in self._pieces(layer):
+                pieces.append(piece)
+                changes.append({m: group for m, group in targets.items() if _has(piece, m)})
+        entries, start = [], 0
+        for block in self._cut(pieces):
+            end = start + len(block.layers)
+            entries.append(ChainEntry(block, _delta(changes[start:end])))
+            start = end
         return tuple(entries)
 
+    def _pieces(self, layer: Layer) -> tuple[Layer, ...]:
+        return self._halves.get(layer.digest, (layer,))
 
-def _pieces(record: Record, halves: Mapping[str, tuple[Layer, Layer]]) -> list[_Piece]:
-    pieces = []
-    for position, layer in enumerate(record.layers):
-        targets = record.targets.get(position, {})
-        if layer.digest not in halves:
-            pieces.append(_Piece(layer, targets))
-            continue
-        for half in halves[layer.digest]:
-            assert isinstance(half.function, LayerFunction)
-            part = half.function.part
-            pieces.append(_Piece(half, {m: g for m, g in targets.items() if part_of(m) == part}))
-    return pieces
+    def _cut(self, pieces: list[Layer]) -> list[Block]:
+        blocks: list[Block] = []
+        start = 0
+        while start < len(pieces):
+            blocks.append(self._of_piece[pieces[start].digest])
+            start += len(blocks[-1].layers)
+        return blocks
 
 
-def _steps(pieces: list[_Piece]) -> list[Step]:
-    return [
-        Step(layer.digest, str(layer.function.__struct_config__.tag), bool(targets))
-        for layer, targets in pieces
-    ]
+def _has(piece: Layer, module: str) -> bool:
+    part = piece.function.part if isinstance(piece.function, LayerFunction) else "whole"
+    return part in ("whole", part_of(module))
 
 
-def _delta(pieces: list[_Piece]) -> Delta | None:
+def _step(piece: Layer, modules: Iterable[str]) -> Step:
+    has_delta = any(_has(piece, module) for module in modules)
+    return Step(piece.digest, str(piece.function.__struct_config__.tag), has_delta)
+
+
+def _delta(changes: list[dict[str, tuple[Target, ...]]]) -> Delta | None:
     targets = {
         f"{index}.{module}": group
-        for index, piece in enumerate(pieces)
-        for module, group in piece.targets.items()
+        for index, modules in enumerate(changes)
+        for module, group in modules.items()
     }
     return Delta(delta_id(targets), targets) if targets else None

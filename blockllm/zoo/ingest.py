@@ -133,13 +133,13 @@ def _find_base(snapshot: Snapshot, given: str | None, recorded: str) -> Record:
 
 
 def _guess_base(snapshot: Snapshot, recorded: str) -> Record:
-    full = {name: record for name, record in snapshot.records.items() if record.kind == "full"}
+    full = snapshot.full_roots
     for name in (recorded, PurePath(recorded).name):
         if name in full:
-            return full[name]
-    for record in full.values():
-        if recorded and record.root == recorded:
-            return record
+            return snapshot.record(name)
+    for name, root in full.items():
+        if recorded and root == recorded:
+            return snapshot.record(name)
     candidates = ", ".join(sorted(full)) or "none, add the base first"
     raise UnknownModel(
         f"the adapter was made for {recorded[:200]!r}, which is not in the zoo; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterable
 
 import msgspec
 
@@ -33,8 +34,7 @@ class Record(msgspec.Struct, frozen=True):
     @property
     def format(self) -> str:
         """How the linears are stored: "int8", or as the other weights."""
-        stored = (t.dtype for layer in self.layers for t in layer.tensors.values())
-        return "int8" if "I8" in stored else self.dtype
+        return stored_format(self.layers, self.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the model by hash, each once."""
@@ -50,6 +50,12 @@ def embedding_rows(record: Record) -> int:
     function = record.layers[0].function
     assert isinstance(function, EmbedFunction)
     return function.vocab_size
+
+
+def stored_format(layers: Iterable[Layer], dtype: str) -> str:
+    """How a model's linears are stored: "int8", or as its other weights, in `dtype`."""
+    stored = (tensor.dtype for layer in layers for tensor in layer.tensors.values())
+    return "int8" if "I8" in stored else dtype
 
 
 def check_free(connection: sqlite3.Connection, name: str) -> None:

@@ -1,56 +1,76 @@
-"""One consistent state of the catalogue, read whole: chains and cards follow from it."""
+"""One consistent state of the catalogue: chains and cards follow from it.
+
+Each part is read when it is first asked for, so that a command pays for the models it needs. What
+depends on all models, as blocks do, follows from their outlines.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from collections import Counter
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 import msgspec
 
-from blockllm.core import (
-    Chain,
-    Function,
-    Layer,
-    Measurement,
-    ModelCard,
-    Target,
-    Tensor,
-)
+from blockllm.core import Block, Chain, Function, Layer, Target, Tensor
 from blockllm.errors import UnknownModel
 from blockllm.zoo.blocks import Blocks
+from blockllm.zoo.outline import Outline, read_outlines
 from blockllm.zoo.records import Record, Targets
 
-_MODELS = (
-    "SELECT m.id, m.name, m.kind, m.family, p.name, m.root, m.dtype, m.max_context, m.eos_ids,"
-    " m.created, m.exact FROM model m LEFT JOIN model p ON p.id = m.parent ORDER BY m.created, m.id"
+_MODEL = (
+    "SELECT m.id, m.kind, m.family, p.name, m.root, m.dtype, m.max_context, m.eos_ids, m.exact"
+    " FROM model m LEFT JOIN model p ON p.id = m.parent WHERE m.name = ?"
 )
+_TENSOR = "tensor.hash, tensor.dtype, tensor.shape, tensor.pack, tensor.offset"
+_KINDS = {kind.__struct_config__.tag: kind for kind in get_args(Target)}
 
 
 class Snapshot:
-    """All models of a zoo at one moment. Equal layers and blocks are one object."""
+    """The models of a zoo at one moment; lives as long as the connection's transaction. Equal
+    layers and blocks are one object."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.tensors = _read_tensors(connection)
-        self.layers = _read_layers(connection, self.tensors)
-        self.records: dict[str, Record] = {}
-        self._created: dict[str, float] = {}
-        self._loss = _read_measurements(connection)
-        for row in connection.execute(_MODELS).fetchall():
-            record = _read_record(connection, row, self.layers, self.tensors)
-            self.records[record.name] = record
-            self._created[record.name] = row[-2]
+        self._connection = connection
+        self._read: dict[str, Record] = {}
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by hash, also those of no model."""
+        rows = self._connection.execute(f"SELECT {_TENSOR} FROM tensor")
+        return {row[0]: _tensor(*row) for row in rows}
+
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """All layers by digest."""
+        return _read_layers(self._connection)
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """All models, oldest first."""
+        return {name: self.record(name) for name in self.outlines}
+
+    @property
+    def full_roots(self) -> dict[str, str]:
+        """Where the full checkpoints were added from, by name."""
+        rows = self._connection.execute("SELECT name, root FROM model WHERE kind = 'full'")
+        return dict(rows.fetchall())
+
+    @cached_property
+    def outlines(self) -> dict[str, Outline]:
+        """All models in brief, oldest first."""
+        return read_outlines(self._connection)
 
     @cached_property
     def _blocks(self) -> Blocks:
-        return Blocks(self.records)
+        return Blocks(self.outlines.values(), self.layers)
 
     def record(self, name: str) -> Record:
         """What was added under a name; raises UnknownModel."""
-        if name not in self.records:
-            raise UnknownModel(f"the zoo has no model named {name!r}")
-        return self.records[name]
+        if name not in self._read:
+            self._read[name] = self._read_record(name)
+        return self._read[name]
 
     def assets(self, name: str) -> list[dict[str, str]]:
         """Stored names of a model's own asset files, then of what it is based on, and so on."""
@@ -65,65 +85,62 @@ class Snapshot:
     def chain(self, name: str) -> Chain:
         """The model as blocks and deltas; raises UnknownModel."""
         record = self.record(name)
-        entries = self._blocks.entries(name)
+        entries = self._blocks.entries(record)
         return Chain(name, entries, record.max_context, record.eos_ids, record.parent)
 
-    def cards(self) -> list[ModelCard]:
-        """All models, oldest first, with the bytes that each shares and owns."""
-        chains = {name: self.chain(name) for name in self.records}
-        blocks = {name: {e.block.id for e in chain.entries} for name, chain in chains.items()}
-        tensors = {name: record.tensors() for name, record in self.records.items()}
-        riders = Counter(block for ids in blocks.values() for block in ids)
-        owners = Counter(tensor for hashes in tensors.values() for tensor in hashes)
-        cards = []
-        for name, record in self.records.items():
-            total = sum(tensor.nbytes for tensor in tensors[name].values())
-            own = sum(t.nbytes for t in tensors[name].values() if owners[t.hash] == 1)
-            num_shared = sum(riders[e.block.id] > 1 for e in chains[name].entries)
-            size = _Size(len(chains[name].entries), num_shared, total, own)
-            loss = tuple(self._loss.get(name, ()))
-            cards.append(_card(record, size, self._created[name], loss))
-        return cards
+    def blocks(self, name: str) -> list[Block]:
+        """The model's blocks in order."""
+        return self._blocks.of(self.outlines[name])
+
+    @cached_property
+    def riders(self) -> Counter[str]:
+        """How many models have a block, by its id."""
+        models = Counter(self.outlines.values())
+        found: Counter[str] = Counter()
+        for outline, count in models.items():
+            for block in dict.fromkeys(block.id for block in self._blocks.of(outline)):
+                found[block] += count
+        return found
+
+    def _read_record(self, name: str) -> Record:
+        row = self._connection.execute(_MODEL, [name]).fetchone()
+        if row is None:
+            raise UnknownModel(f"the zoo has no model named {name!r}")
+        model, kind, family, parent, root, dtype, max_context, eos_ids, exact = row
+        sql = "SELECT layer FROM model_layer WHERE model = ? ORDER BY position"
+        digests = [found[0] for found in self._connection.execute(sql, [model])]
+        assets = self._connection.execute("SELECT file, name FROM asset WHERE model = ?", [model])
+        return Record(
+            name=name,
+            kind=kind,
+            family=family,
+            parent=parent,
+            root=root,
+            dtype=dtype,
+            max_context=max_context,
+            eos_ids=msgspec.json.decode(eos_ids, type=tuple[int, ...]),
+            layers=tuple(self.layers[digest] for digest in digests),
+            targets=_read_targets(self._connection, model),
+            assets=dict(assets.fetchall()),
+            exact=bool(exact),
+        )
 
 
-class _Size(NamedTuple):
-    num_blocks: int
-    num_shared: int
-    total: int
-    own: int
+_decode_shape = msgspec.json.Decoder(tuple[int, ...]).decode
 
 
-def _card(record: Record, size: _Size, created: float, loss: tuple[Measurement, ...]) -> ModelCard:
-    return ModelCard(
-        name=record.name,
-        kind=record.kind,
-        family=record.family,
-        parent=record.parent,
-        root=record.root,
-        dtype=record.dtype,
-        format=record.format,
-        exact=record.exact,
-        num_blocks=size.num_blocks,
-        num_shared_blocks=size.num_shared,
-        total_bytes=size.total,
-        own_bytes=size.own,
-        shared_bytes=size.total - size.own,
-        max_context=record.max_context,
-        created=created,
-        loss=loss,
-    )
+def _tensor(hash: str, dtype: str, shape: str, pack: str, offset: int) -> Tensor:
+    return Tensor(hash, dtype, _decode_shape(shape), pack, offset)
 
 
-def _read_tensors(connection: sqlite3.Connection) -> dict[str, Tensor]:
-    decoder = msgspec.json.Decoder(tuple[int, ...])
-    rows = connection.execute("SELECT hash, dtype, shape, pack, offset FROM tensor")
-    return {row[0]: Tensor(row[0], row[1], decoder.decode(row[2]), *row[3:]) for row in rows}
-
-
-def _read_layers(connection: sqlite3.Connection, tensors: dict[str, Tensor]) -> dict[str, Layer]:
+def _read_layers(connection: sqlite3.Connection) -> dict[str, Layer]:
     parts: dict[str, dict[str, Tensor]] = {}
-    for digest, name, tensor in connection.execute("SELECT * FROM layer_tensor"):
-        parts.setdefault(digest, {})[name] = tensors[tensor]
+    tensors: dict[str, Tensor] = {}
+    sql = f"SELECT layer, name, {_TENSOR} FROM layer_tensor JOIN tensor ON hash = tensor"
+    for digest, name, *row in connection.execute(sql):
+        if row[0] not in tensors:
+            tensors[row[0]] = _tensor(*row)
+        parts.setdefault(digest, {})[name] = tensors[row[0]]
     decoder: msgspec.json.Decoder[Function] = msgspec.json.Decoder(Function)
     rows = connection.execute("SELECT digest, function FROM layer")
     return {
@@ -131,61 +148,26 @@ def _read_layers(connection: sqlite3.Connection, tensors: dict[str, Tensor]) -> 
     }
 
 
-def _read_measurements(connection: sqlite3.Connection) -> dict[str, list[Measurement]]:
-    decoder = msgspec.json.Decoder(Measurement)
-    found: dict[str, list[Measurement]] = {}
-    for (value,) in connection.execute("SELECT value FROM measurement"):
-        measurement = decoder.decode(value)
-        found.setdefault(measurement.model, []).append(measurement)
-    return {name: sorted(made, key=lambda m: m.created) for name, made in found.items()}
-
-
-def _read_record(
-    connection: sqlite3.Connection,
-    row: tuple[int, str, str, str, str | None, str, str, int, str, float, int],
-    layers: dict[str, Layer],
-    tensors: dict[str, Tensor],
-) -> Record:
-    model, name, kind, family, parent, root, dtype, max_context, eos_ids, _, exact = row
-    sql = "SELECT layer FROM model_layer WHERE model = ? ORDER BY position"
-    digests = [found[0] for found in connection.execute(sql, [model])]
-    assets = connection.execute("SELECT file, name FROM asset WHERE model = ?", [model])
-    return Record(
-        name=name,
-        kind=kind,
-        family=family,
-        parent=parent,
-        root=root,
-        dtype=dtype,
-        max_context=max_context,
-        eos_ids=msgspec.json.decode(eos_ids, type=tuple[int, ...]),
-        layers=tuple(layers[digest] for digest in digests),
-        targets=_read_targets(connection, model, tensors),
-        assets=dict(assets.fetchall()),
-        exact=bool(exact),
-    )
-
-
-def _read_targets(
-    connection: sqlite3.Connection, model: int, tensors: dict[str, Tensor]
-) -> Targets:
+def _read_targets(connection: sqlite3.Connection, model: int) -> Targets:
     parts: dict[int, dict[str, Tensor]] = {}
     sql = (
-        "SELECT target, part, tensor FROM target_tensor JOIN target ON id = target WHERE model = ?"
+        f"SELECT target, part, {_TENSOR} FROM target JOIN target_tensor ON target = target.id"
+        " JOIN tensor ON hash = tensor WHERE model = ?"
     )
-    for target, part, tensor in connection.execute(sql, [model]):
-        parts.setdefault(target, {})[part] = tensors[tensor]
+    for target, part, *row in connection.execute(sql, [model]):
+        parts.setdefault(target, {})[part] = _tensor(*row)
     targets: Targets = {}
     sql = "SELECT id, position, module, value FROM target WHERE model = ? ORDER BY place"
-    for row, position, module, value in connection.execute(sql, [model]):
-        target = make_target(msgspec.json.decode(value), parts.get(row, {}))
+    for row_id, position, module, value in connection.execute(sql, [model]):
         modules = targets.setdefault(position, {})
-        modules[module] = (*modules.get(module, ()), target)
+        made = make_target(msgspec.json.decode(value), parts.get(row_id, {}))
+        modules[module] = (*modules.get(module, ()), made)
     return targets
 
 
 def make_target(settings: dict[str, Any], parts: dict[str, Tensor]) -> Target:
     """A target of its settings and tensors."""
-    described = {part: msgspec.structs.asdict(tensor) for part, tensor in parts.items()}
-    target: Target = msgspec.convert({**settings, **described}, Target)
+    # converting to the whole union takes thirty times as long
+    kind = _KINDS.get(str(settings.get("kind")), Target)
+    target: Target = msgspec.convert({**settings, **parts}, kind)
     return target

@@ -15,10 +15,11 @@ from typing import Literal, TypeVar
 import msgspec
 
 from blockllm.core import Chain, Layer, Measurement, ModelCard
-from blockllm.errors import StoreFull, ZooError
+from blockllm.errors import StoreFull, UnknownModel, ZooError
 from blockllm.zoo import findings, garbage, records, verification
 from blockllm.zoo.assemble import AnyTargets, Assembly, NewLayer, OwnFacts, assemble
 from blockllm.zoo.assets import check_asset, find_asset
+from blockllm.zoo.cards import read_cards
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.ingest import Wish, ingest
@@ -117,13 +118,15 @@ class Zoo:
     def _report(
         self, record: Record, stored: int, started: float, notes: tuple[str, ...] = ()
     ) -> AddReport:
-        card = self.card(record.name)
+        with self._snapshot() as snapshot:
+            blocks = [block.id for block in snapshot.blocks(record.name)]
+            num_shared = sum(snapshot.riders[block] > 1 for block in blocks)
         return AddReport(
             name=record.name,
             total_bytes=sum(tensor.nbytes for tensor in record.tensors().values()),
             stored_bytes=stored,
-            num_blocks=card.num_blocks,
-            num_shared_blocks=card.num_shared_blocks,
+            num_blocks=len(blocks),
+            num_shared_blocks=num_shared,
             seconds=time.monotonic() - started,
             notes=notes,
         )
@@ -157,35 +160,42 @@ class Zoo:
 
     def layers(self, name: str) -> tuple[Layer, ...]:
         """A model's layers, the embedding first and the head last; raises UnknownModel."""
-        return self._snapshot().record(name).layers
+        with self._snapshot() as snapshot:
+            return snapshot.record(name).layers
 
     def targets(self, name: str) -> Targets:
         """What a model changes at its layers' modules; raises UnknownModel."""
-        return self._snapshot().record(name).targets
+        with self._snapshot() as snapshot:
+            return snapshot.record(name).targets
 
     def cards(self) -> list[ModelCard]:
         """All models, oldest first."""
-        return self._snapshot().cards()
+        with self._reading() as connection:
+            return read_cards(connection)
 
     def card(self, name: str) -> ModelCard:
         """One model; raises UnknownModel."""
-        snapshot = self._snapshot()
-        snapshot.record(name)
-        return next(card for card in snapshot.cards() if card.name == name)
+        found = next((card for card in self.cards() if card.name == name), None)
+        if found is None:
+            raise UnknownModel(f"the zoo has no model named {name!r}")
+        return found
 
     def chain(self, name: str) -> Chain:
         """One model as blocks and deltas; raises UnknownModel."""
-        return self._snapshot().chain(name)
+        with self._snapshot() as snapshot:
+            return snapshot.chain(name)
 
     def chains(self, names: Iterable[str] | None = None) -> dict[str, Chain]:
         """Several models (all by default) of one moment: equal blocks are one object."""
-        snapshot = self._snapshot()
-        wanted = snapshot.records if names is None else names
-        return {name: snapshot.chain(name) for name in wanted}
+        with self._snapshot() as snapshot:
+            wanted = snapshot.outlines if names is None else names
+            return {name: snapshot.chain(name) for name in wanted}
 
-    def moment(self) -> Moment:
-        """All of this as it is now: cards, chains and assets of one state, read once."""
-        return Moment(self._folder, self._snapshot())
+    @contextmanager
+    def moment(self) -> Iterator[Moment]:
+        """All of this as it is now: cards, chains and assets of one state of the catalogue."""
+        with self._reading() as connection:
+            yield Moment(self._folder, connection)
 
     def asset(self, name: str, file: str) -> Path | None:
         """Path of one of a model's text files (text.files.TEXT_FILES); None if it came without.
@@ -221,9 +231,10 @@ class Zoo:
     def _create_catalog(self) -> None:
         self._catalog.create(partial(renew_ends, self._folder))
 
-    def _snapshot(self) -> Snapshot:
+    @contextmanager
+    def _snapshot(self) -> Iterator[Snapshot]:
         with self._reading() as connection:
-            return Snapshot(connection)
+            yield Snapshot(connection)
 
 
 @contextmanager

@@ -29,7 +29,8 @@ def run() -> None:
     folder, zoo, text = sys.argv[1:]
     settings = msgspec.json.decode(text, type=ServerSettings)
     try:
-        run_server(lambda: FakeZoo(Path(folder)), zoo, None, EngineSettings(), settings, COMMAND)
+        shelf = contextlib.nullcontext(FakeZoo(Path(folder)))
+        run_server(lambda: shelf, zoo, None, EngineSettings(), settings, COMMAND)
     except BlockllmError as error:
         sys.exit(f"error: {error}")
 

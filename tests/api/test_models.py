@@ -15,7 +15,7 @@ def test_an_adapter_has_its_parents_tokenizer_and_template(models: Models):
     base, tuned, plain = (models.find(name) for name in ("base", "tuned", "plain"))
     assert tuned.tokenizer is base.tokenizer
     assert plain.tokenizer.encode("a<s>", False) == base.tokenizer.encode("a<s>", False)
-    assert tuned.has_template
+    assert tuned.has_template and tuned.template is base.template
     assert not plain.has_template
 
 

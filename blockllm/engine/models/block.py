@@ -68,8 +68,10 @@ class BlockExecutor:
         for i, delta in enumerate(deltas):
             for key, group in delta.targets.items():
                 position, _, module = key.partition(".")
-                own = by_layer.setdefault(int(position), [{} for _ in deltas])
-                own[i][module] = group
+                layer = int(position)
+                if layer not in by_layer:
+                    by_layer[layer] = [{} for _ in deltas]
+                by_layer[layer][i][module] = group
                 if any(_is_looped(module, target) for target in group):
                     self.loops_segments = True
         for index, adapters in by_layer.items():
