@@ -126,6 +126,13 @@ class SettingsReader:
             raise self.error(name, "an integer or a list of integers", value)
         return values
 
+    def pairs(self, name: str) -> list[tuple[int, int]]:
+        """A list of pairs of integers; empty if absent."""
+        value = self._get(name, [])
+        if not isinstance(value, list) or not all(_is_pair(item) for item in value):
+            raise self.error(name, "a list of pairs of integers", value)
+        return [(first, second) for first, second in value]
+
     def section(self, name: str) -> SettingsReader:
         """A nested object; empty if absent."""
         value = self._get(name, {})
@@ -140,6 +147,10 @@ class SettingsReader:
     def _get(self, name: str, default: Any) -> Any:
         value = self._values.get(name)
         return default if value is None else value
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(item) is int for item in value)
 
 
 def _short(value: Any) -> str:

@@ -148,6 +148,7 @@ CASES: dict[str, Case] = {
         "lora",
         "tied",
     ),
+    "replicated": Case(_lora(27, layer_replication=[[0, 2], [1, 3]]), "lora"),
     "lora-on-tuned": Case(_lora(17, r=3), "lora", "tuned"),
     "stack": Case(_lora(18, r=3, target_modules=["q_proj", "up_proj"]), "stack", "rslora"),
     "stack-scaled": Case(_lora(19, target_modules=["v_proj", "q_proj"]), "stack", "rslora", 0.5),

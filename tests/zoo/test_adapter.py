@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -23,7 +24,10 @@ from blockllm.errors import (
     ZooError,
 )
 from blockllm.zoo import Zoo
+from blockllm.zoo.adapters.lora_config import read_lora_config
+from blockllm.zoo.adapters.options import ignored_note
 from blockllm.zoo.families.names import tensor_name
+from blockllm.zoo.settings_reader import SettingsReader
 from tests.makers import make_checkpoint, make_lora
 from tests.zoo.conftest import contents, read_tensor
 
@@ -149,6 +153,18 @@ CASES: dict[str, dict[str, Any]] = {
     "saved head": {"modules_to_save": [HEAD]},
     "saved embedding": {"modules_to_save": [EMBED]},
     "saved both": {"modules_to_save": [EMBED, HEAD]},
+    "parameters": {"target_modules": [], "target_parameters": ["q_proj.weight", "up_proj.weight"]},
+    "patterns of parameters": {
+        "target_modules": ["v_proj"],
+        "target_parameters": ["self_attn.q_proj.weight"],
+        "rank_pattern": {"q_proj": 2, "q_proj.weight": 3, "v_proj": 6},
+        "alpha_pattern": {"q_proj.weight": 5},
+    },
+    "mica": {"init_lora_weights": "mica"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "velora": {"velora_config": {"num_groups": 2}},
+    "monteclora": {"monteclora_config": {"num_samples": 2}},
+    "replicated layers": {"layer_replication": [[0, 2], [1, 2], [0, 1]]},
     "tying embedding": {"target_modules": [EMBED], "ensure_weight_tying": True},
     "tying saved": {"modules_to_save": [EMBED], "ensure_weight_tying": True},
 }
@@ -281,11 +297,15 @@ REFUSED: dict[str, dict[str, Any]] = {
     "olora": {"init_lora_weights": "olora"},
     "corda": {"init_lora_weights": "corda"},
     "loftq": {"init_lora_weights": "loftq"},
-    "layer_replication": {"layer_replication": [[0, 2], [1, 2]]},
-    "target_parameters": {"target_parameters": ["x"]},
-    "alora_invocation_tokens": {"alora_invocation_tokens": [1]},
-    "use_qalora": {"use_qalora": True},
-    "from_the_future": {"from_the_future": {"a": 1}},
+    "lora_ga": {"init_lora_weights": "lora_ga"},
+    "aLoRA changes the tokens": {"alora_invocation_tokens": [1]},
+    "quantised by GPTQ": {"use_qalora": True},
+    "mixes several adapters": {"arrow_config": {"top_k": 1}},
+    "smallest singular values": {"kasa_config": {"beta": 1e-4}},
+    "block-diagonal": {"use_bdlora": {"nblocks": 2}},
+    "only parts of a fused": {"enable_lora": [True, False, True]},
+    "option 'token_indices' is not supported for LORA": {"token_indices": [1]},
+    "a classifier mixes its adapters": {"peft_type": "XLORA"},
     "too complex": {"rank_pattern": {"(a+)+b": 3}},
 }
 
@@ -307,6 +327,32 @@ def test_refused_options(added: tuple[Zoo, Path], tmp_path: Path, option: str) -
     assert contents(tmp_path / "zoo") == before
 
 
+def test_options_that_peft_drops(added: tuple[Zoo, Path]) -> None:
+    zoo, adapter = added
+    _change(adapter, from_the_future={"a": 1}, lora_ptype=3, unset=None)
+    report = zoo.add("adapter", adapter, base="base")
+    note = "adapter_config.json: ignored, as peft does: from_the_future, lora_ptype"
+    assert report.notes == (note,)
+
+
+def test_every_option_of_peft_is_classified() -> None:
+    """None is dropped as unknown, and LoRA's are each read, harmless or refused with a reason."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    options = {
+        kind: {field.name: 1 for field in dataclasses.fields(config)}
+        for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+    }
+    for kind, names in options.items():
+        assert ignored_note(SettingsReader(names, kind)) == ()
+    for name in set(options["LORA"]) - {"peft_type"}:
+        reader = SettingsReader({"r": 1, "lora_alpha": 1, name: 1, "peft_type": "LORA"}, "")
+        try:
+            read_lora_config(reader)
+        except CheckpointError as error:
+            assert "for LORA adapters" not in str(error), name
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -316,6 +362,11 @@ def test_refused_options(added: tuple[Zoo, Path], tmp_path: Path, option: str) -
         {"rank_pattern": {"(": 2}},
         {"rank_pattern": {"q_proj": 0}},
         {"alpha_pattern": [1]},
+        {"layer_replication": [[0, 5]]},
+        {"layer_replication": [[1, 1]]},
+        {"layer_replication": [[-1, 1]]},
+        {"layer_replication": [[0, 4]] * 300},
+        {"layer_replication": [0, 1]},
         {"peft_type": None},
         {"use_rslora": "yes"},
         {"r": 8},

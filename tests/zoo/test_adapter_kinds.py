@@ -216,7 +216,7 @@ def test_pfeiffer_reads_the_stream(zoo: Zoo, tmp_path: Path, base: Path) -> None
 def test_files_of_adapterhub(zoo: Zoo, tmp_path: Path, base: Path) -> None:
     zoo.add("base", base)
     folder = make_bottleneck(base, tmp_path / "tuned", HOULSBY)
-    zoo.add("guessed", folder)  # its config names the base
+    assert zoo.add("guessed", folder).notes == ()  # its config names the base
     assert zoo.chain("guessed").parent == "base"
     (folder / "head_config.json").write_text("{}")
     with pytest.raises(UnsupportedModel, match="prediction head"):

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from blockllm.errors import AdapterMismatch, UnsupportedModel
+from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import (
     AdapterPlan,
     Addition,
     Layers,
-    check_options,
     check_shape,
     find_linear,
     strip_prefix,

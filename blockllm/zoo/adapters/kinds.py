@@ -10,6 +10,7 @@ from blockllm.errors import AdapterMismatch, UnsupportedModel
 from blockllm.zoo.adapters.bottleneck import read_bottlenecks
 from blockllm.zoo.adapters.ia3 import read_ia3
 from blockllm.zoo.adapters.lora import read_lora
+from blockllm.zoo.adapters.options import ignored_note
 from blockllm.zoo.adapters.plan import AdapterPlan, Layers
 from blockllm.zoo.adapters.tokens import read_tokens
 from blockllm.zoo.adapters.virtual import read_prefix, read_prompt
@@ -36,6 +37,14 @@ _PEFT: dict[str, _Reader] = {
 }
 
 
+_REFUSED = {
+    "XLORA": (
+        "a classifier mixes its adapters anew for each token; add each of the adapters as a model "
+        "of its own (they lie in subfolders) and let the client choose"
+    ),
+}
+
+
 class AdapterKind(NamedTuple):
     """How one folder is read: the names its weight file may have, how to save it safely, the base
     it was made for, and the reader of its tensors."""
@@ -51,7 +60,8 @@ class AdapterKind(NamedTuple):
         plan = self.reader(self.config, tensors, layers)
         if not plan.additions and not plan.replaced:
             raise AdapterMismatch("the adapter has no tensors")
-        return plan
+        ignored = ignored_note(self.config) if "peft_type" in self.config else ()
+        return plan._replace(notes=(*plan.notes, *ignored))
 
 
 def choose_kind(folder: Path) -> AdapterKind:
@@ -73,6 +83,8 @@ def choose_kind(folder: Path) -> AdapterKind:
 def _find_reader(name: str) -> _Reader:
     from blockllm.zoo.adapters.computed import READERS  # imports numpy
 
+    if name in _REFUSED:
+        raise UnsupportedModel(f"{CONFIG_FILE}: {name} is not supported: {_REFUSED[name]}")
     if name not in READERS:
         known = ", ".join(sorted({*_PEFT, *READERS}))
         raise UnsupportedModel(

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import re
+
 from blockllm.errors import AdapterMismatch, UnsupportedModel
 from blockllm.zoo.adapters.lora_config import LoraConfig, read_lora_config
 from blockllm.zoo.adapters.plan import (
@@ -20,6 +22,7 @@ from blockllm.zoo.adapters.plan import (
     strip_prefix,
     with_shapes,
 )
+from blockllm.zoo.adapters.replication import replicate
 from blockllm.zoo.adapters.saved import read_saved
 from blockllm.zoo.adapters.tokens import add_rows, split_rows
 from blockllm.zoo.checkpoint import Source
@@ -33,15 +36,21 @@ _PARTS = {
     ".lora_embedding_B": "b",
     ".lora_magnitude_vector": "magnitude",
 }
+# what VeLoRA and MonteCLoRA train with; they answer as plain LoRA
+_TRAINING = re.compile(r".+\.lora_(?:velora_embed|monteclora_sampler)(?:\..+)?")
 
 
 def read_lora(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
     """Check every tensor against the base's layers; raises a CheckpointError."""
     config = read_lora_config(reader)
+    arranged = replicate(reader, layers)
+    layers = arranged or layers
     modules: dict[str, dict[str, Source]] = {}
     whole: dict[str, Source] = {}
     rows, named = split_rows(strip_prefix(tensors))
     for key, source in named.items():
+        if _TRAINING.fullmatch(key):
+            continue
         suffix = next((end for end in _PARTS if key.endswith(end)), None)
         if suffix is None:
             whole[key] = source
@@ -53,7 +62,8 @@ def read_lora(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
     shaped = with_shapes(layers, replaced)
     updates = [_update(config, name, parts, shaped) for name, parts in sorted(modules.items())]
     additions += add_rows(reader, rows, layers, shaped)
-    return AdapterPlan("dora" if config.is_dora else "lora", [*updates, *additions], replaced)
+    kind = "dora" if config.is_dora else "lora"
+    return AdapterPlan(kind, [*updates, *additions], replaced, layers=arranged)
 
 
 def _update(config: LoraConfig, name: str, parts: dict[str, Source], layers: Layers) -> Addition:

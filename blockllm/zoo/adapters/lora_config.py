@@ -6,16 +6,20 @@ import math
 from typing import NamedTuple
 
 from blockllm.errors import UnsupportedModel
+from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.patterns import ByModule, read_numbers, read_ranks
-from blockllm.zoo.adapters.plan import check_options
 from blockllm.zoo.settings_reader import SettingsReader
 
+# what is read, and what says how the adapter was trained or which tensors it has
 _OPTIONS = {
-    "alpha_pattern", "bias", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "fan_in_fan_out", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_alpha", "lora_bias", "lora_dropout", "megatron_core", "modules_to_save",
-    "qalora_group_size", "r", "rank_pattern", "runtime_config", "target_modules",
-    "trainable_token_indices", "use_dora", "use_rslora",
+    "alpha_pattern", "init_lora_weights", "layer_replication", "lora_alpha", "lora_bias",
+    "modules_to_save", "r", "rank_pattern", "target_parameters", "trainable_token_indices",
+    "use_dora", "use_rslora",
+} | {
+    "bias", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
+    "fan_in_fan_out", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
+    "lora_ga_config", "megatron_config", "megatron_core", "monteclora_config",
+    "qalora_group_size", "runtime_config", "target_modules", "velora_config",
 }  # fmt: skip
 # initialisations that also change the base's weights; peft clears the option when converting
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -29,16 +33,23 @@ class LoraConfig(NamedTuple):
     rank_stabilised: bool
     has_bias: bool
     is_dora: bool
+    parameters: tuple[str, ...]  # weights that are targeted by their own names
 
     def rank_of(self, module: str) -> int:
         """Rank of the update of a module such as `model.layers.0.self_attn.q_proj`."""
-        return self.ranks.of(module)
+        return self.ranks.of(self._target(module))
 
     def scale_of(self, module: str) -> float:
         """Factor of the update of a module."""
         rank = self.rank_of(module)
-        alpha = self.alphas.of(module)
+        alpha = self.alphas.of(self._target(module))
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+    def _target(self, module: str) -> str:
+        # peft chooses by the name of what it wraps: with `target_parameters` the weight, not the
+        # linear that has it
+        weight = f"{module}.weight"
+        return weight if f".{weight}".endswith(self.parameters) else module
 
 
 def read_lora_config(reader: SettingsReader) -> LoraConfig:
@@ -51,6 +62,7 @@ def read_lora_config(reader: SettingsReader) -> LoraConfig:
         rank_stabilised=reader.boolean("use_rslora", False),
         has_bias=reader.boolean("lora_bias", False),
         is_dora=reader.boolean("use_dora", False),
+        parameters=tuple(f".{name}" for name in reader.texts("target_parameters")),
     )
     if config.is_dora and config.has_bias:
         raise UnsupportedModel(f"{reader.where}: DoRA with lora_bias is not supported")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from blockllm.core import DTYPE_BYTES, Layer
-from blockllm.errors import AdapterMismatch, UnsupportedModel
+from blockllm.errors import AdapterMismatch
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.families.names import locate_module
 from blockllm.zoo.header import Entry
 from blockllm.zoo.packs import Readable
-from blockllm.zoo.settings_reader import SettingsReader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,11 +23,6 @@ Layers = tuple[Layer, ...]
 PREFIX = "base_model.model."  # of every tensor's name in PEFT's files
 
 _TYPES = {"F32": "<f4", "I8": "i1", "I32": "<i4"}  # of computed tensors, as numpy calls them
-# options of every PEFT adapter that say how it was trained or saved, not what it computes
-_HARMLESS = {
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
-    "revision", "task_type",
-}  # fmt: skip
 
 
 class Computed(NamedTuple):
@@ -72,13 +66,15 @@ class Addition(NamedTuple):
 
 class AdapterPlan(NamedTuple):
     """Targets, and replacements by (position, tensor name). `kind` is what listings call it;
-    `notes` are sentences about the files for the report.
+    `notes` are sentences about the files for the report; `layers` are the base's as the adapter
+    arranges them, if it does.
     """
 
     kind: str
     additions: list[Addition]
     replaced: Mapping[tuple[int, str], Part]
     notes: tuple[str, ...] = ()
+    layers: Layers | None = None
 
     @property
     def nbytes(self) -> int:
@@ -129,13 +125,6 @@ def check_shape(name: str, source: Source, shape: tuple[int, ...]) -> None:
         found = list(source.entry.shape)
         raise AdapterMismatch(f"{name[:200]}: expected shape {list(shape)}, got {found}")
     source.check_dtype()
-
-
-def check_options(reader: SettingsReader, known: Set[str]) -> None:
-    """Raise UnsupportedModel for an option that is set and means something unknown."""
-    strangers = sorted(set(reader.truthy_keys()) - known - _HARMLESS)
-    if strangers:
-        raise UnsupportedModel(f"{reader.where}: the option {strangers[0][:80]!r} is not supported")
 
 
 def strip_prefix(tensors: Mapping[str, Source]) -> dict[str, Source]:

@@ -9,7 +9,7 @@ import msgspec
 
 from blockllm.core import EmbedFunction, Function, HeadFunction, Layer, Tensor
 from blockllm.errors import AdapterMismatch
-from blockllm.zoo.adapters.plan import AdapterPlan, Computed, Part
+from blockllm.zoo.adapters.plan import AdapterPlan, Computed, Layers, Part
 from blockllm.zoo.adapters.stack import check_meetings, check_replaced, merge
 from blockllm.zoo.digest import layer_digest
 from blockllm.zoo.packs import PackWriter
@@ -30,6 +30,8 @@ def store_adapter(
     The base may be an adapter itself: what it changes applies too. Raises AdapterMismatch where
     the two do not go together.
     """
+    if plan.layers is not None:
+        base = _arrange(base, plan.layers)
     check_meetings(base.targets, plan)
     _check_virtual(plan, base)
     parts: dict[_Key, Part] = {
@@ -104,6 +106,15 @@ def _add(parts: Mapping[_Key, Part], base: Record, writer: PackWriter) -> dict[_
             for kept in layer.values():
                 kept.forget()
     return stored
+
+
+def _arrange(base: Record, layers: Layers) -> Record:
+    if base.targets:
+        raise AdapterMismatch(
+            f"the adapter repeats layers of its base, but {base.name!r} is an adapter itself: add "
+            "it to the model below, or merge the two"
+        )
+    return msgspec.structs.replace(base, layers=layers)
 
 
 def _resized(function: Function, tensors: dict[str, Tensor]) -> Function:

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from blockllm.errors import AdapterMismatch, UnsupportedModel
+from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import (
     AdapterPlan,
     Addition,
     Layers,
     Place,
-    check_options,
     check_shape,
     find_linear,
     is_tied,

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from blockllm.core import DTYPE_BYTES, EmbedFunction, LayerFunction
 from blockllm.errors import AdapterMismatch
-from blockllm.zoo.adapters.plan import AdapterPlan, Addition, Layers, check_options, check_shape
+from blockllm.zoo.adapters.options import check_options
+from blockllm.zoo.adapters.plan import AdapterPlan, Addition, Layers, check_shape
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.header import Entry
 from blockllm.zoo.settings_reader import SettingsReader

@@ -8,11 +8,11 @@ base's checkpoint (`model.layers.0.self_attn.q_proj.bias`) beside an adapter_con
 from __future__ import annotations
 
 from blockllm.errors import AdapterMismatch
+from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import (
     PREFIX,
     AdapterPlan,
     Layers,
-    check_options,
     strip_prefix,
 )
 from blockllm.zoo.adapters.saved import read_saved

@@ -20,7 +20,8 @@ from blockllm.zoo.adapters.computed.module import (
     read_modules,
     take_shared,
 )
-from blockllm.zoo.adapters.plan import AdapterPlan, Layers, check_options, strip_prefix
+from blockllm.zoo.adapters.options import check_options
+from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.arrays import Floats, Weights, read_floats
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from blockllm.errors import AdapterMismatch
 from blockllm.zoo.adapters.computed.module import COMMON, Change, Module, read_modules
-from blockllm.zoo.adapters.plan import AdapterPlan, Layers, check_options, strip_prefix
+from blockllm.zoo.adapters.options import check_options
+from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader
 
