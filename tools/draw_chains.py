@@ -19,7 +19,7 @@ from typing import NamedTuple
 from blockllm.core import Block, Chain, Delta, EmbedFunction, HeadFunction
 from blockllm.zoo import Zoo
 
-NAMES, LAYER, ROW, TOP, RIGHT = 118, 92, 46, 52, 124  # pixels
+NAMES, LAYER, ROW, TOP, RIGHT = 118, 100, 46, 52, 124  # pixels
 SHARED = ("#cfe3f7", "#cdeadb", "#e2dbf5", "#d3ecef")
 OWN = "#f6dfc8"
 LINES = ("#1f4e79", "#8a3b12", "#2f6b3a", "#6b2f6b", "#7a6a10", "#444444")
