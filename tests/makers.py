@@ -155,6 +155,8 @@ def make_adapter(
                     parameter.copy_(1.0 + 0.2 * noise)
                 elif "magnitude" in name:
                     parameter.mul_(1.0 + 0.2 * noise)
+                elif "unilora_theta" in name:  # times small scales
+                    parameter.copy_(noise)
                 elif "prompt_encoder" in name:
                     parameter.copy_(0.5 * noise)
                 else:

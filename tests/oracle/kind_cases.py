@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-LOW_RANK, MERGED = "lora", "merged"
+LOW_RANK, SPARSE, MERGED = "lora", "sparse", "merged"
 
 
 class KindCase(NamedTuple):
@@ -29,10 +29,43 @@ KIND_CASES: dict[str, KindCase] = {
     "loha": _case("LoHaConfig", LOW_RANK, r=3, alpha=20, alpha_pattern={"q_proj": 30}),
     "loha-merged": _case("LoHaConfig", MERGED, r=7, rank_pattern={"v_proj": 8}, alpha=9),
     "loha-head": _case("LoHaConfig", MERGED, r=8, alpha=50, target_modules=["lm_head"]),
+    "boft": _case("BOFTConfig", MERGED, "biased", boft_block_size=4),
+    "c3a": _case("C3AConfig", MERGED, block_size=16),
+    "fourierft": _case("FourierFTConfig", MERGED, n_frequency=100, scaling=900),
+    "gralora": _case("GraloraConfig", LOW_RANK, r=4, hybrid_r=2, alpha=16),
+    "hra": _case("HRAConfig", LOW_RANK, "biased", r=4),
+    "hra-orthogonal": _case("HRAConfig", LOW_RANK, r=3, apply_GS=True),
     "lokr": _case("LoKrConfig", LOW_RANK, r=2, alpha=6),
     "lokr-both": _case("LoKrConfig", LOW_RANK, "biased", r=2, alpha=6, decompose_both=True),
     "lokr-merged": _case("LoKrConfig", MERGED, r=16, alpha=20, decompose_factor=4),
+    "miss": _case("MissConfig", LOW_RANK, r=5),
+    "miss-bat": _case("MissConfig", MERGED, "biased", r=8, init_weights="bat"),
+    "miss-mini": _case("MissConfig", LOW_RANK, r=8, init_weights="mini", mini_r=4),
+    "oft": _case("OFTConfig", MERGED, oft_block_size=8),
+    "oft-cayley": _case("OFTConfig", MERGED, oft_block_size=16, use_cayley_neumann=False),
+    "oft-constrained": _case("OFTConfig", MERGED, "biased", oft_block_size=8, coft=True, eps=0.3),
+    "oft-shared": _case(
+        "OFTConfig", MERGED, oft_block_size=8, block_share=True, num_cayley_neumann_terms=3
+    ),
     "pvera": _case("PveraConfig", LOW_RANK, r=6),
     "randlora": _case("RandLoraConfig", MERGED, "biased", r=5, randlora_alpha=1),
+    "road": _case("RoadConfig", MERGED, "biased", group_size=16),
+    "road-2": _case("RoadConfig", MERGED, group_size=8, variant="road_2"),
+    "road-4": _case("RoadConfig", MERGED, "biased", group_size=16, variant="road_4"),
+    "shira": _case("ShiraConfig", SPARSE, r=4),
+    "supertuning": _case("SupertuningConfig", SPARSE, sparsity=0.9),
+    "unilora": _case("UniLoraConfig", LOW_RANK, r=8, theta_d_length=8, save_indices=True),
+    "vblora": _case("VBLoRAConfig", LOW_RANK, r=4, num_vectors=20, vector_length=16),
+    "vblora-short": _case(
+        "VBLoRAConfig",
+        LOW_RANK,
+        r=4,
+        num_vectors=20,
+        vector_length=16,
+        topk=3,
+        save_only_topk_weights=True,
+    ),
     "vera": _case("VeraConfig", LOW_RANK, r=8),
+    "waveft": _case("WaveFTConfig", SPARSE, n_frequency=50, scaling=3),
+    "waveft-flat": _case("WaveFTConfig", SPARSE, n_frequency=200, scaling=3, use_idwt=False),
 }

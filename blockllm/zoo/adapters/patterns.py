@@ -13,7 +13,7 @@ from blockllm.zoo.settings_reader import SettingsReader
 Number = TypeVar("Number", int, float)
 
 # larger than any useful rank; bounds what a wrong file can ask for
-_MAX_RANK = 1 << 16
+MAX_RANK = 1 << 16
 _MAX_PATTERN = 512
 # `(a+)+`: takes exponential time on some names
 _SLOW_PATTERN = re.compile(r"[+*}]\)[+*{]")
@@ -38,8 +38,8 @@ class ByModule(Generic[Number]):
 def read_ranks(reader: SettingsReader, name: str = "r", own: str = "rank_pattern") -> ByModule[int]:
     """A size such as a rank, and the modules that have another; raises a CheckpointError."""
     section = reader.section(own)
-    values = {key: section.integer(key, high=_MAX_RANK) for key in _patterns(section)}
-    return ByModule(reader.integer(name, high=_MAX_RANK), values)
+    values = {key: section.integer(key, high=MAX_RANK) for key in _patterns(section)}
+    return ByModule(reader.integer(name, high=MAX_RANK), values)
 
 
 def read_numbers(

@@ -4,17 +4,36 @@ One reader per kind, (config, tensors, base's layers) → AdapterPlan. What they
 when the plan is stored. Importing this imports numpy.
 """
 
+from blockllm.zoo.adapters.computed.banks import read_unilora, read_vblora
+from blockllm.zoo.adapters.computed.elements import read_shira, read_supertuning
 from blockllm.zoo.adapters.computed.products import read_loha, read_lokr
 from blockllm.zoo.adapters.computed.projected import read_pvera, read_randlora, read_vera
+from blockllm.zoo.adapters.computed.reflections import read_hra
+from blockllm.zoo.adapters.computed.rotations import read_boft, read_oft, read_road
 from blockllm.zoo.adapters.computed.singular import read_adalora
+from blockllm.zoo.adapters.computed.spectra import read_fourierft, read_waveft
+from blockllm.zoo.adapters.computed.tiles import read_c3a, read_gralora, read_miss
 
 READERS = {
     "ADALORA": read_adalora,
+    "BOFT": read_boft,
+    "C3A": read_c3a,
+    "FOURIERFT": read_fourierft,
+    "GRALORA": read_gralora,
+    "HRA": read_hra,
     "LOHA": read_loha,
     "LOKR": read_lokr,
+    "MISS": read_miss,
+    "OFT": read_oft,
     "PVERA": read_pvera,
     "RANDLORA": read_randlora,
+    "ROAD": read_road,
+    "SHIRA": read_shira,
+    "SUPERTUNING": read_supertuning,
+    "UNILORA": read_unilora,
+    "VBLORA": read_vblora,
     "VERA": read_vera,
+    "WAVEFT": read_waveft,
 }
 
 __all__ = ["READERS"]

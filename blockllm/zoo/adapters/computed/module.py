@@ -24,7 +24,7 @@ from blockllm.zoo.adapters.plan import (
     find_linear,
 )
 from blockllm.zoo.adapters.saved import read_saved
-from blockllm.zoo.arrays import Floats, Weights, read_floats
+from blockllm.zoo.arrays import Floats, Integers, Weights, read_floats
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.int8 import Int8Part, scale_name
 from blockllm.zoo.rounding import make_scales, make_weight
@@ -49,6 +49,11 @@ class Change(NamedTuple):
 
     additions: tuple[Addition, ...] = ()
     replaced: Mapping[_Place, Part] = {}
+
+    def beside(self, other: Change) -> Change:
+        """Both of them."""
+        both = (*self.additions, *other.additions)
+        return Change(both, {**self.replaced, **other.replaced})
 
 
 class Module(NamedTuple):
@@ -86,7 +91,13 @@ class Module(NamedTuple):
             expected, found = sorted(shapes), sorted(self.parts)
             raise AdapterMismatch(f"{self.name[:200]}: expected {expected}, got {found}")
         for part, shape in shapes.items():
-            check_shape(f"{self.name}, {part}", self.parts[part], shape)
+            self.check_part(part, shape)
+
+    def check_part(self, part: str, shape: tuple[int, ...]) -> None:
+        """Raise AdapterMismatch unless the adapter brings this tensor, whatever else it brings."""
+        if part not in self.parts:
+            raise AdapterMismatch(f"{self.name[:200]}: the adapter has no {part}")
+        check_shape(f"{self.name}, {part}", self.parts[part], shape)
 
     def add(self, kind: str, parts: Mapping[str, Part], **settings: float | str) -> Change:
         """A target of this linear."""
@@ -117,11 +128,22 @@ class Module(NamedTuple):
 
         return self.merge(merge)
 
-    def merge(self, compute: Callable[[Weights], Floats]) -> Change:
-        """Another weight [out, in] instead of the base's, in int8 if that is."""
-        if self.layers[self.place.position].tensors[self.place.weight].dtype != "I8":
-            return Change((), {self.weight: self._part(compute, self.sizes)})
+    def merge(
+        self,
+        compute: Callable[[Weights], Floats],
+        bias: Callable[[Weights, _Place], Floats] | None = None,
+    ) -> Change:
+        """Another weight [out, in] instead of the base's, in int8 if that is; with `bias` another
+        bias [out] too, if the base has one, of which it is told the place."""
+        place = self.bias
+        if bias is None or place is None:
+            return Change((), self._merge(compute))
+        changed = self._part(lambda weights: bias(weights, place), self.sizes[:1])
+        return Change((), {**self._merge(compute), place: changed})
 
+    def _merge(self, compute: Callable[[Weights], Floats]) -> dict[_Place, Part]:
+        if self.layers[self.place.position].tensors[self.place.weight].dtype != "I8":
+            return {self.weight: self._part(compute, self.sizes)}
         out, inputs = self.sizes
         (position, name), where = self.weight, self.name
 
@@ -132,11 +154,39 @@ class Module(NamedTuple):
         def scales(weights: Weights) -> Floats:
             return np.frombuffer(_round(make_scales, compute(weights), where), "<f4")
 
-        replaced = {
+        return {
             (position, name): Computed(where, "I8", (out, inputs), codes),
             (position, scale_name(name)): Computed(where, "F32", (out,), scales),
         }
-        return Change((), replaced)
+
+    def sparse(self, count: int, elements: Callable[[], tuple[Integers, Floats]]) -> Change:
+        """`count` elements added to the weight: their places in it, flat, and values; merged where
+        they would take more bytes than the weight."""
+        out, inputs = self.sizes
+        if 2 * count + out >= out * inputs:
+
+            def merge(weights: Weights) -> Floats:
+                merged = weights[self.weight].copy()
+                np.add.at(merged.reshape(-1), *elements())
+                return merged
+
+            return self.merge(merge)
+
+        def ordered(_: Weights) -> tuple[Integers, Floats]:
+            places, values = elements()
+            order = np.argsort(places, kind="stable")
+            return places[order], values[order]
+
+        def ends(weights: Weights) -> Integers:
+            return np.searchsorted(ordered(weights)[0], np.arange(1, out + 1) * inputs)
+
+        name = self.name
+        parts = {
+            "values": Computed(name, "F32", (count,), lambda w: ordered(w)[1]),
+            "columns": Computed(name, "I32", (count,), lambda w: ordered(w)[0] % inputs),
+            "ends": Computed(name, "I32", (out,), ends),
+        }
+        return self.add("sparse", parts)
 
     def set_bias(self, compute: Callable[[Weights], Floats]) -> Change:
         """Another bias [out] instead of the base's or of none, riding on the base's block."""
