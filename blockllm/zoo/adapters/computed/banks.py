@@ -70,7 +70,7 @@ def read_vblora(reader: SettingsReader, tensors: dict[str, Source], layers: Laye
 
     ends = ("_topk_indices", "_topk_weights") if is_short else ("",)
     suffixes = {f".vblora_logits_{side}{end}": f"{side}{end}" for side in "AB" for end in ends}
-    return read_modules("vblora", strip_prefix(rest), layers, suffixes, change)
+    return read_modules(reader, "vblora", strip_prefix(rest), layers, suffixes, change)
 
 
 def _check_mixture(
@@ -124,4 +124,4 @@ def read_unilora(reader: SettingsReader, tensors: dict[str, Source], layers: Lay
 
     names = [f"{part}_{side}" for part in ("indices", "scales") for side in "AB"]
     suffixes = {f".unilora_{name}": name for name in names}
-    return read_modules("unilora", strip_prefix(rest), layers, suffixes, change)
+    return read_modules(reader, "unilora", strip_prefix(rest), layers, suffixes, change)

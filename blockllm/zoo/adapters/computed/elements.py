@@ -41,7 +41,7 @@ def read_shira(reader: SettingsReader, tensors: dict[str, Source], layers: Layer
         return module.sparse(count, elements)
 
     suffixes = {".shira_weight": "weight", ".shira_indices": "indices"}
-    return read_modules("shira", strip_prefix(tensors), layers, suffixes, change)
+    return read_modules(reader, "shira", strip_prefix(tensors), layers, suffixes, change)
 
 
 def read_supertuning(
@@ -73,7 +73,7 @@ def read_supertuning(
             module.check_part(part, shape)
         return made.beside(module.low_rank(rank, module.parts["a"], module.parts["b"], scale))
 
-    return read_modules("supertuning", strip_prefix(tensors), layers, _SUPERTUNING, change)
+    return read_modules(reader, "supertuning", strip_prefix(tensors), layers, _SUPERTUNING, change)
 
 
 def _count(module: Module, part: str) -> int:

@@ -22,6 +22,7 @@ from blockllm.zoo.adapters.plan import (
     Place,
     check_shape,
     find_linear,
+    with_shapes,
 )
 from blockllm.zoo.adapters.saved import read_saved
 from blockllm.zoo.arrays import Floats, Integers, Weights, read_floats
@@ -219,6 +220,8 @@ def read_modules(
             whole[name] = source
         else:
             found.setdefault(name.removesuffix(suffix), {})[suffixes[suffix]] = source
+    saved, others = read_saved(reader, whole, layers)
+    layers = with_shapes(layers, others)
     additions: list[Addition] = []
     replaced: dict[_Place, Part] = {}
     for name, parts in sorted(found.items()):
@@ -228,7 +231,6 @@ def read_modules(
         made = change(Module(name, place, layers, parts))
         additions += made.additions
         replaced |= made.replaced
-    saved, others = read_saved(reader, whole, layers)
     whole_parts = {**others, **_rebase(replaced, others)}
     return AdapterPlan(kind, [*additions, *saved], whole_parts, _merged_notes(replaced))
 

@@ -30,7 +30,7 @@ def read_hra(reader: SettingsReader, tensors: dict[str, Source], layers: Layers)
             lambda w: -w[module.weight] @ _product(_vectors(module.read("u"), is_orthogonal)),
         )
 
-    return read_modules("hra", strip_prefix(tensors), layers, {".hra_u": "u"}, change)
+    return read_modules(reader, "hra", strip_prefix(tensors), layers, {".hra_u": "u"}, change)
 
 
 def _vectors(columns: Floats, is_orthogonal: bool) -> Floats:

@@ -51,7 +51,9 @@ def read_oft(reader: SettingsReader, tensors: dict[str, Source], layers: Layers)
 
         return module.merge(merge)
 
-    return read_modules("oft", strip_prefix(tensors), layers, {".oft_R.weight": "r"}, change)
+    return read_modules(
+        reader, "oft", strip_prefix(tensors), layers, {".oft_R.weight": "r"}, change
+    )
 
 
 def read_boft(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -77,7 +79,7 @@ def read_boft(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
         return module.merge(merge)
 
     suffixes = {".boft_R": "r", ".boft_s": "s"}
-    return read_modules("boft", strip_prefix(tensors), layers, suffixes, change)
+    return read_modules(reader, "boft", strip_prefix(tensors), layers, suffixes, change)
 
 
 def read_road(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -109,7 +111,7 @@ def read_road(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
         )
 
     suffixes = {".road_theta": "theta", ".road_alpha": "alpha"}
-    return read_modules("road", strip_prefix(tensors), layers, suffixes, change)
+    return read_modules(reader, "road", strip_prefix(tensors), layers, suffixes, change)
 
 
 def _oft_size(module: Module, inputs: int, is_shared: bool) -> int:

@@ -41,7 +41,7 @@ def read_fourierft(
         return module.merge(merge)
 
     suffixes = {".fourierft_spectrum": "spectrum"}
-    return read_modules("fourierft", strip_prefix(tensors), layers, suffixes, change)
+    return read_modules(reader, "fourierft", strip_prefix(tensors), layers, suffixes, change)
 
 
 def read_waveft(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -66,7 +66,7 @@ def read_waveft(reader: SettingsReader, tensors: dict[str, Source], layers: Laye
         return module.sparse(4 * count if spreads else count, elements)
 
     suffixes = {".waveft_spectrum": "spectrum"}
-    return read_modules("waveft", strip_prefix(tensors), layers, suffixes, change)
+    return read_modules(reader, "waveft", strip_prefix(tensors), layers, suffixes, change)
 
 
 def _count(module: Module) -> int:

@@ -48,7 +48,9 @@ def read_miss(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
             lambda _: np.tile(module.read("block"), out // width).T,
         )
 
-    return read_modules("miss", strip_prefix(tensors), layers, {".miss_block": "block"}, change)
+    return read_modules(
+        reader, "miss", strip_prefix(tensors), layers, {".miss_block": "block"}, change
+    )
 
 
 def read_gralora(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -78,7 +80,7 @@ def read_gralora(reader: SettingsReader, tensors: dict[str, Source], layers: Lay
             scale,
         )
 
-    return read_modules("gralora", strip_prefix(tensors), layers, _GRALORA, change)
+    return read_modules(reader, "gralora", strip_prefix(tensors), layers, _GRALORA, change)
 
 
 def read_c3a(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -103,7 +105,9 @@ def read_c3a(reader: SettingsReader, tensors: dict[str, Source], layers: Layers)
 
         return module.merge(merge)
 
-    return read_modules("c3a", strip_prefix(tensors), layers, {".c3a_kernel": "kernel"}, change)
+    return read_modules(
+        reader, "c3a", strip_prefix(tensors), layers, {".c3a_kernel": "kernel"}, change
+    )
 
 
 def _bat(weight: Floats, blocks: Floats) -> Floats:
