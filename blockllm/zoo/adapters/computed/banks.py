@@ -20,8 +20,9 @@ from blockllm.zoo.adapters.computed.module import (
     read_modules,
     take_shared,
 )
+from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.patterns import MAX_RANK
-from blockllm.zoo.adapters.plan import AdapterPlan, Layers, check_options, strip_prefix
+from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.arrays import Floats, read_floats, read_integers
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader

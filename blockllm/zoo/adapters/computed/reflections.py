@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from blockllm.zoo.adapters.computed.module import COMMON, Change, Module, read_modules
+from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.patterns import MAX_RANK
-from blockllm.zoo.adapters.plan import AdapterPlan, Layers, check_options, strip_prefix
+from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.arrays import Floats
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader

@@ -12,7 +12,8 @@ import numpy as np
 from blockllm.errors import AdapterMismatch, UnsupportedModel
 from blockllm.zoo.adapters.computed.module import COMMON, Change, Module, read_modules
 from blockllm.zoo.adapters.computed.random import permutation
-from blockllm.zoo.adapters.plan import AdapterPlan, Layers, check_options, strip_prefix
+from blockllm.zoo.adapters.options import check_options
+from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.arrays import Floats, Integers, Weights
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader
