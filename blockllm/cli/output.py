@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from blockllm.offline.report.units import size_text
 
@@ -24,24 +25,63 @@ def print_json(value: Any) -> None:
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+_NUMBERS = {"context", "layers", "size", "own", "shared"}
+_LISTS = {"shared with", "delta", "changes"}  # cells that may go over several lines
+_PIPE_WIDTH = 200  # of lists, where there is no terminal
+
+
 def make_table(*columns: str) -> Table:
-    """An empty table; columns of numbers are aligned to the right."""
+    """An empty table; columns of numbers are aligned to the right, only lists may be wrapped."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    numbers = {"context", "layers", "size", "own", "shared"}
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left")
+        justify: Literal["right", "left"] = "right" if column in _NUMBERS else "left"
+        table.add_column(column, justify=justify, no_wrap=column not in _LISTS, overflow="fold")
     return table
 
 
-def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal, whole where there is none."""
+def print_table(table: Table, least_wanted: Sequence[str] = ()) -> None:
+    """Print a table of which nothing is cut off. On a terminal that is too narrow the least wanted
+    columns are left out, in this order, and named; what is still too wide runs over the edge."""
     from rich.console import Console
 
-    # into a file or pipe nothing is cut off
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    width = terminal_width()
+    left_out = []
+    for column in least_wanted:
+        if width is None or _least_width(table) <= width:
+            break
+        table = _without(table, column)
+        left_out.append(column)
+    Console(width=max(width or _PIPE_WIDTH, _least_width(table))).print(table)
+    if left_out:
+        print(f"not shown on {width} columns: {', '.join(left_out)} (--json has them)")
+
+
+def _without(table: Table, header: str) -> Table:
+    kept = [column for column in table.columns if column.header != header]
+    smaller = make_table(*(str(column.header) for column in kept))
+    for row in zip(*(column.cells for column in kept), strict=True):
+        smaller.add_row(*row)
+    return smaller
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of the terminal that is printed to; None: a file or pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _least_width(table: Table) -> int:
+    """Characters of a line in which no cell is cut: lists are as wide as their longest word."""
+    from rich.cells import cell_len
+
+    widths = []
+    for column in table.columns:
+        texts = [str(column.header), *map(str, column.cells)]
+        pieces = texts if column.no_wrap else " ".join(texts).split()
+        widths.append(max(map(cell_len, pieces), default=0))
+    return sum(widths) + 3 * len(widths) - 1  # three spaces between columns, one at each edge
 
 
 @contextmanager

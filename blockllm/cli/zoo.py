@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ from blockllm.cli.stitch import stitch
 from blockllm.cli.surrogate import surrogate
 
 if TYPE_CHECKING:
-    from blockllm.core import ChainEntry, Layer
+    from blockllm.core import ChainEntry, Layer, ModelCard
     from blockllm.zoo import Zoo
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app = typer.Typer(
 _LISTED = (
     "model", "kind", "family", "format", "base", "context", "blocks", "size", "own", "shared"
 )  # fmt: skip
+_LEAST_WANTED = ("context", "family", "blocks", "format", "kind", "base")
 
 
 @app.command()
@@ -102,7 +104,8 @@ def _add_delta(
 @app.command()
 def ls(folder: Folder, as_json: Json = False) -> None:
     """List the models, oldest first, with the bytes each shares and owns."""
-    cards = _open(folder).cards()
+    zoo = _open(folder)
+    cards = zoo.cards()
     if as_json:
         return print_json(cards)
     if not cards:
@@ -114,8 +117,17 @@ def ls(folder: Folder, as_json: Json = False) -> None:
         sizes = [size_text(n) for n in (card.total_bytes, card.own_bytes, card.shared_bytes)]
         facts = [card.name, card.kind, card.family, card.format, card.parent or ""]
         table.add_row(*facts, str(card.max_context), blocks, *sizes)
-    print_table(table)
+    print_table(table, _LEAST_WANTED)
+    print(_totals_line(zoo, cards))
     return None
+
+
+def _totals_line(zoo: Zoo, cards: Sequence[ModelCard]) -> str:
+    models = "1 model" if len(cards) == 1 else f"{len(cards)} models"
+    whole = sum(card.total_bytes for card in cards)
+    saved = size_text(whole - zoo.weight_bytes())
+    disk = size_text(zoo.disk_bytes())
+    return f"{models}, {size_text(whole)}; sharing saves {saved}, {disk} are on disk"
 
 
 @app.command()

@@ -114,6 +114,10 @@ class Folder:
         """Remove what killed writers left behind; returns bytes. Only under the write lock."""
         return sum(remove(path) for path in self.temporary.iterdir())
 
+    def num_bytes(self) -> int:
+        """Bytes of all files of the zoo."""
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
     def stored(self) -> list[Path]:
         """All packs and assets on disk."""
         return [*self.root.glob("packs/??/*.pack"), *self.root.glob("assets/??/*")]

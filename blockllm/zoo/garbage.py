@@ -6,7 +6,7 @@ from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder, remove
 from blockllm.zoo.reports import GcReport
 
-_LIVE = "SELECT tensor FROM layer_tensor UNION SELECT tensor FROM target_tensor"
+NEEDED_TENSORS = "SELECT tensor FROM layer_tensor UNION SELECT tensor FROM target_tensor"
 
 
 def collect(folder: Folder, catalog: Catalog) -> GcReport:
@@ -16,7 +16,7 @@ def collect(folder: Folder, catalog: Catalog) -> GcReport:
     with catalog.writing() as connection:
         dropped = connection.execute(
             "DELETE FROM tensor WHERE pack NOT IN"
-            f" (SELECT pack FROM tensor WHERE hash IN ({_LIVE}))"
+            f" (SELECT pack FROM tensor WHERE hash IN ({NEEDED_TENSORS}))"
         ).rowcount
         packs = connection.execute("SELECT DISTINCT pack FROM tensor").fetchall()
         assets = connection.execute("SELECT DISTINCT name FROM asset").fetchall()

@@ -173,6 +173,17 @@ class Zoo:
         with self._reading() as connection:
             return read_cards(connection)
 
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that models need, each once."""
+        with self._reading() as connection:
+            tensors = Snapshot(connection).tensors
+            needed = connection.execute(garbage.NEEDED_TENSORS)
+            return sum(tensors[name].nbytes for (name,) in needed)
+
+    def disk_bytes(self) -> int:
+        """Bytes of all files of the zoo."""
+        return self._folder.num_bytes()
+
     def card(self, name: str) -> ModelCard:
         """One model; raises UnknownModel."""
         found = next((card for card in self.cards() if card.name == name), None)

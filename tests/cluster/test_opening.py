@@ -46,7 +46,8 @@ def zoo(sources: Path, tmp_path: Path) -> Zoo:
 
 def pin(zoo: Zoo) -> dict[str, Chain]:
     """The chains as an agent process gets them."""
-    return decode_chains(encode_chains(zoo.moment().chains(MODELS).values()))
+    with zoo.moment() as moment:
+        return decode_chains(encode_chains(moment.chains(MODELS).values()))
 
 
 def open_in(folder: Path, chains: dict[str, Chain]) -> Loaded:

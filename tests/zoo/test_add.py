@@ -240,3 +240,14 @@ def test_locate_inverts_tensor_name() -> None:
         assert locate_tensor(tensor_name(position, name, 7), 7) == (position, name)
     for name in ("model.layers.7.a", "model.layers.01.a", "model.layers.x.a", "other"):
         assert locate_tensor(name, 7) is None
+
+
+def test_weights_that_models_need_are_counted_once(zoo: Zoo, llama: Path) -> None:
+    zoo.add("one", llama)
+    (card,) = zoo.cards()
+    assert zoo.weight_bytes() == card.total_bytes
+    zoo.add("two", llama)
+    assert zoo.weight_bytes() == card.total_bytes < zoo.disk_bytes()
+    zoo.remove("one")
+    zoo.remove("two")
+    assert zoo.weight_bytes() == 0 < zoo.disk_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def test_a_life(run: Any, tmp_path: Path, llama: Path) -> None:
     run("add", "adapter", adapter, "--base", "base")
     cards = json.loads(run("ls", "--json"))
     assert [card["name"] for card in cards] == ["base", "sibling", "adapter"]
-    assert "sibling" in run("ls")
+    listed = run("ls")
+    assert "sibling" in listed
+    assert re.fullmatch(r"3 models, .+; sharing saves .+, .+ are on disk", listed.splitlines()[-1])
     text = run("show", "adapter")
     assert "lora on base" in text
     assert "self_attn.q_proj, self_attn.v_proj" in text
