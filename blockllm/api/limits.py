@@ -5,12 +5,18 @@ Each error names the field, what was sent and what is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from blockllm.api import wire
 from blockllm.config import ServerSettings
 from blockllm.core import Sampling
 from blockllm.errors import BadRequest, ContextTooLong
+from blockllm.zoo.text import generation
+
+Defaults = Mapping[str, float | int]  # of sampling fields
 
 MAX_STOP_CHARACTERS = 1024  # per stop string
 MAX_STOP_IDS = 256
@@ -20,15 +26,10 @@ MAX_NAME = 256  # characters of a model name, a role, a cache salt
 
 # field → (lowest, highest)
 BOUNDS: dict[str, tuple[float, float]] = {
-    "max_tokens": (1, MAX_TOKEN_ID),
+    **generation.BOUNDS,
     "min_tokens": (0, MAX_TOKEN_ID),
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "top_k": (-1, MAX_TOKEN_ID),
-    "min_p": (0, 1),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
-    "repetition_penalty": (0.01, 100),
     "seed": (-(2**63), 2**63 - 1),
 }
 SAMPLING_FIELDS = tuple(BOUNDS)
@@ -69,16 +70,22 @@ def check_sampling(sampling: Sampling) -> Sampling:
 
 
 def read_sampling(
-    body: wire.GenerationFields, settings: ServerSettings, max_tokens: int, logprobs: int | None
+    body: wire.GenerationFields,
+    settings: ServerSettings,
+    max_tokens: int,
+    logprobs: int | None,
+    defaults: Defaults,
 ) -> Sampling:
-    """The request's sampling, checked. `max_tokens` and `logprobs` differ between the routes."""
+    """The request's sampling, checked. `max_tokens` and `logprobs` differ between the routes;
+    `defaults` hold for fields that the request leaves out.
+    """
     check_count("logit_bias", len(body.logit_bias or {}), settings.max_logit_bias)
     check_count("stop_token_ids", len(body.stop_token_ids or []), MAX_STOP_IDS)
     if logprobs is not None and not 0 <= logprobs <= settings.max_logprobs:
         field = "top_logprobs" if isinstance(body, wire.ChatRequest) else "logprobs"
         raise refuse(field, logprobs, f"0 to {settings.max_logprobs}")
-    given = {name: getattr(body, name) for name in SAMPLING_FIELDS}
-    given = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {name: getattr(body, name) for name in SAMPLING_FIELDS}
+    given = {**defaults} | {name: value for name, value in given.items() if value is not None}
     given["max_tokens"] = max_tokens
     return check_sampling(
         Sampling(

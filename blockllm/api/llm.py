@@ -190,7 +190,7 @@ class LLM:
         found = self.models.find(model)
         template = found.template
         plain = plain_messages(read_messages(messages), template.knows_developer)
-        return found.tokenizer.encode(template.render(plain), add_special=False)
+        return found.encode(template.render(plain), add_special=False, param="messages")
 
     def _plan(
         self,
@@ -202,13 +202,12 @@ class LLM:
         n: int,
     ) -> Generation:
         found = self.models.find(model)
-        sampling = limits.check_sampling(sampling or Sampling())
         ids = [_ids(found, prompt) for prompt in prompts]
         stops = [stop] if isinstance(stop, str) else list(stop)
         rules = TextRules(limits.read_stops(stops, len(stops)))
         template = Request(id="", model=found.name, prompt=())
-        samplings = [sampling] * len(ids)
-        return Generation(agent, make_choices(template, ids, samplings, n, found.tokenizer, rules))
+        samplings = [_sampling(found, sampling, len(each)) for each in ids]
+        return Generation(agent, make_choices(template, ids, samplings, n, found.decoder, rules))
 
 
 class _OnLoop:
@@ -237,8 +236,18 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     return [prompt for prompt in prompts if not isinstance(prompt, int)]
 
 
+def _sampling(model: ServedModel, given: Sampling | None, num_prompt: int) -> Sampling:
+    """The sampling that a caller gave, checked, or the model's own."""
+    if given is not None:
+        return limits.check_sampling(given)
+    own: dict[str, Any] = dict(model.defaults)
+    sampling = limits.check_sampling(Sampling(**own))
+    most = min(sampling.max_tokens, model.max_context - num_prompt)
+    return msgspec.structs.replace(sampling, max_tokens=most)
+
+
 def _ids(model: ServedModel, prompt: Prompt) -> Sequence[int]:
-    ids = model.tokenizer.encode(prompt, True) if isinstance(prompt, str) else list(prompt)
+    ids = model.encode(prompt, True, "prompt") if isinstance(prompt, str) else list(prompt)
     limits.check_prompt(ids, model.max_context, "prompt")
     return ids
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
 from blockllm.api.template import ChatTemplate
-from blockllm.api.text import TextReader
+from blockllm.api.text import ModelText, TextReader
 from blockllm.api.tokenizer import TextTokenizer
 from blockllm.chain import fingerprint
-from blockllm.core import Chain, ModelCard
+from blockllm.core import Chain, EmbedFunction, ModelCard
 from blockllm.errors import (
     BadRequest,
     BlockllmError,
@@ -39,14 +43,16 @@ class ServedModel:
         card: ModelCard,
         max_context: int,
         fingerprint: str,
-        tokenizer: TextTokenizer | None,
-        template: ChatTemplate | None,
+        text: ModelText,
+        num_tokens: int,
     ) -> None:
         self.card = card
         self.max_context = max_context
         self.fingerprint = fingerprint
-        self._tokenizer = tokenizer
-        self._template = template
+        self.defaults = text.defaults
+        self._tokenizer = text.tokenizer
+        self._template = text.template
+        self._num_tokens = num_tokens
 
     @property
     def name(self) -> str:
@@ -60,8 +66,33 @@ class ServedModel:
     def tokenizer(self) -> TextTokenizer:
         """Raises BadRequest when the model came without one."""
         if self._tokenizer is None:
-            raise BadRequest(f"model {self.name!r} has no tokenizer.json", "model")
+            raise BadRequest(
+                f"model {self.name!r} has no tokenizer.json: give token ids as `prompt` of "
+                "/v1/completions",
+                "model",
+            )
         return self._tokenizer
+
+    @property
+    def decoder(self) -> TextTokenizer:
+        """The tokenizer; for a model without one, one by which every answer is empty text."""
+        return _silent() if self._tokenizer is None else self._tokenizer
+
+    def encode(self, text: str, add_special: bool, param: str) -> list[int]:
+        """Ids of a text. Raises BadRequest, naming the field `param`, when the model has no
+        tokenizer or no weights for one of the tokens.
+        """
+        tokenizer = self.tokenizer
+        ids = tokenizer.encode(text, add_special)
+        stranger = max(ids, default=0)
+        if self._num_tokens and stranger >= self._num_tokens:
+            raise BadRequest(
+                f"{param}: the text has the token {tokenizer.token(stranger)!r} (id {stranger}), "
+                f"which the model's tokenizer knows and its weights do not: they have "
+                f"{self._num_tokens} tokens",
+                param,
+            )
+        return ids
 
     @property
     def template(self) -> ChatTemplate:
@@ -71,6 +102,11 @@ class ServedModel:
                 f"model {self.name!r} has no chat template: use /v1/completions", "model"
             )
         return self._template
+
+
+@functools.cache
+def _silent() -> TextTokenizer:
+    return TextTokenizer(Tokenizer(BPE()))
 
 
 class Models:
@@ -167,6 +203,13 @@ def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0)
 
 def _read_model(reader: TextReader, card: ModelCard, chain: Chain, max_context: int) -> ServedModel:
     context = min(card.max_context, max_context) if max_context else card.max_context
-    tokenizer, template = reader.read(card.name, card.family)
     computed_by = f"{fingerprint(chain)}-{card.format}"
-    return ServedModel(card, context, computed_by, tokenizer, template)
+    text = reader.read(card.name, card.family)
+    return ServedModel(card, context, computed_by, text, _num_tokens(chain))
+
+
+def _num_tokens(chain: Chain) -> int:
+    """How many tokens the model has; 0 when the chain does not say."""
+    layers = chain.entries[0].block.layers if chain.entries else ()
+    function = layers[0].function if layers else None
+    return function.vocab_size if isinstance(function, EmbedFunction) else 0

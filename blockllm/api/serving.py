@@ -87,6 +87,10 @@ class Serving:
         finally:
             self.num_in_flight -= 1
 
+    def defaults(self, model: ServedModel) -> limits.Defaults:
+        """What sampling fields are that a request leaves out, where they are not OpenAI's."""
+        return model.defaults if self.settings.sampling_defaults == "model" else {}
+
     def plan(
         self,
         body: wire.GenerationFields,
@@ -107,7 +111,7 @@ class Serving:
             salt=self._salt(caller.tenant, body.cache_salt or ""),
             arrival=caller.arrival,
         )
-        choices = make_choices(template, prompts, samplings, n, model.tokenizer, rules)
+        choices = make_choices(template, prompts, samplings, n, model.decoder, rules)
         return Plan(self, model, body, prompts, choices, n)
 
     def _salt(self, tenant: str, cache_salt: str) -> str:
@@ -162,9 +166,9 @@ class Plan:
         return Usage(num_prompt, num_new, num_prompt + num_new, PromptTokensDetails(cached))
 
 
-async def encode(model: ServedModel, text: str, add_special: bool) -> list[int]:
-    """Tokenise; long texts do not hold up the event loop."""
-    return await _maybe_elsewhere(len(text), partial(model.tokenizer.encode, text, add_special))
+async def encode(model: ServedModel, text: str, add_special: bool, param: str) -> list[int]:
+    """Tokenise the text of a field; long ones do not hold up the event loop."""
+    return await _maybe_elsewhere(len(text), partial(model.encode, text, add_special, param))
 
 
 async def render_chat(

@@ -43,7 +43,7 @@ class LocalPartner:
         return self._show(self._llm.chat_prompt(messages, self._model.name))
 
     def proceed(self, text: str) -> Iterator[str]:
-        return self._show(self._model.tokenizer.encode(text, add_special=True))
+        return self._show(self._model.encode(text, add_special=True, param="prompt"))
 
     def _show(self, ids: list[int]) -> Iterator[str]:
         room = max(self._model.max_context - len(ids), 1)

@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from blockllm.api.template import ChatTemplate
 from blockllm.api.tokenizer import TextTokenizer
 from blockllm.zoo.text import TextFiles, find_text_files, load_tokenizer
 from blockllm.zoo.text.files import SETTINGS, TOKENIZER_FILES, read_object
+from blockllm.zoo.text.generation import read_generation
 from blockllm.zoo.text.template import find_template
 from blockllm.zoo.text.tokens import Tokens
 
@@ -25,6 +26,14 @@ class Assets(Protocol):
     def asset(self, name: str, file: str) -> Path | None: ...
 
 
+class ModelText(NamedTuple):
+    """A model's tokenizer and template, if it has them, and its own defaults of sampling fields."""
+
+    tokenizer: TextTokenizer | None
+    template: ChatTemplate | None
+    defaults: Mapping[str, float | int]
+
+
 class TextReader:
     """Reads tokenizers and templates; models with the same files share theirs."""
 
@@ -34,15 +43,16 @@ class TextReader:
         # compiling a template takes milliseconds
         self._templates: dict[tuple[str, tuple[tuple[str, str], ...]], ChatTemplate] = {}
 
-    def read(self, name: str, family: str) -> tuple[TextTokenizer | None, ChatTemplate | None]:
-        """A model's tokenizer and template, if it has them; `family` is the model's.
+    def read(self, name: str, family: str) -> ModelText:
+        """What a model of this name and family has.
 
         Raises CheckpointError naming the file when one is damaged.
         """
         files = find_text_files(partial(self._shelf.asset, name))
         tokenizer, tokens = self._tokenizer(files, family)
         source = find_template(files)
-        return tokenizer, source and self._template(source.text, tokens.texts)
+        template = source and self._template(source.text, tokens.texts)
+        return ModelText(tokenizer, template, read_generation(files).sampling)
 
     def _template(self, source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
         key = source, tuple(sorted(special_tokens.items()))

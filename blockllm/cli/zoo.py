@@ -144,12 +144,15 @@ def show(name: Name, folder: Folder, as_json: Json = False) -> None:
     for entry in chains[name].entries:
         others = [other for other in riders[entry.block.id] if other != name]
         rows.append({**_describe(entry), "shared_with": others})
+    defaults, ends = _defaults(zoo, name), chains[name].eos_ids
     if as_json:
-        return print_json({"model": card, "chain": rows})
+        return print_json({"model": card, "ends": ends, "sampling": defaults, "chain": rows})
     base = f" on {card.parent}" if card.parent else ""
     precision = card.format if card.exact else f"{card.format} (lossy, made from {card.dtype})"
     print(f"{name}: {card.kind}{base}, {card.family}, {precision}, {card.max_context} tokens")
     print(f"{size_text(card.total_bytes)}, {size_text(card.own_bytes)} its own; from {card.root}")
+    own = ", ".join(f"{field} {value:g}" for field, value in defaults.items())
+    print(f"ends at {', '.join(map(str, ends)) or 'no token'}; its own defaults: {own or 'none'}")
     for line in loss_lines(card.loss) or ["loss not measured: zoo measure"] * (not card.exact):
         print(line)
     table = make_table("block", "function", "layers", "size", "shared with", "delta")
@@ -246,6 +249,15 @@ def _open(folder: str) -> Zoo:
     from blockllm.zoo import Zoo
 
     return Zoo(folder)
+
+
+def _defaults(zoo: Zoo, name: str) -> dict[str, float | int]:
+    """The sampling fields that the model's files give requests which leave them out."""
+    from blockllm.zoo.text.files import GENERATION
+    from blockllm.zoo.text.generation import read_generation
+
+    path = zoo.asset(name, GENERATION)
+    return dict(read_generation({GENERATION: path} if path else {}).sampling)
 
 
 def _kind(layer: Layer) -> str:

@@ -36,7 +36,7 @@ def _tokenizers(zoo: Zoo, models: Sequence[str]) -> dict[str, TextTokenizer]:
     reader = TextReader(zoo)
     found = {}
     for name in models:
-        tokenizer, _ = reader.read(name, zoo.card(name).family)
+        tokenizer = reader.read(name, zoo.card(name).family).tokenizer
         if tokenizer is None:
             raise ZooError(f"{name!r} came without {TOKENIZER}: its text cannot be tokenised")
         found[name] = tokenizer

@@ -7,6 +7,7 @@ import pytest
 
 from blockllm.api.keys import KeyRing
 from blockllm.api.models import Models, ServedModel
+from blockllm.api.text import ModelText
 from blockllm.core import ModelCard
 from tests.api.test_auth import KEYS, make
 
@@ -55,7 +56,7 @@ def test_listings_do_not_show_where_weights_came_from():
         ModelCard("tuned", "lora", "llama", parent="base", root=path),
         ModelCard("small", "compressed", "llama", parent="base", root=path),
     ]
-    served = [ServedModel(card, 8, "fp_x", None, None) for card in cards]
+    served = [ServedModel(card, 8, "fp_x", ModelText(None, None, {}), 0) for card in cards]
     answer = make(Models(served), KeyRing([]))[2].get("/v1/models")
     assert path not in answer.text
     roots = {entry["id"]: entry["root"] for entry in msgspec.json.decode(answer.content)["data"]}

@@ -36,10 +36,14 @@ def test_a_life(run: Any, tmp_path: Path, llama: Path) -> None:
         tmp_path / "sibling", seed=1, copy_layers_from=llama, copied_layers=(0, 1)
     )
     adapter = make_lora(llama, tmp_path / "adapter")
+    own = {"temperature": 0.6, "top_k": 20, "top_p": "all", "eos_token_id": [7, 200]}
+    (adapter / "generation_config.json").write_text(json.dumps(own))
     assert "0 of 3 blocks shared" in run("add", "base", llama)
     report = json.loads(run("add", "sibling", sibling, "--json"))
     assert (report["name"], report["num_shared_blocks"]) == ("sibling", 3)
-    run("add", "adapter", adapter, "--base", "base")
+    said = run("add", "adapter", adapter, "--base", "base")
+    assert "end token 200 is none of the model's tokens" in said
+    assert "generation_config.json: top_p: got 'all'" in said
     cards = json.loads(run("ls", "--json"))
     assert [card["name"] for card in cards] == ["base", "sibling", "adapter"]
     listed = run("ls")
@@ -47,9 +51,12 @@ def test_a_life(run: Any, tmp_path: Path, llama: Path) -> None:
     assert re.fullmatch(r"3 models, .+; sharing saves .+, .+ are on disk", listed.splitlines()[-1])
     text = run("show", "adapter")
     assert "lora on base" in text
+    assert "ends at 7, 2; its own defaults: temperature 0.6, top_k 20" in text
+    assert "ends at 2; its own defaults: none" in run("show", "base")
     assert "self_attn.q_proj, self_attn.v_proj" in text
     shown = json.loads(run("show", "adapter", "--json"))
     assert shown["model"]["parent"] == "base"
+    assert (shown["ends"], shown["sampling"]) == ([7, 2], {"temperature": 0.6, "top_k": 20})
     assert shown["chain"][0]["shared_with"] == ["base", "sibling"]
     assert [row["num_layers"] for row in shown["chain"]] == [1, 2, 2, 1]
     assert "sound" in run("verify")
@@ -123,7 +130,7 @@ def test_measure(run: Any, tmp_path: Path, llama: Path) -> None:
     assert "the perplexity rises by" in run(
         *words, "--max-rise", f"{limit / 100 - 0.001}", status=1
     )
-    with pytest.raises(ZooError, match="different tokenizers"):
+    with pytest.raises(ZooError, match="came without tokenizer"):
         run("measure", "other", "--against", "bare", "--text", text)
     with pytest.raises(ZooError, match="came without"):
         run("measure", "bare", "--against", "base", "--text", text)

@@ -44,10 +44,12 @@ def routes(serving: Serving) -> list[Route]:
 async def _plan(serving: Serving, body: ChatRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
     prompt = await render_chat(model, body.messages, body)
-    ids = await encode(model, prompt, add_special=False)  # templates write their own
+    # templates write what other texts are given
+    ids = await encode(model, prompt, add_special=False, param="messages")
     room = limits.check_prompt(ids, model.max_context, "messages")
-    max_tokens = limits.read_max_tokens(body, room, room)
-    sampling = limits.read_sampling(body, serving.settings, max_tokens, _num_logprobs(body))
+    defaults, logprobs = serving.defaults(model), _num_logprobs(body)
+    max_tokens = limits.read_max_tokens(body, room, int(defaults.get("max_tokens", room)))
+    sampling = limits.read_sampling(body, serving.settings, max_tokens, logprobs, defaults)
     return serving.plan(body, model, caller, [ids], [sampling])
 
 
@@ -82,7 +84,7 @@ def _choice(plan: Plan, index: int, pieces: Sequence[Piece]) -> ChatChoice:
         index,
         ChatMessage("".join(piece.text for piece in pieces)),
         finish_reason=last.finish_reason or "stop",
-        logprobs=chat_logprobs(plan.model.tokenizer, pieces),
+        logprobs=chat_logprobs(plan.model.decoder, pieces),
         stop_reason=last.stop_reason,
         token_ids=[token for piece in pieces for token in piece.token_ids]
         if plan.wants_ids
@@ -128,7 +130,7 @@ def _news(plan: Plan, piece: Piece) -> ChatChunkChoice:
         piece.index,
         ChatDelta(content=piece.text),
         finish_reason=piece.finish_reason,
-        logprobs=chat_logprobs(plan.model.tokenizer, [piece]),
+        logprobs=chat_logprobs(plan.model.decoder, [piece]),
         stop_reason=piece.stop_reason if piece.finish_reason else UNSET,
         token_ids=piece.token_ids if plan.wants_ids else UNSET,
     )

@@ -40,11 +40,13 @@ def routes(serving: Serving) -> list[Route]:
 async def _plan(serving: Serving, body: CompletionRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
     prompts = await _read_prompts(serving, model, body)
+    settings, defaults = serving.settings, serving.defaults(model)
+    default = min(int(defaults.get("max_tokens", DEFAULT_MAX_TOKENS)), DEFAULT_MAX_TOKENS)
     samplings = []
     for ids in prompts:
         room = limits.check_prompt(ids, model.max_context, "prompt")
-        max_tokens = limits.read_max_tokens(body, room, DEFAULT_MAX_TOKENS)
-        samplings.append(limits.read_sampling(body, serving.settings, max_tokens, body.logprobs))
+        max_tokens = limits.read_max_tokens(body, room, default)
+        samplings.append(limits.read_sampling(body, settings, max_tokens, body.logprobs, defaults))
     return serving.plan(body, model, caller, prompts, samplings)
 
 
@@ -53,7 +55,7 @@ async def _read_prompts(
 ) -> list[list[int]]:
     prompt = body.prompt
     if isinstance(prompt, str):
-        return [await encode(model, prompt, body.add_special_tokens)]
+        return [await encode(model, prompt, body.add_special_tokens, "prompt")]
     if prompt and all(isinstance(element, int) for element in prompt):
         return [[element for element in prompt if isinstance(element, int)]]
     limits.check_count("prompt", len(prompt), serving.settings.max_prompts, least=1)
@@ -62,7 +64,7 @@ async def _read_prompts(
         if isinstance(element, int):
             raise BadRequest("prompt: ids and texts cannot be mixed in one list", "prompt")
         if isinstance(element, str):
-            element = await encode(model, element, body.add_special_tokens)
+            element = await encode(model, element, body.add_special_tokens, "prompt")
         prompts.append(element)
     return prompts
 
@@ -86,7 +88,7 @@ def _choice(plan: Plan, index: int, pieces: Sequence[Piece]) -> CompletionChoice
         index,
         "".join(piece.text for piece in pieces),
         finish_reason=last.finish_reason,
-        logprobs=completion_logprobs(plan.model.tokenizer, pieces),
+        logprobs=completion_logprobs(plan.model.decoder, pieces),
         stop_reason=last.stop_reason if last.finish_reason else UNSET,
     )
     if plan.wants_ids:

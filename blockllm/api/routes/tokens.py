@@ -25,9 +25,9 @@ def routes(serving: Serving) -> list[Route]:
         add_special = body.add_special_tokens
         if body.messages is not None:
             text = await render_chat(model, body.messages, body)
-            ids = await encode(model, text, add_special=bool(add_special))
+            ids = await encode(model, text, bool(add_special), "messages")
         else:
-            ids = await encode(model, body.prompt or "", add_special in (None, True))
+            ids = await encode(model, body.prompt or "", add_special in (None, True), "prompt")
         names = [model.tokenizer.token(token) or "" for token in ids]
         answer = TokenizeAnswer(len(ids), model.max_context, ids)
         answer.token_strs = names if body.return_token_strs else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -66,7 +65,7 @@ def read_generation(files: TextFiles) -> Generation:
 
 def _number(value: Any, field: str) -> float | int | None:
     """The value, if a request may have it."""
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float):
         return None
     low, high = BOUNDS[field]
     if not low <= value <= high or (field in _WHOLE and value != int(value)):
