@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from blockllm.errors import CheckpointError, UnsafeCheckpoint, UnsupportedModel
+from blockllm.errors import CheckpointError, UnsupportedModel
+from blockllm.zoo.causes import INDEX, WEIGHTS, explain
 from blockllm.zoo.families.names import TIED_NAMES
 from blockllm.zoo.header import Entry, read_header
 from blockllm.zoo.settings_reader import SettingsReader, read_json
@@ -20,10 +21,6 @@ CHUNK_BYTES = 8 << 20
 # every shard stays open while it is read; the largest published checkpoint has 191
 _MAX_SHARDS = 512
 _FLOATS = ("F32", "BF16", "F16")
-_INDEX = "model.safetensors.index.json"
-# the call that writes files without pickle
-SAVING = "save_pretrained(..., safe_serialization=True)"
-_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 class Source(NamedTuple):
@@ -119,16 +116,16 @@ class WeightFiles:
 
 def open_model(folder: Path) -> WeightFiles:
     """The weights of a full checkpoint: model.safetensors, or the shards its index names."""
-    single, index = folder / "model.safetensors", folder / _INDEX
+    single, index = folder / WEIGHTS, folder / INDEX
     if single.exists():
         return WeightFiles([single])
     if not index.exists():
-        raise _missing(folder, "model.safetensors")
-    weight_map = SettingsReader(read_json(index), _INDEX).section("weight_map")
+        raise explain(folder, WEIGHTS)
+    weight_map = SettingsReader(read_json(index), INDEX).section("weight_map")
     shards = {name: weight_map.text(name) for name in weight_map.all_keys()}
     names = sorted(set(shards.values()))
     if not names or len(names) > _MAX_SHARDS:
-        raise CheckpointError(f"{_INDEX}: expected 1 to {_MAX_SHARDS} shards, got {len(names)}")
+        raise CheckpointError(f"{INDEX}: expected 1 to {_MAX_SHARDS} shards, got {len(names)}")
     for name in names:
         _check_shard_name(name)
     files = WeightFiles([folder / name for name in names])
@@ -139,7 +136,7 @@ def open_model(folder: Path) -> WeightFiles:
             files.absent.append(tensor)
         elif found is None or found.where != name:
             files.close()
-            raise CheckpointError(f"{_INDEX}: tensor {tensor[:200]!r} is not in {name}")
+            raise CheckpointError(f"{INDEX}: tensor {tensor[:200]!r} is not in {name}")
     return files
 
 
@@ -149,23 +146,13 @@ def open_adapter(folder: Path, names: Sequence[str], saving: str) -> WeightFiles
     for name in names:
         if (folder / name).exists():
             return WeightFiles([folder / name])
-    raise _missing(folder, names[0], saving)
+    raise explain(folder, names[0], saving)
 
 
 def _check_shard_name(name: str) -> None:
     plain = name == os.path.basename(name) and "\\" not in name and "\0" not in name
     if not plain or not name.endswith(".safetensors"):
-        raise CheckpointError(f"{_INDEX}: shard {name[:200]!r} is not a safetensors file name")
-
-
-def _missing(folder: Path, name: str, saving: str = SAVING) -> CheckpointError:
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
-    if pickled:
-        return UnsafeCheckpoint(
-            f"{folder}: {pickled[0]} is pickled, and loading it could run code. Load the model in "
-            f"a place you trust and save it again with {saving}, then add that folder"
-        )
-    return CheckpointError(f"{folder}: no {name}")
+        raise CheckpointError(f"{INDEX}: shard {name[:200]!r} is not a safetensors file name")
 
 
 def _identity(descriptor: int) -> tuple[int, ...]:

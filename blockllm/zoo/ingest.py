@@ -11,12 +11,13 @@ from typing import NamedTuple
 import msgspec
 
 from blockllm.errors import UnknownModel, ZooError
-from blockllm.zoo.adapters import CONFIG_FILE, choose_kind, store_adapter
+from blockllm.zoo.adapters import choose_kind, store_adapter
 from blockllm.zoo.adapters.stack import rescale
 from blockllm.zoo.assemble import write
 from blockllm.zoo.assets import find_assets, find_files, store_assets
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.checkpoint import open_adapter
+from blockllm.zoo.contents import look_at
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.model import open_checkpoint, store_checkpoint
 from blockllm.zoo.packs import PackWriter
@@ -57,9 +58,10 @@ def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> 
     notes: list[str] = []
 
     def store(snapshot: Snapshot, writer: PackWriter) -> Record:
+        contents = look_at(wish.folder)
+        notes.extend(contents.notes)
         job = _Job(wish, find_assets(wish.folder), snapshot, writer, ticker, notes)
-        is_adapter = (wish.folder / CONFIG_FILE).exists()
-        record, facts = _store_adapter(job, folder) if is_adapter else _store_model(job)
+        record, facts = _store_adapter(job, folder) if contents.is_adapter else _store_model(job)
         rows = embedding_rows(record)
         notes.extend(facts.notes_of(rows))
         assets, moves = store_assets(job.own, folder)

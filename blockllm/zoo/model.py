@@ -13,6 +13,7 @@ from blockllm.zoo.families import ModelPlan, choose_family
 from blockllm.zoo.families.names import tensor_name
 from blockllm.zoo.int8 import round_linears
 from blockllm.zoo.packs import PackWriter, Readable
+from blockllm.zoo.quantised import refuse_quantised
 from blockllm.zoo.records import Record
 from blockllm.zoo.settings_reader import SettingsReader, read_json
 from blockllm.zoo.strangers import is_skipped, skipped_note, wrong_tensors
@@ -56,6 +57,7 @@ def open_checkpoint(folder: Path, as_int8: bool) -> Checkpoint:
     eos_ids = _eos_ids(folder, config, plan)
     files = open_model(folder)
     try:
+        refuse_quantised(config, files.tensors)
         sources, notes = _sort_tensors(plan, files.tensors)
     except BaseException:
         files.close()

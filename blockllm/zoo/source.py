@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from blockllm.errors import CheckpointError, ZooError
+from blockllm.zoo.causes import GGUF
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -30,7 +31,8 @@ def find_folder(source: str | Path) -> Path:
     if folder.is_dir():
         return folder.resolve()
     if folder.exists():
-        raise CheckpointError(f"{folder} is a file; give the folder it lies in")
+        what = GGUF if folder.suffix == ".gguf" else "a file; give the folder it lies in"
+        raise CheckpointError(f"{folder} is {what}")
     if not isinstance(source, str) or not _HUB_ID.fullmatch(source):
         raise CheckpointError(f"no folder {str(source)!r}")
     return _download(source)

@@ -329,7 +329,6 @@ def test_models_that_do_not_continue_text(name: str, reason: str) -> None:
         ({"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}, "mixtral"),
         ({"architectures": MISSING, "model_type": MISSING}, "nothing"),
         ({"architectures": ["GPT2LMHeadModel"], "model_type": MISSING}, "GPT2LMHeadModel"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
         ({"hidden_act": "quick_gelu"}, "quick_gelu"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),

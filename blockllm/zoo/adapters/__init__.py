@@ -6,8 +6,8 @@ A plan says where the adapter touches the base: additions become targets that ri
 blocks, replaced tensors make new layers.
 """
 
-from blockllm.zoo.adapters.kinds import CONFIG_FILE, AdapterKind, choose_kind
+from blockllm.zoo.adapters.kinds import AdapterKind, choose_kind
 from blockllm.zoo.adapters.plan import AdapterPlan
 from blockllm.zoo.adapters.store import store_adapter
 
-__all__ = ["CONFIG_FILE", "AdapterKind", "AdapterPlan", "choose_kind", "store_adapter"]
+__all__ = ["AdapterKind", "AdapterPlan", "choose_kind", "store_adapter"]

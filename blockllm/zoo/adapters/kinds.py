@@ -15,11 +15,11 @@ from blockllm.zoo.adapters.plan import AdapterPlan, Layers
 from blockllm.zoo.adapters.tokens import read_tokens
 from blockllm.zoo.adapters.virtual import read_prefix, read_prompt
 from blockllm.zoo.adapters.whole import read_biases, read_norms
-from blockllm.zoo.checkpoint import SAVING, Source
+from blockllm.zoo.causes import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAVING
+from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader, read_json
 
-CONFIG_FILE = "adapter_config.json"
-_PEFT_FILES = ("adapter_model.safetensors",)
+_PEFT_FILES = (ADAPTER_WEIGHTS,)
 _HUB_FILES = ("adapter.safetensors", "model.safetensors")
 _HUB_SAVING = "save_adapter(..., use_safetensors=True)"
 
@@ -66,7 +66,7 @@ class AdapterKind(NamedTuple):
 
 def choose_kind(folder: Path) -> AdapterKind:
     """The kind of adapter in a folder; raises UnsupportedModel for one that is not known."""
-    config = SettingsReader(read_json(folder / CONFIG_FILE), CONFIG_FILE)
+    config = SettingsReader(read_json(folder / ADAPTER_CONFIG), ADAPTER_CONFIG)
     if "peft_type" not in config and "config" in config:
         if (folder / "head_config.json").exists():
             raise UnsupportedModel(
@@ -84,10 +84,10 @@ def _find_reader(name: str) -> _Reader:
     from blockllm.zoo.adapters.computed import READERS  # imports numpy
 
     if name in _REFUSED:
-        raise UnsupportedModel(f"{CONFIG_FILE}: {name} is not supported: {_REFUSED[name]}")
+        raise UnsupportedModel(f"{ADAPTER_CONFIG}: {name} is not supported: {_REFUSED[name]}")
     if name not in READERS:
         known = ", ".join(sorted({*_PEFT, *READERS}))
         raise UnsupportedModel(
-            f"{CONFIG_FILE}: adapter type {name[:40]} is not supported (supported: {known})"
+            f"{ADAPTER_CONFIG}: adapter type {name[:40]} is not supported (supported: {known})"
         )
     return READERS[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from blockllm.errors import UnsupportedModel
 from blockllm.zoo.families import llama, mistral, qwen2, qwen3
 from blockllm.zoo.families.architecture import find_family
 from blockllm.zoo.families.foreign import refuse_foreign
@@ -24,10 +23,6 @@ FAMILIES = {
 def choose_family(config: SettingsReader) -> Family:
     """The family of a config.json; raises UnsupportedModel naming the supported ones, or the key
     that asks for what none of them computes."""
-    if "quantization_config" in config:
-        raise UnsupportedModel(
-            "quantised checkpoints are not supported; add the original fp32, bf16 or fp16 one"
-        )
     family = find_family(config, FAMILIES)
     refuse_foreign(config)
     return family
