@@ -6,6 +6,8 @@ TORCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check
+# the release that is offered as a CPU build; 2.11 and newer are supported
+TORCH_PIN := torch==2.13.0
 NEWEST := out/newest/venv
 LOWEST := out/lowest/venv
 DEMO_ZOO := out/demo-zoo
@@ -70,15 +72,17 @@ lowest: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --all-extras --python $(LOWEST)/bin/python \
 		--output-file $(LOWEST)/lowest.txt pyproject.toml
 	$(LOWEST)/bin/python $(PIP) --requirement $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python $(PIP) --no-deps --editable .
 	$(LOWEST)/bin/python -m tools.versions constraints.txt
 	$(LOWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # Renews constraints.txt: exact versions of everything, for every supported Python and platform.
 constraints: $(VENV)/.dev
 	$(BIN)/python $(PIP) uv
+	echo "$(TORCH_PIN)" > $(VENV)/torch.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
 		--no-annotate --custom-compile-command "make constraints" \
-		--output-file constraints.txt pyproject.toml
+		--constraint $(VENV)/torch.txt --output-file constraints.txt pyproject.toml
 
 # On a machine with a CUDA device: the GPU tests, the kernels' times, and with SPEC=FILE a comparison.
 gpu: $(VENV)/.dev
