@@ -17,7 +17,7 @@ from blockllm.engine.batch import Turn
 from blockllm.engine.finish import check_request
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.queues import SpanQueues
-from blockllm.engine.sequence import Sequence
+from blockllm.engine.sequence import RouteState, Sequence
 from blockllm.engine.setup import ChainStore, Parts, build
 from blockllm.errors import EngineError, ModelNotFound
 
@@ -56,9 +56,7 @@ class Scorer:
 
         Raises ModelNotFound, BadRequest, ContextTooLong; EngineError for values not finite.
         """
-        state = self._parts.states.get(model)
-        if state is None:
-            raise ModelNotFound(f"the model {model!r} is not loaded", "model")
+        state = self._state(model)
         cache = self._parts.caches[state.kv_class]
         request = Request("score", model, tuple(tokens), Sampling(max_tokens=1))
         check_request(request, state, cache)
@@ -74,6 +72,16 @@ class Scorer:
                 yield logits.float().log_softmax(-1).cpu()
         finally:
             cache.close(sequence.kv)
+
+    def vocab_size(self, model: str) -> int:
+        """How many tokens the model tells apart; raises ModelNotFound."""
+        return self._state(model).route.chain.vocab_size
+
+    def _state(self, model: str) -> RouteState:
+        state = self._parts.states.get(model)
+        if state is None:
+            raise ModelNotFound(f"the model {model!r} is not loaded", "model")
+        return state
 
     def _advance(self, sequence: Sequence, cache: KVCache, end: int) -> torch.Tensor:
         """Compute the next rows of the sequence, before `end`; their logits. [rows, vocab]"""
@@ -114,8 +122,15 @@ def compare(
 ) -> Comparison:
     """Compare on windows of tokens, each scored on its own from its second token on.
 
-    Raises EngineError when no window has two tokens, and what `Scorer.distributions` raises.
+    Raises EngineError when no window has two tokens or the two have different vocabularies, and
+    what `Scorer.distributions` raises.
     """
+    sizes = [scorer.vocab_size(name) for name in (model, reference)]
+    if sizes[0] != sizes[1]:
+        raise EngineError(
+            f"{model} has {sizes[0]} tokens and {reference} {sizes[1]}: their distributions cannot "
+            "be compared"
+        )
     sums = torch.zeros(4, dtype=torch.float64)  # losses of both, divergence, agreements
     count = 0
     for window in windows:
