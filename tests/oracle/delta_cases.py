@@ -54,12 +54,15 @@ def _bottleneck(options: dict[str, Any]) -> Maker:
     return lambda base, path: make_bottleneck(base, path, options)
 
 
-def _resized(vocab_size: int, seed: int, **options: Any) -> Maker:
-    """A LoRA adapter of a model with another vocabulary, to be added to the base as it was."""
+def _resized(vocab_size: int, kind: str, seed: int, **options: Any) -> Maker:
+    """An adapter of a model with another vocabulary, to be added to the base as it was."""
 
     def make(base: Path, path: Path) -> Path:
+        import peft
+
+        config = getattr(peft, kind)(task_type="CAUSAL_LM", **options)
         resized = resize_vocabulary(base, _resized_base(path), vocab_size)
-        return make_lora(resized, path, seed=seed, recorded=base, **options)
+        return make_adapter(resized, path, config, seed=seed, recorded=base)
 
     return make
 
@@ -74,6 +77,8 @@ _IA3 = {
 }
 _IA3_ALL = ["q_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 _NORMS = ["input_layernorm", "post_attention_layernorm", "norm", "q_norm", "k_norm"]
+
+ENDS = ["embed_tokens", "lm_head"]
 
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("llama", {"num_hidden_layers": 3}),
@@ -142,11 +147,16 @@ CASES: dict[str, Case] = {
         "lora",
         "tied",
     ),
-    "resized": Case(_resized(103, 25, modules_to_save=["embed_tokens", "lm_head"]), "lora"),
+    "resized": Case(
+        _resized(103, "LoraConfig", 25, target_modules=["q_proj"], modules_to_save=ENDS), "lora"
+    ),
     "resized-tokens": Case(
-        _resized(98, 26, trainable_token_indices=[96, 97, 17], target_modules=["up_proj"]),
+        _resized(98, "LoraConfig", 26, trainable_token_indices=[96, 97], target_modules=["v_proj"]),
         "lora",
         "tied",
+    ),
+    "resized-prompt": Case(
+        _resized(104, "PromptTuningConfig", 28, num_virtual_tokens=3), "prompt", "tied"
     ),
     "replicated": Case(_lora(27, layer_replication=[[0, 2], [1, 3]]), "lora"),
     "lora-on-tuned": Case(_lora(17, r=3), "lora", "tuned"),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blockllm.core import EmbedFunction, HeadFunction, LoraTarget, RowsTarget, Tensor
+from blockllm.core import EmbedFunction, GainTarget, HeadFunction, LoraTarget, RowsTarget, Tensor
 from blockllm.errors import AdapterMismatch, CheckpointError, UnsupportedModel
 from blockllm.zoo import Zoo
 from tests.makers import make_adapter, make_checkpoint, make_lora, resize_vocabulary
@@ -165,6 +165,19 @@ def test_with_a_smaller_vocabulary(
     zoo.add("base", base)
     zoo.add("adapter", adapter, base="base")
     check(zoo, "adapter", smaller, adapter)
+
+
+def test_gains_of_a_resized_head(
+    zoo: Zoo, tmp_path: Path, bases: dict[tuple[str, int], Path]
+) -> None:
+    base, resized = bases["tied", 96], bases["tied", 104]
+    config = peft.IA3Config(target_modules=["k_proj", HEAD], feedforward_modules=[])
+    adapter = make_adapter(resized, tmp_path / "adapter", config, recorded=base)
+    zoo.add("base", base)
+    zoo.add("adapter", adapter, base="base")
+    (gain,) = zoo.targets("adapter")[2]["head"]
+    assert isinstance(gain, GainTarget) and gain.gain.shape == (104,)
+    assert zoo.chain("adapter").vocab_size == 104
 
 
 def test_on_an_int8_base(zoo: Zoo, tmp_path: Path, bases: dict[tuple[str, int], Path]) -> None:

@@ -14,6 +14,7 @@ from blockllm.zoo.adapters.plan import (
     check_shape,
     find_linear,
     strip_prefix,
+    with_shapes,
 )
 from blockllm.zoo.adapters.saved import read_saved
 from blockllm.zoo.checkpoint import Source
@@ -32,9 +33,10 @@ def read_ia3(reader: SettingsReader, tensors: dict[str, Source], layers: Layers)
     """Check every tensor against the base's layers; raises a CheckpointError."""
     check_options(reader, _OPTIONS)
     named = strip_prefix(tensors)
-    gains = [_gain(n, s, layers) for n, s in sorted(named.items()) if n.endswith(_SUFFIX)]
     whole = {n: s for n, s in named.items() if not n.endswith(_SUFFIX)}
     additions, replaced = read_saved(reader, whole, layers)
+    shaped = with_shapes(layers, replaced)
+    gains = [_gain(n, s, shaped) for n, s in sorted(named.items()) if n.endswith(_SUFFIX)]
     return AdapterPlan("ia3", [*gains, *additions], replaced)
 
 

@@ -3,7 +3,8 @@
 prompt_embeddings   prefix: [tokens, layers · 2 · kv_heads · head_dim]    keys, values of layer 0, …
                     prompt: [tokens, hidden]
 
-What computed them in training (a projection, an encoder) is applied before saving.
+What computed them in training (a projection, an encoder) is applied before saving. Where the
+vocabulary was resized, embedding and head are saved beside them (base_model.lm_head.weight, …).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from blockllm.core import DTYPE_BYTES, EmbedFunction, LayerFunction
 from blockllm.errors import AdapterMismatch
 from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import AdapterPlan, Addition, Layers, check_shape
+from blockllm.zoo.adapters.saved import read_saved
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.header import Entry
 from blockllm.zoo.settings_reader import SettingsReader
 
 _NAME = "prompt_embeddings"
+_MODEL = "base_model."
 _SIZES = {
     "num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens",
     "token_dim",
@@ -68,7 +71,7 @@ class Columns(NamedTuple):
 
 def read_prefix(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
     """PEFT's PREFIX_TUNING; raises a CheckpointError."""
-    source, tokens = _open(reader, tensors)
+    source, tokens, whole = _open(reader, tensors)
     functions = {
         position: layer.function
         for position, layer in enumerate(layers)
@@ -77,7 +80,8 @@ def read_prefix(reader: SettingsReader, tensors: dict[str, Source], layers: Laye
     _expect(reader, "num_layers", len(functions))
     sizes = {position: f.num_kv_heads * f.head_dim for position, f in functions.items()}
     check_shape(_NAME, source, (tokens, 2 * sum(sizes.values())))
-    additions, first = [], 0
+    additions, replaced = read_saved(reader, whole, layers)
+    first = 0
     for position, function in functions.items():
         _expect(reader, "num_attention_heads", function.num_kv_heads)
         shape = tokens, function.num_kv_heads, function.head_dim
@@ -87,25 +91,35 @@ def read_prefix(reader: SettingsReader, tensors: dict[str, Source], layers: Laye
         }
         additions.append(Addition(position, "self_attn", "prefix", parts, {}))
         first += 2 * sizes[position]
-    return AdapterPlan("prefix", additions, {})
+    return AdapterPlan("prefix", additions, replaced)
 
 
 def read_prompt(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
     """PEFT's PROMPT_TUNING and P_TUNING; raises a CheckpointError."""
-    source, tokens = _open(reader, tensors)
+    source, tokens, whole = _open(reader, tensors)
     function = layers[0].function
     assert isinstance(function, EmbedFunction)
     check_shape(_NAME, source, (tokens, function.hidden_size))
-    return AdapterPlan("prompt", [Addition(0, "embed", "prompt", {"rows": source}, {})], {})
+    additions, replaced = read_saved(reader, whole, layers)
+    prompt = Addition(0, "embed", "prompt", {"rows": source}, {})
+    return AdapterPlan("prompt", [*additions, prompt], replaced)
 
 
-def _open(reader: SettingsReader, tensors: dict[str, Source]) -> tuple[Source, int]:
+def _open(
+    reader: SettingsReader, tensors: dict[str, Source]
+) -> tuple[Source, int, dict[str, Source]]:
+    """The virtual tokens, how many they are, and tensors of the base."""
     check_options(reader, _SIZES | _TRAINING)
     _expect(reader, "num_transformer_submodules", 1)
-    if set(tensors) != {_NAME}:
+    whole = {
+        name.removeprefix(_MODEL): source
+        for name, source in tensors.items()
+        if name.startswith(_MODEL)
+    }
+    if _NAME not in tensors or len(whole) + 1 < len(tensors):
         found = ", ".join(sorted(tensors)[:3])[:200] or "none"
-        raise AdapterMismatch(f"expected the tensor {_NAME} and no other, got {found}")
-    return tensors[_NAME], reader.integer("num_virtual_tokens")
+        raise AdapterMismatch(f"expected the tensor {_NAME}, and others of the base, got {found}")
+    return tensors[_NAME], reader.integer("num_virtual_tokens"), whole
 
 
 def _expect(reader: SettingsReader, name: str, value: int) -> None:
