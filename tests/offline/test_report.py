@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from blockllm.chain import plan_spans
 from blockllm.cli import report as command
-from blockllm.core import Measurement
+from blockllm.core import Measurement, Tensor
 from blockllm.engine.cost import HopSize, SpanCost
 from blockllm.engine.profiles import (
     KIND,
@@ -26,11 +26,17 @@ from blockllm.engine.profiles import (
 )
 from blockllm.errors import ZooError
 from blockllm.offline.report import plots
-from blockllm.offline.report.facts import collect, numbers_in, tier_of
+from blockllm.offline.report.facts import collect, numbers_in
+from blockllm.offline.report.groups import MOST_COMPARED, make_groups
 from blockllm.offline.report.markup import Markup, tag
+from blockllm.offline.report.models import ModelFacts, tensors_of, tier_of
 from blockllm.offline.report.page import headline, render
+from blockllm.offline.report.sections import sideways
+from blockllm.offline.report.style import CSS
 from blockllm.zoo import Zoo
 from tests.makers import make_checkpoint, make_lora
+
+Tensors = dict[str, dict[str, Tensor]]
 
 EVIL = "<script>alert(1)</script>"
 _VOID = {"meta", "br", "rect", "line", "circle", "polyline", "path"}
@@ -44,6 +50,8 @@ class Page(HTMLParser):
         self.names: list[str] = []
         self.attributes: list[tuple[str, str | None]] = []
         self.text = ""
+        self.shown: list[str] = []  # names of elements that no closed <details> hides
+        self._closed = 0
         self._open: list[str] = []
         self.feed(text)
         self.close()
@@ -52,6 +60,10 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.append(tag)
         self.attributes += attrs
+        if not self._closed:
+            self.shown.append(tag)
+        if tag == "details" and (self._closed or ("open", "") not in attrs):
+            self._closed += 1
         if tag not in _VOID:
             self._open.append(tag)
 
@@ -61,6 +73,8 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
+        if tag == "details" and self._closed:
+            self._closed -= 1
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -133,25 +147,99 @@ def test_bytes_add_up(zoo: Zoo) -> None:
     }  # fmt: skip
 
 
-def test_the_matrix_is_symmetric_and_says_what_is_shared(zoo: Zoo) -> None:
-    facts = collect(zoo)
-    names = [model.card.name for model in facts.models]
-    for row, line in enumerate(facts.shared):
-        assert line[row] == facts.models[row].card.total_bytes
-        assert [facts.shared[column][row] for column in range(len(names))] == list(line)
+def test_pairs_are_symmetric_and_say_what_is_shared(zoo: Zoo) -> None:
+    (group,) = collect(zoo).groups
+    names = [each.label for each in group.alike]
+    sizes = {model.card.name: model.card.total_bytes for model in group.models}
+    for row, line in enumerate(group.shared):
+        assert line[row] == sizes[names[row]]
+        assert [group.shared[column][row] for column in range(len(names))] == list(line)
     base, upper, adapter = (names.index(name) for name in ("base", "upper", "adapter"))
-    assert facts.shared[base][adapter] == facts.models[base].card.total_bytes
-    assert 0 < facts.shared[base][upper] < facts.shared[base][base]
+    assert group.shared[base][adapter] == sizes["base"]
+    assert 0 < group.shared[base][upper] < group.shared[base][base]
 
 
-def test_layers_know_their_sharers_and_deltas(zoo: Zoo) -> None:
+def test_layers_know_their_riders_and_deltas(zoo: Zoo) -> None:
     models = {model.card.name: model.layers for model in collect(zoo).models}
-    assert [layer.shared_with for layer in models["upper"]] == [
-        ("base", "adapter", "small"), ("base", "adapter"), ("base", "adapter"), (), (),
-        ("base", "adapter"),
+    three = ("base", "upper", "adapter")
+    assert [layer.riders for layer in models["upper"]] == [
+        (*three, "small"), three, three, ("upper",), ("upper",), three,
     ]  # fmt: skip
     assert [layer.has_delta for layer in models["adapter"]] == [False, *[True] * 4, False]
     assert not any(layer.has_delta for layer in models["base"])
+
+
+def copies(zoo: Zoo, name: str, count: int) -> tuple[list[ModelFacts], Tensors]:
+    """The zoo's models and as many like the one of this name, more bytes with every one."""
+    chains = zoo.chains()
+    tensors = {name: tensors_of(chain) for name, chain in chains.items()}
+    models = list(collect(zoo).models)
+    (one,) = (model for model in models if model.card.name == name)
+    for number in range(count):
+        own_bytes = one.card.own_bytes + number
+        card = msgspec.structs.replace(one.card, name=f"{name}-{number}", own_bytes=own_bytes)
+        models.append(one._replace(card=card))
+        tensors[card.name] = tensors[name]
+    return models, tensors
+
+
+def test_models_alike_are_one_row_behind_their_base(zoo: Zoo) -> None:
+    (group,) = make_groups(*copies(zoo, "adapter", 30))
+    assert group.name == "base"
+    assert [each.label for each in group.alike] == ["base", "adapter-29 +30", "upper", "small"]
+    own = [model.card.own_bytes for model in group.models[1:]]
+    assert own == sorted(own, reverse=True)
+
+
+def test_models_that_share_nothing_are_apart(zoo: Zoo) -> None:
+    models, tensors = copies(zoo, "upper", 1)
+    layers = [layer._replace(digest=f"other {layer.digest}") for layer in models[-1].layers]
+    models[-1] = models[-1]._replace(layers=tuple(layers))
+    groups = make_groups(models, tensors)
+    assert [[model.card.name for model in group.models] for group in groups] == [
+        ["base", "upper", "small", "adapter"], ["upper-0"]
+    ]  # fmt: skip
+    text = Page(render(collect(zoo)._replace(models=tuple(models), groups=groups))).text
+    assert "base: 4 models in " in text and "1 model that no other shares a layer with" in text
+
+
+def test_what_is_seen_does_not_grow_with_the_zoo(zoo: Zoo) -> None:
+    facts = collect(zoo)
+    sizes, seen = [], []
+    for count in (30, 60, 120):
+        models, tensors = copies(zoo, "upper", count)
+        # half of them stay alike, the others differ in one layer
+        for i in range(5, len(models), 2):
+            first = models[i].layers[1]._replace(digest=f"layer {i}")
+            models[i] = models[i]._replace(layers=(models[i].layers[0], first))
+        groups = make_groups(models, tensors)
+        text = render(facts._replace(models=tuple(models), groups=groups))
+        sizes.append(len(text))
+        seen.append(Page(text).shown.count("svg"))
+        assert f"{count + 4} models in" in Page(text).text
+    assert seen[0] == seen[1] == seen[2] < 40
+    assert sizes[2] - sizes[1] < 2500 * 60  # a kilobyte or two for a model, not one for a pair
+
+
+def test_pairs_beyond_the_bound_are_counted(zoo: Zoo) -> None:
+    models, tensors = copies(zoo, "upper", MOST_COMPARED)
+    for i in range(4, len(models)):
+        first = models[i].layers[1]._replace(digest=f"layer {i}")
+        models[i] = models[i]._replace(layers=(models[i].layers[0], first))
+    (group,) = make_groups(models, tensors)
+    assert len(group.shared) == MOST_COMPARED
+    page = Page(render(collect(zoo)._replace(models=tuple(models), groups=(group,))))
+    assert "The first 12 rows are drawn" in page.text
+    assert "4 more rows are not compared: blockllm zoo show NAME" in page.text
+
+
+def test_what_may_be_wider_than_a_page_says_so() -> None:
+    plot = Markup("<svg></svg>")
+    assert "scroll sideways" not in Page(sideways(plot, 300)).text
+    for width, name in ((330, "narrow"), (900, "wide"), (1200, "always")):
+        page = Page(sideways(plot, width))
+        assert "scroll sideways" in page.text and ("class", f"hint {name}") in page.attributes
+        assert f".hint.{name} {{ display: block; }}" in CSS
 
 
 def test_a_lossy_model_without_measurement_is_named(zoo: Zoo) -> None:
@@ -166,8 +254,11 @@ def test_names_cannot_become_markup(zoo: Zoo) -> None:
     shape = shapes_of(plan_spans(zoo.chains().values()))[0]
     model = facts.models[0]
     card = msgspec.structs.replace(model.card, name=EVIL, root=EVIL, parent=f'"{EVIL}', kind=EVIL)
+    renamed = model._replace(card=card)
+    (group,) = facts.groups
     evil = facts._replace(
-        models=(model._replace(card=card), *facts.models[1:]),
+        models=(renamed, *facts.models[1:]),
+        groups=(group._replace(name=EVIL, models=(renamed, *group.models)),),
         losses=(measurement(EVIL, f"'{EVIL}"),),
         unmeasured=(EVIL,),
         profiles=((some_profile(shape, EVIL), (EVIL,)),),
@@ -240,7 +331,10 @@ def test_tiers(zoo: Zoo, kind: str, format: str, exact: bool, delta: bool, tier:
 
 
 def test_an_empty_zoo_has_a_page(tmp_path: Path) -> None:
-    assert "This zoo is empty" in Page(render(collect(Zoo(tmp_path / "zoo")))).text
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.add("only", make_checkpoint(tmp_path / "only"))
+    zoo.remove("only")
+    assert "This zoo is empty" in Page(render(collect(zoo))).text
 
 
 def test_the_command_writes_one_file(

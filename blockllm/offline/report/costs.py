@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -11,10 +11,12 @@ from blockllm.engine.profiles import Device, Sample, SpanProfile
 from blockllm.offline.report.facts import Facts
 from blockllm.offline.report.markup import Child, Markup, tag
 from blockllm.offline.report.plots import Curve, Part, bar, curves
-from blockllm.offline.report.sections import bars, key, section, table
+from blockllm.offline.report.sections import bars, folded, key, named, section, table
 from blockllm.offline.report.units import counted, share_text, size_text, time_text
 
 _TIERS = (("disk", "pale"), ("page cache", "shared"), ("ready", "own"))
+
+_PANELS = 6  # shapes of spans that are seen without a click
 
 
 def costs(facts: Facts) -> Markup:
@@ -27,7 +29,7 @@ def costs(facts: Facts) -> Markup:
     for device in devices:
         mine = [(p, models) for p, models in facts.profiles if _device_text(p.device) == device]
         groups.append(tag("p", tag("strong", device)))
-        groups.append(tag("div", [_panel(*one) for one in mine], class_="panels"))
+        groups.append(folded(mine, _PANELS, "shape", _panels))
         groups.append(_load_times([profile for profile, _ in mine]))
     caption = (
         "Time of one hop by its rows, per shape of span: spans with equal functions, formats and "
@@ -46,11 +48,15 @@ def _device_text(device: Device) -> str:
     return f"{device.name}, {threads}, {device.dtype}{kernels}; {versions}"
 
 
+def _panels(some: Sequence[tuple[SpanProfile, tuple[str, ...]]]) -> Markup:
+    return tag("div", [_panel(*one) for one in some], class_="panels")
+
+
 def _panel(profile: SpanProfile, models: tuple[str, ...]) -> Markup:
     error = profile.error
     words = (
         f"{size_text(profile.nbytes)}; error {share_text(error.median)} median, "
-        f"{share_text(error.p95)} p95; {', '.join(models) or 'of another choice of models'}"
+        f"{share_text(error.p95)} p95; {named(models) or 'of another choice of models'}"
     )
     return tag(
         "div",
@@ -129,7 +135,7 @@ def _numbers(facts: Facts) -> Markup:
         times = [cost.estimate(rows_, 128 * rows_) for rows_ in (1, 8, 32)]
         rows.append(
             (
-                *(profile.layers, profile.format, size_text(profile.nbytes), ", ".join(models)),
+                *(profile.layers, profile.format, size_text(profile.nbytes), named(models)),
                 *map(time_text, (*times, *msgspec.structs.astuple(cost)[:-1])),
                 f"{cost.knee:g}",
                 *map(share_text, (profile.error.median, profile.error.p95)),

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from blockllm.chain import plan_spans
-from blockllm.core import Chain, Layer, Measurement, ModelCard, Tensor
+from blockllm.core import Chain, Measurement, Tensor
 from blockllm.engine.profiles import KIND, SpanProfile, shapes_of
+from blockllm.offline.report.groups import Group, make_groups
+from blockllm.offline.report.models import ModelFacts, layers_of, read_models, tensors_of
 from blockllm.zoo import Zoo
 
 TIERS = {
@@ -22,25 +24,6 @@ TIERS = {
 _PAIRED = ("equivalence", "surrogate")  # findings about two layers
 # numbers of such a finding that are shown where present, and which of two is the worse
 _WORST: dict[str, Callable[[float, float], float]] = {"kl": max, "cosine": min, "agreement": min}
-
-
-class LayerFacts(NamedTuple):
-    """One layer of one model."""
-
-    kind: str
-    nbytes: int
-    shared_with: tuple[str, ...]
-    has_delta: bool
-
-
-class ModelFacts(NamedTuple):
-    """One model. `separate`: bytes of a copy of its own; `delta`: of those, its deltas."""
-
-    card: ModelCard
-    tier: str
-    separate: int
-    delta: int
-    layers: tuple[LayerFacts, ...]
 
 
 class TierFacts(NamedTuple):
@@ -69,7 +52,7 @@ class Facts(NamedTuple):
     stored: int  # bytes of distinct tensors
     separate: int  # a copy for every model
     files: int  # a file for every checkpoint and adapter: adapters share their base
-    shared: tuple[tuple[int, ...], ...]  # [model][model] bytes of tensors that both have
+    groups: tuple[Group, ...]
     tiers: tuple[TierFacts, ...]
     losses: tuple[Measurement, ...]
     unmeasured: tuple[str, ...]  # lossy models without a measurement
@@ -79,76 +62,28 @@ class Facts(NamedTuple):
 
 def collect(zoo: Zoo) -> Facts:
     """Read a zoo once; every number of the page follows."""
-    chains = zoo.chains()
-    cards = {card.name: card for card in zoo.cards() if card.name in chains}
+    with zoo.moment() as moment:
+        cards = {card.name: card for card in moment.cards()}
+        chains = moment.chains(cards)
     tensors = {name: tensors_of(chains[name]) for name in cards}
-    models = tuple(_model(card, chains) for card in cards.values())
+    models = read_models(cards.values(), chains)
     return Facts(
         models=models,
         stored=_total(tensors.values()),
         separate=sum(model.separate for model in models),
         files=sum(m.delta if m.tier == "delta" else m.separate for m in models),
-        shared=tuple(
-            tuple(_total([{h: mine[h] for h in mine.keys() & other.keys()}])
-                  for other in tensors.values())
-            for mine in tensors.values()
-        ),
+        groups=make_groups(models, tensors),
         tiers=_tiers(models, tensors),
         losses=tuple(loss for card in cards.values() for loss in card.loss),
         unmeasured=tuple(c.name for c in cards.values() if not c.exact and not c.loss),
         pairs=tuple(_pairs(zoo, chains)),
         profiles=tuple(_profiles(zoo, chains)),
-    )  # fmt: skip
-
-
-def tensors_of(chain: Chain) -> dict[str, Tensor]:
-    """A model's distinct tensors by hash, deltas included."""
-    found = {t.hash: t for layer in _layers(chain) for t in layer.tensors.values()}
-    for entry in chain.entries:
-        found |= {t.hash: t for t in (entry.delta.tensors() if entry.delta else ())}
-    return found
+    )
 
 
 def _total(groups: Iterable[dict[str, Tensor]]) -> int:
     distinct = {key: tensor.nbytes for group in groups for key, tensor in group.items()}
     return sum(distinct.values())
-
-
-def _layers(chain: Chain) -> list[Layer]:
-    return [layer for entry in chain.entries for layer in entry.block.layers]
-
-
-def tier_of(card: ModelCard, has_delta: bool) -> str:
-    """The rung of the sharing ladder that a model stands on."""
-    if card.kind in ("compressed", "equivalent", "stitched"):
-        return card.kind
-    if card.format == "int8":
-        return "rounded"
-    if not card.exact or card.kind == "assembled":
-        return "other"
-    return "delta" if has_delta else "exact"
-
-
-def _model(card: ModelCard, chains: dict[str, Chain]) -> ModelFacts:
-    chain = chains[card.name]
-    deltas = {t.hash: t for e in chain.entries if e.delta for t in e.delta.tensors()}
-    delta = sum(tensor.nbytes for tensor in deltas.values())
-    tier = tier_of(card, bool(deltas))
-    total = _total([tensors_of(chain)])
-    # a compressed fine-tune stands for one in full: its own copy would have no delta
-    separate = total - delta if tier == "compressed" else total
-    owners = {name: {x.digest for x in _layers(other)} for name, other in chains.items()}
-    layers = []
-    for entry in chain.entries:
-        changed = {
-            int(key.partition(".")[0]) for key in (entry.delta.targets if entry.delta else ())
-        }
-        for index, layer in enumerate(entry.block.layers):
-            others = [n for n, known in owners.items() if n != card.name and layer.digest in known]
-            nbytes = sum(t.nbytes for t in layer.tensors.values())
-            kind = str(layer.function.__struct_config__.tag)
-            layers.append(LayerFacts(kind, nbytes, tuple(others), index in changed))
-    return ModelFacts(card, tier, separate, delta, tuple(layers))
 
 
 def _tiers(
@@ -172,7 +107,7 @@ def _pairs(zoo: Zoo, chains: dict[str, Chain]) -> Iterable[PairMap]:
     """One map for each kind, number and pair of models; a layer goes with the first that has it."""
     where: dict[str, tuple[str, int]] = {}
     for name, chain in chains.items():
-        for position, layer in enumerate(_layers(chain)):
+        for position, layer in enumerate(layers_of(chain)):
             where.setdefault(layer.digest, (name, position))
     maps: dict[tuple[str, str, str, str], dict[tuple[int, int], float]] = {}
     for kind in _PAIRED:

@@ -9,6 +9,7 @@ from blockllm.offline.report import quality, sections
 from blockllm.offline.report.costs import costs
 from blockllm.offline.report.facts import Facts
 from blockllm.offline.report.markup import Markup, join, tag
+from blockllm.offline.report.sharing import sharing
 from blockllm.offline.report.style import CSS
 from blockllm.offline.report.units import counted, size_text
 
@@ -36,10 +37,8 @@ def render(facts: Facts) -> str:
     if facts.models:
         parts += [
             sections.totals(facts),
-            sections.layer_map(facts),
-            sections.models(facts),
-            sections.sharing(facts),
             sections.tiers(facts),
+            sharing(facts),
             quality.losses(facts),
             quality.pairs(facts),
             costs(facts),

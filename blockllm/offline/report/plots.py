@@ -57,8 +57,7 @@ def heatmap(
     """Cells from `least` (pale) to the largest value; numbers in them where there is room."""
     known = [value for line in values for value in line if value is not None]
     most = max(known, default=0.0)
-    roomy = len(columns) <= 12
-    side, height = (58, 30) if roomy else (14, 14)
+    roomy, side, height = _cells(columns)
     left = 8 + 7.2 * max(map(len, rows), default=0)
     longest = max(map(len, columns), default=0)
     top = 14 + (4.2 if roomy else 7.2) * longest
@@ -82,9 +81,21 @@ def heatmap(
                 middle = {"x": x + side / 2 - 1, "y": y + height / 2 + 3}
                 cell.append(tag("text", text, text_anchor="middle", class_=ink, **middle))
             parts.append(tag("g", cell))
-    overhang = 6 * longest if roomy else 0  # of the last column's label
-    size = {"width": left + side * len(columns) + overhang, "height": top + height * len(rows) + 4}
+    size = {"width": heatmap_width(rows, columns), "height": top + height * len(rows) + 4}
     return tag("svg", parts, class_="heatmap", role="img", aria_label="heat map", **size)
+
+
+def heatmap_width(rows: Sequence[str], columns: Sequence[str]) -> float:
+    """Pixels that a heat map is wide."""
+    roomy, side, _ = _cells(columns)
+    # the last column's label leans over
+    overhang = 6 * max(map(len, columns), default=0) if roomy else 0
+    return 8 + 7.2 * max(map(len, rows), default=0) + side * len(columns) + overhang
+
+
+def _cells(columns: Sequence[str]) -> tuple[bool, int, int]:
+    """Whether cells hold numbers, and their width and height."""
+    return (True, 58, 30) if len(columns) <= 12 else (False, 14, 14)
 
 
 def _column_label(x: float, y: float, name: str, angle: int) -> Markup:

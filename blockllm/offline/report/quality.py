@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from blockllm.core import Measurement
 from blockllm.offline.report.facts import Facts, PairMap
-from blockllm.offline.report.markup import Child, Markup, tag
-from blockllm.offline.report.plots import axis, heatmap, spots
-from blockllm.offline.report.sections import Row, bars, section, table
+from blockllm.offline.report.markup import Markup, tag
+from blockllm.offline.report.plots import axis, heatmap, heatmap_width, spots
+from blockllm.offline.report.sections import (
+    BarRow,
+    Row,
+    bars,
+    folded,
+    named,
+    section,
+    sideways,
+    table,
+)
 from blockllm.offline.report.units import number_text
+
+_ROWS, _PANELS = 15, 6  # measurements and maps that are seen without a click
 
 
 def losses(facts: Facts) -> Markup:
     """What every lossy choice was measured to lose."""
     missing = (
-        [tag("p", "Lossy and not measured: ", tag("strong", ", ".join(facts.unmeasured)),
+        [tag("p", "Lossy and not measured: ", tag("strong", named(facts.unmeasured, 12)),
              ". Run ", tag("code", "blockllm zoo measure"), ".")]
         if facts.unmeasured
         else []
@@ -25,7 +37,7 @@ def losses(facts: Facts) -> Markup:
         return section("What lossy choices lose", f"{nothing}.", *missing)
     seen = [loss.kl for loss in facts.losses if loss.kl > 0]
     least, most = min([1e-5, *seen]) / 2, max([1.0, *seen])
-    rows: list[tuple[Child, Markup, Child]] = [
+    rows: list[BarRow] = [
         (
             [loss.model, tag("small", f"against {loss.reference}")],
             spots([loss.kl], least, most),
@@ -33,7 +45,10 @@ def losses(facts: Facts) -> Markup:
         )
         for loss in facts.losses
     ]
-    rows.append(("", axis(least, most), tag("small", "nats")))
+
+    def show(some: Sequence[BarRow]) -> Markup:
+        return bars([*some, ("", axis(least, most), tag("small", "nats"))])
+
     caption = (
         "KL divergence of next-token distributions from the reference's, in nats per token, on a "
         "logarithmic axis; left is better. The second number is the share of positions where both "
@@ -47,7 +62,7 @@ def losses(facts: Facts) -> Markup:
         "What lossy choices lose",
         caption,
         *missing,
-        bars(rows),
+        folded(rows, _ROWS, "measurement", show),
         table(columns, [_loss_row(loss) for loss in facts.losses]),
     )
 
@@ -71,14 +86,17 @@ def pairs(facts: Facts) -> Markup:
     """Findings about pairs of layers."""
     if not facts.pairs:
         return section("Nearly equal layers", "No layers of this zoo have been compared.")
-    panels = [_pair_panel(found) for found in facts.pairs]
     return section(
         "Nearly equal layers",
         "How close layers are that could stand in for each other. A label is a model and the "
         "layer's position in it; stronger colour is larger. Large cosine or agreement and small KL "
         "mean close; of several models that have the layer, the worst counts.",
-        tag("div", panels, class_="maps"),
+        folded(facts.pairs, _PANELS, "map", _pair_panels),
     )
+
+
+def _pair_panels(some: Sequence[PairMap]) -> Markup:
+    return tag("div", [_pair_panel(found) for found in some], class_="maps")
 
 
 def _pair_panel(found: PairMap) -> Markup:
@@ -92,5 +110,9 @@ def _pair_panel(found: PairMap) -> Markup:
         for name, line in zip(found.rows, found.values, strict=True)
     ]
     columns = ("layer", *found.columns)
-    content = (tag("h3", title), tag("div", plot, class_="scroll"), table(columns, rows))
+    content = (
+        tag("h3", title),
+        sideways(plot, heatmap_width(found.rows, found.columns)),
+        table(columns, rows),
+    )
     return tag("figure", content)
