@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from blockllm.api import fields, wire
 from blockllm.api.app import all_routes
 from blockllm.api.models import Models
 from blockllm.api.serving import Serving
+from blockllm.cli.serve import serve
 from blockllm.config import EngineSettings, ServerSettings
 from blockllm.observability import names
 from blockllm.observability.metrics import ServerMetrics
@@ -62,3 +64,16 @@ def test_request_fields_are_documented():
 def test_metrics_are_documented():
     declared = {value.name for value in vars(names).values() if isinstance(value, names.Metric)}
     assert set(re.findall(r"^\| `(blockllm_\w+)`", API, re.M)) == declared
+
+
+def test_variables_and_options_of_serve_in_the_pages_exist():
+    kinds: tuple[type[msgspec.Struct], ...] = (EngineSettings, ServerSettings)
+    settings = [name for kind in kinds for name in kind.__struct_fields__]
+    variables = {f"BLOCKLLM_{name.upper()}" for name in settings}
+    variables |= {"BLOCKLLM_ZOO", "BLOCKLLM_BENCH_KEYS"}
+    options = {f"--{name.replace('_', '-')}" for name in inspect.signature(serve).parameters}
+    pages = [DOCS.parent / "README.md", *DOCS.rglob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    assert set(re.findall(r"BLOCKLLM_[A-Z_]+", text)) <= variables
+    for command in re.findall(r"^blockllm serve(.*)$", text, re.M):
+        assert set(re.findall(r"--[a-z-]+", command)) <= options, command

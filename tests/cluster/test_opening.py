@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from blockllm.cluster.opening import open_engine
 from blockllm.config import EngineSettings
 from blockllm.core import Chain
 from blockllm.engine import Engine
-from blockllm.errors import CorruptStore, OutOfMemory
+from blockllm.errors import CorruptStore, OutOfMemory, ZooError
 from blockllm.zoo import Zoo
 from tests.driver import greedy, request, run
 from tests.makers import make_checkpoint, make_lora
@@ -111,10 +112,17 @@ def test_without_any_weights_nothing_is_made_and_the_reason_is_said(tmp_path: Pa
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_damaged_catalogue_does_not_matter(zoo: Zoo, tmp_path: Path):
+@pytest.mark.parametrize("state", ["damaged", "newer", "absent"])
+def test_the_catalogue_does_not_matter_any_more(zoo: Zoo, tmp_path: Path, state: str):
     chains = pin(zoo)
-    for path in (tmp_path / "zoo").glob("catalog.sqlite*"):
-        path.write_bytes(b"no database")
+    if state == "newer":
+        with sqlite3.connect(tmp_path / "zoo" / "catalog.sqlite") as connection:
+            connection.execute("PRAGMA user_version = 99")
+        connection.close()
+        with pytest.raises(ZooError, match="has format 99; this program reads"):
+            Zoo(tmp_path / "zoo")
+    for path in (tmp_path / "zoo").glob("catalog.sqlite*") if state != "newer" else ():
+        path.unlink() if state == "absent" else path.write_bytes(b"no database")
     assert set(open_in(tmp_path / "zoo", chains).fingerprints) == set(MODELS)
 
 

@@ -139,7 +139,7 @@ def _library_of(compiler: Compiler) -> Path:
 def _build(compiler: Compiler, library: Path) -> None:
     """Compile, see that it can be loaded, and only then put it into the cache."""
     program = " ".join(compiler.program)
-    LOG.info("building the CPU kernels with %s (once per machine, about half a minute)", program)
+    LOG.info("building the CPU kernels with %s (once per machine, up to a minute)", program)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
