@@ -64,8 +64,10 @@ def main(load: Callable[[Job], Loaded] = load_engine) -> int:
     """Serve until told to stop; the exit status is 0 only then."""
     source = sys.stdin.buffer
     options = msgspec.json.decode(source.readline(), type=AgentOptions)
-    # Ctrl-C reaches the whole process group; the front end decides what it means
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, and SIGTERM of a service manager the whole service;
+    # the front end decides what they mean
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s agent %(levelname)s %(message)s"
     )
@@ -75,7 +77,10 @@ def main(load: Callable[[Job], Loaded] = load_engine) -> int:
     link = AgentLink(options.address)
 
     def load_frozen() -> Loaded:
-        loaded = load(Job(options, decode_chains(chains), Reports(link)))
+        gc.disable()  # decoding makes many objects and drops none of them
+        pinned = decode_chains(chains)
+        gc.enable()
+        loaded = load(Job(options, pinned, Reports(link)))
         gc.collect()
         gc.freeze()  # weights and modules live as long as the process: never scan them again
         return loaded

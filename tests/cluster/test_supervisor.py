@@ -113,6 +113,19 @@ def test_a_killed_agent_fails_its_requests_and_comes_back():
     supervised(work)
 
 
+def test_signals_to_the_whole_service_leave_the_agent_to_its_parent():
+    async def work(supervisor: Supervisor) -> None:
+        mailbox = Mailbox()
+        supervisor.submit(request(max_tokens=8, min_p=SLOW), mailbox.put)
+        assert supervisor.pid is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(supervisor.pid, number)
+        assert len(await collect(mailbox)) == 8
+        assert (supervisor.ready, supervisor.restarts) == (True, 0)
+
+    supervised(work)
+
+
 def test_a_broken_engine_fails_all_requests_and_is_replaced():
     async def work(supervisor: Supervisor) -> None:
         slow, crash = Mailbox(), Mailbox()
