@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from blockllm.cli import profile as profiling
 from blockllm.cli import report as reporting
-from blockllm.cli.compress import DeltaText, Limits, MaxBytes, MaxKl, Share, add_delta, delta_lines
+from blockllm.cli.add import add
 from blockllm.cli.equivalent import equivalent
 from blockllm.cli.measure import (
     Against,
@@ -43,62 +42,7 @@ _LISTED = (
 _LEAST_WANTED = ("context", "family", "blocks", "format", "kind", "base")
 
 
-@app.command()
-def add(
-    name: Name,
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH_OR_HUB_ID",
-            help="Folder of a Hugging Face checkpoint or an adapter, or a hub id as org/model.",
-        ),
-    ],
-    folder: Folder,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Name of the base in the zoo; else an adapter's config says."),
-    ] = None,
-    format: Annotated[
-        Literal["int8"] | None,
-        typer.Option(help="Round the linears and the head of a checkpoint; else they stay."),
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(help="Multiplies the scale of a LoRA or bottleneck adapter."),
-    ] = None,
-    share: Share = None,
-    max_kl: MaxKl = None,
-    max_bytes: MaxBytes = None,
-    text: DeltaText = None,
-    as_json: Json = False,
-) -> None:
-    """Add a model. Only weights that the zoo does not have yet are written."""
-    limits = Limits(max_kl, max_bytes, text)
-    limits.check(share, base, others=format is not None or scale is not None)
-    if share is not None and base is not None:
-        return _add_delta(name, source, folder, base, limits, as_json)
-    with progress_bars() as progress:
-        report = _open(folder).add(name, source, base, progress, format, scale)
-    if as_json:
-        return print_json(report)
-    total, stored = size_text(report.total_bytes), size_text(report.stored_bytes)
-    blocks = f"{report.num_shared_blocks} of {report.num_blocks} blocks shared"
-    print(f"added {name}: {total}, stored {stored}, {blocks}, {report.seconds:.1f} s")
-    for note in report.notes:
-        print(f"  {note}")
-    return None
-
-
-def _add_delta(
-    name: str, source: str, folder: str, base: str, limits: Limits, as_json: bool
-) -> None:
-    beside = Path(folder).expanduser().absolute().parent
-    with progress_bars() as progress:
-        made = add_delta(_open(folder), name, source, base, limits, beside, progress)
-    if as_json:
-        return print_json(made)
-    print("\n".join(delta_lines(name, made)))
-    return None
+app.command()(add)
 
 
 @app.command()

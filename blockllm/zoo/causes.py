@@ -130,7 +130,7 @@ def _inside(folder: Path) -> str:
         return f"; the only {what} is in a subfolder: give {candidates[0]}"
     if candidates:
         listed = _listed([str(path.relative_to(folder)) for path in candidates])
-        return f"; its subfolders hold {listed}: give one of them"
+        return f"; its subfolders hold {listed}: give one of them, or `--all {folder}`"
     if WEIGHTS in names or INDEX in names:
         return "; the weights cannot be read without it: copy it from the model they belong to"
     if ADAPTER_WEIGHTS in names:

@@ -56,6 +56,10 @@ class Zoo:
                 if self._folder.catalog.exists():
                     raise
 
+    def exists(self) -> bool:
+        """Whether the folder holds a zoo; if not, the first `add` makes one."""
+        return self._folder.catalog.exists()
+
     def add(
         self,
         name: str,
