@@ -86,11 +86,10 @@ def explain(folder: Path, name: str, saving: str = SAVING) -> CheckpointError:
     sharded, other = _find(folder, _SHARDED), _find(folder, _FORMATS)
     pickled = sorted(path.name for path in folder.iterdir() if _is_pickled(path))
     usual = [file for file in pickled if file.startswith("pytorch_model")]
-    if sharded is not None:
-        return sharded
-    # beside the usual pickled weights, files in other formats are copies of them
-    if other is not None and not usual:
-        return other
+    # beside the usual pickled weights, shards and files in other formats are copies of them
+    cause = sharded or other
+    if cause is not None and not usual:
+        return cause
     if pickled:
         return UnsafeCheckpoint(
             f"{folder}: {pickled[0]} is pickled, and loading it could run code. Load the model in "

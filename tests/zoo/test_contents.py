@@ -66,6 +66,8 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
     "Flax": ((CONFIG, "flax_model.msgpack"), "Flax"),
     "pickled": ((CONFIG, "pytorch_model.bin", *TRAINED), "pytorch_model.bin is pickled"),
     "pickled shards": ((CONFIG, "pytorch_model-00001-of-00002.bin"), "pickled"),
+    "pickled, joined from ZeRO": ((CONFIG, "pytorch_model.bin", "zero_to_fp32.py"), "is pickled"),
+    "pickled FSDP": ((CONFIG, "pytorch_model_fsdp.bin"), "pytorch_model_fsdp.bin is pickled"),
     "pickled beside others": ((CONFIG, "pytorch_model.bin", "tf_model.h5"), "bin is pickled"),
     "pickled adapter": (("adapter_config.json", "adapter_model.bin"), "adapter_model.bin is pic"),
     "shards without index": ((CONFIG, "model-00001-of-00002.safetensors"), "no model.*index"),
