@@ -129,6 +129,19 @@ CASES: dict[str, Case] = {
         ),
         "prefix",
     ),
+    "cartridge": Case(
+        _peft("CartridgeConfig", 22, num_virtual_tokens=5, num_frozen_tokens=2), "prefix"
+    ),
+    "cpt": Case(
+        _peft(
+            "CPTConfig",
+            23,
+            cpt_token_ids=[5, 6, 7],
+            cpt_mask=[1, 1, 1],
+            cpt_tokens_type_mask=[1, 2, 3],
+        ),
+        "prompt",
+    ),
     "prompt": Case(_peft("PromptTuningConfig", 15, num_virtual_tokens=6), "prompt"),
     "p-tuning": Case(
         _peft("PromptEncoderConfig", 16, num_virtual_tokens=17, encoder_hidden_size=8), "prompt"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-LOW_RANK, SPARSE, MERGED = "lora", "sparse", "merged"
+LOW_RANK, SPARSE, BIAS, MERGED = "lora", "sparse", "bias", "merged"
 
 
 class KindCase(NamedTuple):
@@ -29,10 +29,23 @@ KIND_CASES: dict[str, KindCase] = {
     "loha": _case("LoHaConfig", LOW_RANK, r=3, alpha=20, alpha_pattern={"q_proj": 30}),
     "loha-merged": _case("LoHaConfig", MERGED, r=7, rank_pattern={"v_proj": 8}, alpha=9),
     "loha-head": _case("LoHaConfig", MERGED, r=8, alpha=50, target_modules=["lm_head"]),
+    "beft": _case("BeftConfig", BIAS, target_modules=["v_proj", "up_proj"]),
+    "beft-biased": _case("BeftConfig", BIAS, "biased", target_modules=["k_proj", "down_proj"]),
     "boft": _case("BOFTConfig", MERGED, "biased", boft_block_size=4),
     "c3a": _case("C3AConfig", MERGED, block_size=16),
+    "deft": _case("DeftConfig", LOW_RANK, r=4, alpha=8),
+    "deft-para": _case("DeftConfig", LOW_RANK, "biased", r=4, para=True),
+    "deft-qr": _case("DeftConfig", LOW_RANK, r=4, decomposition_method="qr"),
+    "delora": _case("DeloraConfig", LOW_RANK, r=4, rank_pattern={"q_proj": 3}),
     "fourierft": _case("FourierFTConfig", MERGED, n_frequency=100, scaling=900),
+    "frod": _case("FrodConfig", MERGED, sparse_rate=0.1, progressbar=False),
+    "glora": _case("GloraConfig", MERGED, "biased", r=3),
+    "glora-constant": _case("GloraConfig", MERGED, config_A_B="constant"),
+    "glora-vector": _case(
+        "GloraConfig", MERGED, "biased", config_A_B="vector", config_C="vector", config_D_E="vector"
+    ),
     "gralora": _case("GraloraConfig", LOW_RANK, r=4, hybrid_r=2, alpha=16),
+    "hira": _case("HiraConfig", MERGED, r=4, rank_pattern={"o_proj": 6}),
     "hra": _case("HRAConfig", LOW_RANK, "biased", r=4),
     "hra-orthogonal": _case("HRAConfig", LOW_RANK, r=3, apply_GS=True),
     "lokr": _case("LoKrConfig", LOW_RANK, r=2, alpha=6),
@@ -47,6 +60,9 @@ KIND_CASES: dict[str, KindCase] = {
     "oft-shared": _case(
         "OFTConfig", MERGED, oft_block_size=8, block_share=True, num_cayley_neumann_terms=3
     ),
+    "osf": _case("OSFConfig", MERGED, effective_rank=20),
+    "peanut": _case("PeanutConfig", LOW_RANK, r=4, depth=2),
+    "peanut-flat": _case("PeanutConfig", LOW_RANK, r=4, act_fn="silu", scaling=-3.0),
     "pvera": _case("PveraConfig", LOW_RANK, r=6),
     "randlora": _case("RandLoraConfig", MERGED, "biased", r=5, randlora_alpha=1),
     "road": _case("RoadConfig", MERGED, "biased", group_size=16),
@@ -54,6 +70,8 @@ KIND_CASES: dict[str, KindCase] = {
     "road-4": _case("RoadConfig", MERGED, "biased", group_size=16, variant="road_4"),
     "shira": _case("ShiraConfig", SPARSE, r=4),
     "supertuning": _case("SupertuningConfig", SPARSE, sparsity=0.9),
+    "tinylora": _case("TinyLoraConfig", LOW_RANK, r=2, u=4),
+    "tinylora-tied": _case("TinyLoraConfig", LOW_RANK, "biased", r=2, u=4, weight_tying=0.7),
     "unilora": _case("UniLoraConfig", LOW_RANK, r=8, theta_d_length=8, save_indices=True),
     "vblora": _case("VBLoRAConfig", LOW_RANK, r=4, num_vectors=20, vector_length=16),
     "vblora-short": _case(

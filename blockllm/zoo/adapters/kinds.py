@@ -27,6 +27,8 @@ _Reader = Callable[[SettingsReader, dict[str, Source], Layers], AdapterPlan]
 
 _PEFT: dict[str, _Reader] = {
     "BITFIT": read_biases,
+    "CARTRIDGE": read_prefix,
+    "CPT": read_prompt,
     "IA3": read_ia3,
     "LN_TUNING": read_norms,
     "LORA": read_lora,
@@ -37,7 +39,32 @@ _PEFT: dict[str, _Reader] = {
 }
 
 
-_REFUSED = {
+# kinds that PEFT writes and no target stands for; why, and what to do
+REFUSED = {
+    "ADAMSS": (
+        "its updates belong to clusters of a weight's rows that are not in the file; merge it "
+        "(merge_and_unload) and add the result as a model"
+    ),
+    "ADAPTION_PROMPT": (
+        "its tokens stand in the upper layers only, behind a gate of their own; it cannot be "
+        "merged either: train prefix tuning instead"
+    ),
+    "LILY": (
+        "a router mixes its updates by the mean over all tokens of a batch, so an answer would "
+        "depend on other requests; it cannot be merged either"
+    ),
+    "MULTITASK_PROMPT_TUNING": (
+        "each request would have to name a task; save the prompt of one task as prompt tuning: "
+        "prompt_embeddings * (prefix_task_cols[task] @ prefix_task_rows[task])"
+    ),
+    "POLY": "a router mixes its skills by a task that each request would have to name",
+    "PSOFT": (
+        "its frame is a singular value decomposition that is not in the file, and libraries "
+        "choose its signs differently; merge it (merge_and_unload) and add the result as a model"
+    ),
+    "SHADOW": (
+        "a second network runs beside the base's layers and steers them; it cannot be merged either"
+    ),
     "XLORA": (
         "a classifier mixes its adapters anew for each token; add each of the adapters as a model "
         "of its own (they lie in subfolders) and let the client choose"
@@ -80,13 +107,20 @@ def choose_kind(folder: Path) -> AdapterKind:
     return AdapterKind(_PEFT_FILES, SAVING, base, config, _PEFT.get(name) or _find_reader(name))
 
 
-def _find_reader(name: str) -> _Reader:
+def supported_types() -> list[str]:
+    """Every `peft_type` that is read."""
     from blockllm.zoo.adapters.computed import READERS  # imports numpy
 
-    if name in _REFUSED:
-        raise UnsupportedModel(f"{ADAPTER_CONFIG}: {name} is not supported: {_REFUSED[name]}")
+    return sorted({*_PEFT, *READERS})
+
+
+def _find_reader(name: str) -> _Reader:
+    from blockllm.zoo.adapters.computed import READERS
+
+    if name in REFUSED:
+        raise UnsupportedModel(f"{ADAPTER_CONFIG}: {name} is not supported: {REFUSED[name]}")
     if name not in READERS:
-        known = ", ".join(sorted({*_PEFT, *READERS}))
+        known = ", ".join(supported_types())
         raise UnsupportedModel(
             f"{ADAPTER_CONFIG}: adapter type {name[:40]} is not supported (supported: {known})"
         )

@@ -1,4 +1,4 @@
-"""Virtual tokens as PEFT saves them: prefix tuning, prompt tuning, p-tuning.
+"""Virtual tokens as PEFT saves them: prefix tuning and cartridges, prompt tuning, p-tuning and CPT.
 
 prompt_embeddings   prefix: [tokens, layers · 2 · kv_heads · head_dim]    keys, values of layer 0, …
                     prompt: [tokens, hidden]
@@ -28,9 +28,11 @@ _SIZES = {
     "token_dim",
 }  # fmt: skip
 _TRAINING = {
-    "encoder_dropout", "encoder_hidden_size", "encoder_num_layers",
-    "encoder_reparameterization_type", "init_weights", "prefix_projection", "prompt_tuning_init",
-    "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path",
+    "cpt_mask", "cpt_token_ids", "cpt_tokens_type_mask", "encoder_dropout", "encoder_hidden_size",
+    "encoder_num_layers", "encoder_reparameterization_type", "init_weights", "num_frozen_tokens",
+    "opt_loss_decay_factor", "opt_projection_epsilon", "opt_projection_format_epsilon",
+    "opt_weighted_loss_type", "prefix_projection", "prompt_tuning_init", "prompt_tuning_init_text",
+    "tokenizer_kwargs", "tokenizer_name_or_path",
 }  # fmt: skip
 
 
@@ -70,7 +72,7 @@ class Columns(NamedTuple):
 
 
 def read_prefix(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
-    """PEFT's PREFIX_TUNING; raises a CheckpointError."""
+    """PEFT's PREFIX_TUNING and CARTRIDGE; raises a CheckpointError."""
     source, tokens, whole = _open(reader, tensors)
     functions = {
         position: layer.function
@@ -95,7 +97,7 @@ def read_prefix(reader: SettingsReader, tensors: dict[str, Source], layers: Laye
 
 
 def read_prompt(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
-    """PEFT's PROMPT_TUNING and P_TUNING; raises a CheckpointError."""
+    """PEFT's PROMPT_TUNING, P_TUNING and CPT; raises a CheckpointError."""
     source, tokens, whole = _open(reader, tensors)
     function = layers[0].function
     assert isinstance(function, EmbedFunction)

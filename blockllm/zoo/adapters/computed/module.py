@@ -86,6 +86,13 @@ class Module(NamedTuple):
         """One of the adapter's tensors."""
         return read_floats(self.parts[part])
 
+    def size_of(self, part: str) -> int:
+        """The first size of one of the adapter's tensors; raises AdapterMismatch without one."""
+        shape = self.parts[part].entry.shape if part in self.parts else ()
+        if not shape:
+            raise AdapterMismatch(f"{self.name[:200]}: the adapter has no {part} of a size")
+        return shape[0]
+
     def check(self, shapes: Shapes) -> None:
         """Raise AdapterMismatch unless the adapter brings these tensors and no others."""
         if set(self.parts) != set(shapes):
