@@ -68,6 +68,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_key: Text = ""
     api_key_file: Text = ""
     shared_prefixes: bool = False
+    special_tokens_in_messages: bool = False
     sampling_defaults: Literal["model", "openai"] = "model"
     drain_timeout: Seconds = 30.0
     keep_alive: Annotated[int, Meta(ge=1, le=86_400)] = 75

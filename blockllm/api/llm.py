@@ -185,12 +185,19 @@ class LLM:
         """chat() piece by piece."""
         return self.stream(self.chat_prompt(messages, model), model, sampling, stop)
 
-    def chat_prompt(self, messages: Conversation, model: str | None = None) -> list[int]:
-        """The ids a conversation becomes. Raises BadRequest when there is no chat template."""
+    def chat_prompt(
+        self,
+        messages: Conversation,
+        model: str | None = None,
+        special_tokens_in_messages: bool = False,
+    ) -> list[int]:
+        """The ids a conversation becomes. Text of a message that spells a special token stays text
+        unless `special_tokens_in_messages`. Raises BadRequest when there is no chat template.
+        """
         found = self.models.find(model)
-        template = found.template
-        plain = plain_messages(read_messages(messages), template.knows_developer)
-        return found.encode(template.render(plain), add_special=False, param="messages")
+        plain = plain_messages(read_messages(messages), found.template.knows_developer)
+        ids = found.prompts.ids(plain, as_tokens=special_tokens_in_messages)
+        return found.check_tokens(ids, "messages")
 
     def _plan(
         self,

@@ -11,6 +11,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from blockllm.api.prompts import ChatPrompts
 from blockllm.api.template import ChatTemplate
 from blockllm.api.text import ModelText, TextReader
 from blockllm.api.tokenizer import TextTokenizer
@@ -78,18 +79,27 @@ class ServedModel:
         """The tokenizer; for a model without one, one by which every answer is empty text."""
         return _silent() if self._tokenizer is None else self._tokenizer
 
+    @functools.cached_property
+    def prompts(self) -> ChatPrompts:
+        """Makes prompts of conversations. Raises BadRequest when the model has no tokenizer or no
+        template."""
+        return ChatPrompts(self.template, self.tokenizer)
+
     def encode(self, text: str, add_special: bool, param: str) -> list[int]:
         """Ids of a text. Raises BadRequest, naming the field `param`, when the model has no
         tokenizer or no weights for one of the tokens.
         """
-        tokenizer = self.tokenizer
-        ids = tokenizer.encode(text, add_special)
+        return self.check_tokens(self.tokenizer.encode(text, add_special), param)
+
+    def check_tokens(self, ids: list[int], param: str) -> list[int]:
+        """The ids that the tokenizer made of a field. Raises BadRequest, naming the field, when the
+        model has no weights for one of them."""
         stranger = max(ids, default=0)
         if self._num_tokens and stranger >= self._num_tokens:
+            token = self.tokenizer.token(stranger)
             raise BadRequest(
-                f"{param}: the text has the token {tokenizer.token(stranger)!r} (id {stranger}), "
-                f"which the model's tokenizer knows and its weights do not: they have "
-                f"{self._num_tokens} tokens",
+                f"{param}: the text has the token {token!r} (id {stranger}), which the model's "
+                f"tokenizer knows and its weights do not: they have {self._num_tokens} tokens",
                 param,
             )
         return ids

@@ -171,17 +171,25 @@ async def encode(model: ServedModel, text: str, add_special: bool, param: str) -
     return await _maybe_elsewhere(len(text), partial(model.encode, text, add_special, param))
 
 
-async def render_chat(
-    model: ServedModel, messages: Sequence[wire.Message], fields: wire.TemplateFields
-) -> str:
-    """The prompt text of a conversation. Raises BadRequest."""
+async def chat_ids(
+    serving: Serving,
+    model: ServedModel,
+    messages: Sequence[wire.Message],
+    fields: wire.TemplateFields,
+    add_special: bool = False,
+) -> list[int]:
+    """The prompt of a conversation. Raises BadRequest."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
-    template = model.template
-    plain = plain_messages(messages, template.knows_developer)
+    plain = plain_messages(messages, model.template.knows_developer)
     size = sum(len(message["content"]) for message in plain)
-    return await _maybe_elsewhere(
-        size, partial(template.render, plain, fields.add_generation_prompt, variables_of(fields))
+    prompts, variables = model.prompts, variables_of(fields)
+    as_tokens = serving.settings.special_tokens_in_messages
+    if not as_tokens and size <= INLINE_CHARACTERS and not prompts.is_ordinary(plain, variables):
+        size = INLINE_CHARACTERS + 1  # takes more than one rendering
+    make = partial(
+        prompts.ids, plain, fields.add_generation_prompt, variables, add_special, as_tokens
     )
+    return model.check_tokens(await _maybe_elsewhere(size, make), "messages")
 
 
 async def _maybe_elsewhere(size: int, work: Callable[[], T]) -> T:

@@ -9,10 +9,12 @@ import datetime
 import re
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import jinja2
 from jinja2.exceptions import SecurityError
+from jinja2.nodes import Const, TemplateData
 
 from blockllm.errors import BadRequest, CheckpointError
 from blockllm.zoo.text.dialect import Dialect
@@ -110,12 +112,21 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises BadRequest when the source is not a template."""
         self._sandbox = _Sandbox()
+        self._source = source
         self._special_tokens = dict(special_tokens)
         self.knows_developer = re.search(r"""["']developer["']""", source) is not None
         try:
             self._template = self._sandbox.read(source)
         except CheckpointError as error:
             raise BadRequest(f"the model's chat template is damaged: {error}") from error
+
+    @cached_property
+    def literals(self) -> str:
+        """The texts that the template has in it, written and compared with, a null between two."""
+        tree = self._sandbox.parse(self._source)
+        written = (node.data for node in tree.find_all(TemplateData))
+        constants = (node.value for node in tree.find_all(Const) if isinstance(node.value, str))
+        return "\0".join([*written, *constants])
 
     def render(
         self,

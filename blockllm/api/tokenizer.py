@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import threading
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
+from blockllm.api.literal import LiteralEncoder
+from blockllm.api.marks import Span
 from blockllm.errors import BadRequest
 
 
@@ -20,6 +23,7 @@ def _byte_level_alphabet() -> dict[str, int]:
     return alphabet
 
 
+NOT_UNICODE = "the text holds a lone surrogate: it is not Unicode"
 ALPHABET = _byte_level_alphabet()
 
 
@@ -33,6 +37,8 @@ class TextTokenizer:
         self.special_ids = frozenset(
             index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
+        self._literal: dict[frozenset[str], LiteralEncoder] = {}
+        self._lock = threading.Lock()
         self.token_bytes = functools.cache(self._token_bytes)
         self.token_text = functools.cache(self._token_text)
 
@@ -41,9 +47,29 @@ class TextTokenizer:
         try:
             encoding = self._tokenizer.encode(text, add_special_tokens=add_special)
         except UnicodeEncodeError as error:
-            raise BadRequest("the text holds a lone surrogate: it is not Unicode") from error
+            raise BadRequest(NOT_UNICODE) from error
         ids: list[int] = encoding.ids
         return ids
+
+    def encode_literal(
+        self, text: str, spans: Sequence[Span], controls: frozenset[str], add_special: bool
+    ) -> list[int]:
+        """Ids of a text whose spans are no control tokens, whatever they spell."""
+        with self._lock:  # one is made for a tokenizer and a template, when first needed
+            if controls not in self._literal:
+                self._literal[controls] = LiteralEncoder(self._tokenizer, controls)
+            encoder = self._literal[controls]
+        try:
+            return encoder.encode(text, spans, add_special)
+        except UnicodeEncodeError as error:
+            raise BadRequest(NOT_UNICODE) from error
+
+    def added_tokens(self) -> list[AddedToken]:
+        """The tokens that are matched in text before anything else; without the special ones when
+        the tokenizer takes these for text."""
+        added: list[AddedToken] = list(self._tokenizer.get_added_tokens_decoder().values())
+        splits = self._tokenizer.encode_special_tokens
+        return [token for token in added if not (token.special and splits)]
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         """Text of the ids; ids without a token are skipped."""

@@ -22,7 +22,7 @@ from blockllm.api.choice import Piece
 from blockllm.api.endpoint import Endpoint
 from blockllm.api.errors import json_response
 from blockllm.api.logprobs import chat_logprobs
-from blockllm.api.serving import Caller, Plan, Serving, caller_of, encode, render_chat
+from blockllm.api.serving import Caller, Plan, Serving, caller_of, chat_ids
 from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events, until_disconnect
 from blockllm.api.wire import ChatRequest
 from blockllm.errors import BadRequest
@@ -43,9 +43,7 @@ def routes(serving: Serving) -> list[Route]:
 
 async def _plan(serving: Serving, body: ChatRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
-    prompt = await render_chat(model, body.messages, body)
-    # templates write what other texts are given
-    ids = await encode(model, prompt, add_special=False, param="messages")
+    ids = await chat_ids(serving, model, body.messages, body)
     room = limits.check_prompt(ids, model.max_context, "messages")
     defaults, logprobs = serving.defaults(model), _num_logprobs(body)
     max_tokens = limits.read_max_tokens(body, room, int(defaults.get("max_tokens", room)))

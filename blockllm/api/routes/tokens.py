@@ -9,7 +9,7 @@ from starlette.routing import Route
 from blockllm.api import limits
 from blockllm.api.answers import DetokenizeAnswer, TokenizeAnswer
 from blockllm.api.errors import json_response
-from blockllm.api.serving import Serving, encode, render_chat
+from blockllm.api.serving import Serving, chat_ids, encode
 from blockllm.api.wire import DetokenizeRequest, TokenizeRequest
 from blockllm.errors import BadRequest
 
@@ -24,8 +24,7 @@ def routes(serving: Serving) -> list[Route]:
             raise BadRequest("prompt: give either prompt or messages", "prompt")
         add_special = body.add_special_tokens
         if body.messages is not None:
-            text = await render_chat(model, body.messages, body)
-            ids = await encode(model, text, bool(add_special), "messages")
+            ids = await chat_ids(serving, model, body.messages, body, bool(add_special))
         else:
             ids = await encode(model, body.prompt or "", add_special in (None, True), "prompt")
         names = [model.tokenizer.token(token) or "" for token in ids]

@@ -1,0 +1,59 @@
+"""From a conversation to token ids: only the template writes control tokens, not the messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from blockllm.api.marks import ControlTokens, Messages, Variables
+from blockllm.api.template import ChatTemplate
+from blockllm.api.tokenizer import TextTokenizer
+
+
+class ChatPrompts:
+    """One model's template and tokenizer. Safe to use from any thread."""
+
+    def __init__(self, template: ChatTemplate, tokenizer: TextTokenizer) -> None:
+        self._template = template
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def controls(self) -> ControlTokens:
+        """The special tokens, and other added tokens that the template writes or looks for."""
+        tokens = self._tokenizer.added_tokens()
+        written = self._template.literals
+        own = [
+            token.content
+            for token in tokens
+            if not token.special and token.content in written and not token.content.isspace()
+        ]
+        return ControlTokens([*(t.content for t in tokens if t.special), *own], own)
+
+    def is_ordinary(self, messages: Messages, variables: Variables) -> bool:
+        """Whether no text of the conversation spells a control token."""
+        return not self.controls.occur_in([messages, variables])
+
+    def ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Variables | None = None,
+        add_special: bool = False,
+        as_tokens: bool = False,
+    ) -> list[int]:
+        """The prompt's ids. What messages and variables spell stays text, unless `as_tokens`.
+
+        `add_special` adds what the tokenizer puts around other texts; templates write their own.
+        Raises BadRequest when the template refuses.
+        """
+        variables = variables or {}
+        text = self._template.render(messages, add_generation_prompt, variables)
+        if as_tokens or self.is_ordinary(messages, variables):
+            return self._tokenizer.encode(text, add_special)
+
+        def render(messages: Messages, variables: Variables) -> str:
+            return self._template.render(messages, add_generation_prompt, variables)
+
+        located = self.controls.locate(text, messages, variables, render)
+        return self._tokenizer.encode_literal(*located, self.controls.texts, add_special)
