@@ -22,7 +22,7 @@ MAX_STOP_CHARACTERS = 1024  # per stop string
 MAX_STOP_IDS = 256
 MAX_TOKEN_ID = 2**31 - 1
 MAX_MESSAGES = 4096
-MAX_NAME = 256  # characters of a model name, a role, a cache salt
+MAX_SALT = 256  # characters of a cache salt
 
 # field → (lowest, highest)
 BOUNDS: dict[str, tuple[float, float]] = {

@@ -28,7 +28,7 @@ from blockllm.observability.metrics import ServerMetrics
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=msgspec.Struct)
-INLINE_CHARACTERS = 4096  # longer texts are tokenised on another thread
+INLINE_CHARACTERS = 4096  # longer texts and conversations are read on another thread
 
 
 class Caller(NamedTuple):
@@ -115,8 +115,8 @@ class Serving:
         return Plan(self, model, body, prompts, choices, n)
 
     def _salt(self, tenant: str, cache_salt: str) -> str:
-        if len(cache_salt) > limits.MAX_NAME:
-            got, most = f"{len(cache_salt)} characters", f"up to {limits.MAX_NAME}"
+        if len(cache_salt) > limits.MAX_SALT:
+            got, most = f"{len(cache_salt)} characters", f"up to {limits.MAX_SALT}"
             raise limits.refuse("cache_salt", got, most)
         return salt_of("" if self.settings.shared_prefixes else tenant, cache_salt)
 
@@ -180,9 +180,10 @@ async def chat_ids(
 ) -> list[int]:
     """The prompt of a conversation. Raises BadRequest."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
-    plain = plain_messages(messages, model.template.knows_developer)
-    size = sum(len(message["content"]) for message in plain)
     prompts, variables = model.prompts, variables_of(fields)
+    size = len(msgspec.json.encode((messages, variables)))
+    read = partial(plain_messages, messages, model.template.knows_developer)
+    plain = await _maybe_elsewhere(size, read)
     as_tokens = serving.settings.special_tokens_in_messages
     if not as_tokens and size <= INLINE_CHARACTERS and not prompts.is_ordinary(plain, variables):
         size = INLINE_CHARACTERS + 1  # takes more than one rendering

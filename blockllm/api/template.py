@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -46,6 +47,12 @@ def _check_name(name: object) -> None:
         raise SecurityError(f"a namespace of a chat template cannot hold {name!r}")
 
 
+class _Deadline(threading.local):
+    """When the rendering of this thread has to end: of one template several can be under way."""
+
+    at = 0.0
+
+
 class _Sandbox(Dialect):
     """Stops a template that runs too long or builds too much."""
 
@@ -56,10 +63,10 @@ class _Sandbox(Dialect):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["namespace"] = _Namespace
-        self.deadline = 0.0
+        self.deadline = _Deadline()
 
     def _check_time(self) -> None:
-        if time.monotonic() > self.deadline:
+        if time.monotonic() > self.deadline.at:
             raise SecurityError("the chat template ran too long")
 
     def call(self, /, *args: Any, **kwargs: Any) -> Any:  # an argument can be named `self`
@@ -140,7 +147,7 @@ class ChatTemplate:
             raise BadRequest(
                 f"chat_template_kwargs: {min(reserved)} cannot be set", "chat_template_kwargs"
             )
-        self._sandbox.deadline = time.monotonic() + MAX_SECONDS
+        self._sandbox.deadline.at = time.monotonic() + MAX_SECONDS
         values = {**ABSENT, **self._special_tokens, **(variables or {})}
         values["messages"] = [_with_reasoning(message) for message in messages]
         values["add_generation_prompt"] = add_generation_prompt

@@ -17,7 +17,7 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: bool | None = None
 
 
-class ContentPart(msgspec.Struct):
+class ContentPart(msgspec.Struct, omit_defaults=True):
     """One part of a message; only text is served."""
 
     type: str
@@ -25,7 +25,7 @@ class ContentPart(msgspec.Struct):
     refusal: str | None = None
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, omit_defaults=True):
     """One turn of a conversation."""
 
     role: str

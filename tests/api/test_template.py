@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,3 +152,21 @@ def test_variables_reach_the_template_but_not_the_reserved_ones():
 def test_content_is_never_read_as_a_template(content: str):
     template = ChatTemplate("{{ messages[0].content }}", {})
     assert template.render([{"role": "user", "content": content}]) == content
+
+
+def test_renderings_at_once_do_not_lengthen_each_others_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(template_module, "MAX_SECONDS", 0.1)
+    template = ChatTemplate(
+        "{% if messages[0].content == 'long' %}{% for a in range(99999) %}"
+        "{% for b in range(99999) %}{% set x = messages[0].content %}{% endfor %}{% endfor %}"
+        "{% endif %}",
+        {},
+    )
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(template.render, [{"role": "user", "content": "long"}])
+        patience = time.monotonic() + 5
+        while not endless.done() and time.monotonic() < patience:
+            template.render([{"role": "user", "content": "short"}])
+        assert time.monotonic() < patience
+    with pytest.raises(BadRequest, match="ran too long"):
+        endless.result()
