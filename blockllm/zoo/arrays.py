@@ -34,20 +34,27 @@ def read_floats(source: Source) -> Floats:
     return widen(memoryview(_read(source)), source.entry.dtype).reshape(source.entry.shape)
 
 
+def check_integers(source: Source) -> None:
+    """Raise CheckpointError unless a tensor is of integers, or of fp32: some writers save integers
+    so."""
+    dtype = source.entry.dtype
+    if dtype != "F32" and dtype not in _INTEGERS:
+        raise CheckpointError(f"{source.where}: expected integers, got {dtype}")
+
+
 def read_integers(source: Source, below: int) -> Integers:
-    """A tensor of integers in its shape. Some writers save integers as fp32.
+    """A tensor of integers in its shape.
 
     Raises CheckpointError for a number outside 0 … `below` - 1, or another type.
     """
+    check_integers(source)
     dtype = source.entry.dtype
     if dtype == "F32":
         # what is no number in range becomes -1, which is refused below
         found = np.nan_to_num(read_floats(source), nan=-1, posinf=-1, neginf=-1)
         numbers = found.clip(-1, 2.0**62).astype(np.int64)
-    elif dtype in _INTEGERS:
-        numbers = np.frombuffer(_read(source), _INTEGERS[dtype]).astype(np.int64)
     else:
-        raise CheckpointError(f"{source.where}: expected integers, got {dtype}")
+        numbers = np.frombuffer(_read(source), _INTEGERS[dtype]).astype(np.int64)
     if numbers.size and not 0 <= numbers.min() <= numbers.max() < below:
         wrong = int(numbers.min() if numbers.min() < 0 else numbers.max())
         raise CheckpointError(f"{source.where}: the index {wrong} lies outside 0..{below - 1}")
@@ -65,13 +72,17 @@ class Weights:
     ) -> None:
         """`pack_path` finds the layers' tensors; those of `instead` stand in their places."""
         self._layers, self._pack_path, self._instead = layers, pack_path, instead or {}
+        self.used: set[tuple[int, str]] = set()  # places that were asked for
 
     def with_others(self, instead: Mapping[tuple[int, str], Source]) -> Weights:
         """These weights with others in some places."""
-        return Weights(self._layers, self._pack_path, {**self._instead, **instead})
+        others = Weights(self._layers, self._pack_path, {**self._instead, **instead})
+        others.used = self.used
+        return others
 
     def __getitem__(self, place: tuple[int, str]) -> Floats:
         """The tensor of a position and name, in its shape."""
+        self.used.add(place)
         if place in self._instead:
             return read_floats(self._instead[place])
         position, name = place

@@ -45,6 +45,7 @@ KIND_CASES: dict[str, KindCase] = {
         "GloraConfig", MERGED, "biased", config_A_B="vector", config_C="vector", config_D_E="vector"
     ),
     "gralora": _case("GraloraConfig", LOW_RANK, r=4, hybrid_r=2, alpha=16),
+    "gralora-merged": _case("GraloraConfig", MERGED, r=16, hybrid_r=2, alpha=16),
     "hira": _case("HiraConfig", MERGED, r=4, rank_pattern={"o_proj": 6}),
     "hra": _case("HRAConfig", LOW_RANK, "biased", r=4),
     "hra-orthogonal": _case("HRAConfig", LOW_RANK, r=3, apply_GS=True),
@@ -84,6 +85,7 @@ KIND_CASES: dict[str, KindCase] = {
         save_only_topk_weights=True,
     ),
     "vera": _case("VeraConfig", LOW_RANK, r=8),
+    "vera-merged": _case("VeraConfig", MERGED, "biased", r=24),
     "waveft": _case("WaveFTConfig", SPARSE, n_frequency=50, scaling=3),
     "waveft-flat": _case("WaveFTConfig", SPARSE, n_frequency=200, scaling=3, use_idwt=False),
 }

@@ -36,5 +36,5 @@ def test_what_peft_does_not_write_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_nothing_is_decided_that_peft_does_not_write() -> None:
-    """BitFit has no type of peft's; its folder is described in docs/deltas.md."""
-    assert {*supported_types(), *REFUSED} - set(TYPES) == {"BITFIT"}
+    """BitFit has no type of peft's, its folder is in docs/deltas.md; Bone is what MiSS was."""
+    assert {*supported_types(), *REFUSED} - set(TYPES) == {"BITFIT", "BONE"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from blockllm.errors import AdapterMismatch, ZooError
 from blockllm.zoo.adapters.plan import AdapterPlan
@@ -41,12 +41,18 @@ def check_meetings(below: Targets, plan: AdapterPlan) -> None:
 def check_replaced(below: Targets, places: Iterable[tuple[int, str]]) -> None:
     """Raise AdapterMismatch if tensors of these places (position, tensor) are replaced under a
     target of the adapter `below`."""
-    for position, tensor in places:
-        module = tensor.rpartition(".")[0] or ("embed" if position == 0 else "head")
-        if module in below.get(position, {}):
-            raise AdapterMismatch(
-                f"{_where(position, module)}: the base changes it, the adapter replaces it"
-            )
+    for where in _changed(below, places):
+        raise AdapterMismatch(f"{where}: the base changes it, the adapter replaces it")
+
+
+def check_used(below: Targets, places: Iterable[tuple[int, str]]) -> None:
+    """Raise AdapterMismatch if an adapter was computed from weights that the adapter `below`
+    changes: peft would compute it from the changed ones, or in another order."""
+    for where in _changed(below, (place for place in places if place[1].endswith("weight"))):
+        raise AdapterMismatch(
+            f"{where}: the base changes it, the adapter is computed from it; add it to the base "
+            "below, or merge the two"
+        )
 
 
 def rescale(plan: AdapterPlan, factor: float) -> AdapterPlan:
@@ -84,6 +90,13 @@ def _fit(group: Iterable[str]) -> bool:
         return True
     others = set(counts) - {"bias"}
     return counts["bias"] == 1 and (others <= _ADDED or counts == {"bias": 1, "dora": 1})
+
+
+def _changed(below: Targets, places: Iterable[tuple[int, str]]) -> Iterator[str]:
+    for position, tensor in sorted(places):
+        module = tensor.rpartition(".")[0] or ("embed" if position == 0 else "head")
+        if module in below.get(position, {}):
+            yield _where(position, module)
 
 
 def _where(position: int, module: str) -> str:

@@ -10,7 +10,7 @@ import msgspec
 from blockllm.core import EmbedFunction, Function, HeadFunction, Layer, Tensor
 from blockllm.errors import AdapterMismatch
 from blockllm.zoo.adapters.plan import AdapterPlan, Computed, Layers, Part
-from blockllm.zoo.adapters.stack import check_meetings, check_replaced, merge
+from blockllm.zoo.adapters.stack import check_meetings, check_replaced, check_used, merge
 from blockllm.zoo.digest import layer_digest
 from blockllm.zoo.packs import PackWriter
 from blockllm.zoo.records import Record, Targets
@@ -105,6 +105,7 @@ def _add(parts: Mapping[_Key, Part], base: Record, writer: PackWriter) -> dict[_
             stored |= writer.add(layer)
             for kept in layer.values():
                 kept.forget()
+        check_used(base.targets, weights.used)
     return stored
 
 

@@ -20,6 +20,7 @@ READERS = {
     "ADALORA": read_adalora,
     "BEFT": read_beft,
     "BOFT": read_boft,
+    "BONE": read_miss,
     "C3A": read_c3a,
     "DEFT": read_deft,
     "DELORA": read_delora,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from blockllm.errors import AdapterMismatch
+from blockllm.errors import AdapterMismatch, UnsupportedModel
 from blockllm.zoo.adapters.computed.module import (
     COMMON,
     Change,
@@ -60,7 +60,9 @@ def read_vblora(reader: SettingsReader, tensors: dict[str, Source], layers: Laye
 
         def mix(side: str) -> Floats:
             weights, places = _mixture(module, side, most, vectors, is_short)
-            mixed: Floats = (weights[..., None] * read_floats(bank)[places]).sum(2)
+            mixed = np.zeros((*places.shape[:2], length), np.float32)
+            for index in range(most):
+                mixed += weights[..., index, None] * read_floats(bank)[places[..., index]]
             return mixed
 
         return module.low_rank(
@@ -79,9 +81,7 @@ def _check_mixture(
 ) -> None:
     if not is_short:
         return module.check_part(side, (*shape, width))
-    source = module.parts.get(f"{side}_topk_indices")
-    if source is None or source.entry.shape != (*shape, width):
-        raise AdapterMismatch(f"{module.name[:200]}: expected indices {[*shape, width]}")
+    module.check_places(f"{side}_topk_indices", (*shape, width))
     return module.check_part(f"{side}_topk_weights", (*shape, width - 1))
 
 
@@ -105,6 +105,11 @@ def read_unilora(reader: SettingsReader, tensors: dict[str, Source], layers: Lay
     """PEFT's UNILORA with its places saved; raises a CheckpointError."""
     check_options(reader, _UNILORA_OPTIONS)
     rank, rest = reader.integer("r", high=MAX_RANK), dict(tensors)
+    if not any(name.endswith(".unilora_indices_A") for name in rest):
+        raise UnsupportedModel(
+            "the adapter was saved without the places of its numbers; save it again with "
+            "save_indices=True"
+        )
     store = take_shared(rest, "unilora_theta_d", "save_pretrained")
     size = reader.integer("theta_d_length", 256)
     if store.entry.shape != (size,):
@@ -114,8 +119,7 @@ def read_unilora(reader: SettingsReader, tensors: dict[str, Source], layers: Lay
         out, inputs = module.sizes
         for side, shape in {"A": (rank, inputs), "B": (out, rank)}.items():
             module.check_part(f"scales_{side}", shape)
-            if module.parts[f"indices_{side}"].entry.shape != shape:
-                raise AdapterMismatch(f"{module.name[:200]}: expected indices {list(shape)}")
+            module.check_places(f"indices_{side}", shape)
 
         def take(side: str) -> Floats:
             places = read_integers(module.parts[f"indices_{side}"], size)

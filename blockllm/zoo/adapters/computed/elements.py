@@ -86,12 +86,9 @@ def _count(module: Module, part: str) -> int:
 
 
 def _check_places(module: Module, shape: tuple[int, ...]) -> None:
-    source = module.parts.get("indices")
-    if source is None:
+    if "indices" not in module.parts:
         raise UnsupportedModel(
             f"{module.name[:200]}: the adapter was saved without the places of its elements; save "
             "it again with them (Supertuning: save_precomputed_indices=True)"
         )
-    if source.entry.shape != shape:
-        found = list(source.entry.shape)
-        raise AdapterMismatch(f"{module.name[:200]}: expected indices {list(shape)}, got {found}")
+    module.check_places("indices", shape)

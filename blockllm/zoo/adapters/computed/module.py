@@ -25,7 +25,7 @@ from blockllm.zoo.adapters.plan import (
     with_shapes,
 )
 from blockllm.zoo.adapters.saved import read_saved
-from blockllm.zoo.arrays import Floats, Integers, Weights, read_floats
+from blockllm.zoo.arrays import Floats, Integers, Weights, check_integers, read_floats
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.int8 import Int8Part, scale_name
 from blockllm.zoo.rounding import make_scales, make_weight
@@ -106,6 +106,14 @@ class Module(NamedTuple):
         if part not in self.parts:
             raise AdapterMismatch(f"{self.name[:200]}: the adapter has no {part}")
         check_shape(f"{self.name}, {part}", self.parts[part], shape)
+
+    def check_places(self, part: str, shape: tuple[int, ...]) -> None:
+        """Raise a CheckpointError unless the adapter brings this tensor of integers."""
+        source = self.parts.get(part)
+        if source is None or source.entry.shape != shape:
+            found = list(source.entry.shape) if source else "none"
+            raise AdapterMismatch(f"{self.name[:200]}: expected {part} {list(shape)}, got {found}")
+        check_integers(source)
 
     def add(self, kind: str, parts: Mapping[str, Part], **settings: float | str) -> Change:
         """A target of this linear."""

@@ -43,6 +43,7 @@ def read_loha(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
             lambda _: _pairs(module.read("w1_b"), module.read("w2_b")),
             lambda _: _pairs(module.read("w1_a").T, module.read("w2_a").T).T,
             alphas.of(module.name) / rank,
+            difference=lambda _: _product(module, "w1") * _product(module, "w2"),
         )
 
     return read_modules(reader, "loha", strip_prefix(tensors), layers, _LOHA, change)

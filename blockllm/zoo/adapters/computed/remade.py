@@ -24,7 +24,7 @@ from blockllm.zoo.adapters.computed.module import (
 )
 from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
-from blockllm.zoo.arrays import Floats, Weights, read_floats, read_integers
+from blockllm.zoo.arrays import Floats, Weights, check_integers, read_floats, read_integers
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader
 
@@ -146,6 +146,7 @@ def read_frod(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
         places = shared.get(f"base_model.frod_s_indices.{category}")
         if v.entry.shape != (inputs, inputs) or not places or places.entry.shape != (2, count):
             raise AdapterMismatch(f"{module.name[:200]}: frod_V or frod_s_indices do not fit")
+        check_integers(places)
 
         def merge(weights: Weights) -> Floats:
             basis, middle = read_floats(v), np.diag(module.read("l"))

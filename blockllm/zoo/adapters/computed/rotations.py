@@ -1,7 +1,8 @@
 """Weights turned by orthogonal matrices, block by block: merged.
 
 OFT    W Rᵀ, R of blocks along the inputs (arXiv 2306.07280, v2: 2506.19847)
-BOFT   diag(s) W Rᵀ, with the blocks one after another (one butterfly factor, arXiv 2311.06243)
+BOFT   diag(s) W Rᵀ, R a product of such matrices, the later ones between inputs ever farther
+       apart (arXiv 2311.06243)
 RoAd   R W and R b, R of 2 x 2 blocks: output i of a group's first half with i of its second
        (arXiv 2409.00119)
 """
@@ -17,7 +18,7 @@ from blockllm.errors import AdapterMismatch, UnsupportedModel
 from blockllm.zoo.adapters.computed.module import COMMON, Change, Module, read_modules
 from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
-from blockllm.zoo.arrays import Floats, Weights
+from blockllm.zoo.arrays import Floats, Integers, Weights
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader
 
@@ -58,24 +59,26 @@ def read_oft(reader: SettingsReader, tensors: dict[str, Source], layers: Layers)
 
 
 def read_boft(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
-    """PEFT's BOFT of one butterfly factor, the default; raises a CheckpointError."""
+    """PEFT's BOFT; raises a CheckpointError."""
     check_options(reader, _BOFT_OPTIONS)
 
     def change(module: Module) -> Change:
         out, inputs = module.sizes
-        shape = module.parts["r"].entry.shape if "r" in module.parts else ()
-        if len(shape) == 4 and shape[0] > 1:
-            raise UnsupportedModel(
-                f"{module.name[:200]}: {shape[0]} butterfly factors are not supported; merge the "
-                "adapter into its base"
+        factors, size = module.size_of("r"), module.parts["r"].entry.shape[-1]
+        widest = size << min(factors - 1, 32)  # inputs that the last factor mixes
+        if not widest or inputs % widest or (factors > 1 and size % 2):
+            raise AdapterMismatch(
+                f"{module.name[:200]}: {factors} factors of blocks of {size} do not fit {inputs}"
             )
-        size = shape[-1] if shape else 1
-        module.check({"r": (1, inputs // max(size, 1), size, size), "s": (out, 1)})
+        module.check({"r": (factors, inputs // size, size, size), "s": (out, 1)})
 
         def merge(weights: Weights) -> Floats:
-            blocks = module.read("r")[0]
-            turns = _cayley(0.5 * (blocks - blocks.swapaxes(1, 2)))
-            return module.read("s") * _turn(weights[module.weight], turns)
+            turned = weights[module.weight]
+            for level, blocks in enumerate(module.read("r")):
+                turns = _cayley(0.5 * (blocks - blocks.swapaxes(1, 2)))
+                order = _butterfly(inputs, size, level)
+                turned = _turn(turned[:, np.argsort(order)], turns)[:, order]
+            return module.read("s") * turned
 
         return module.merge(merge)
 
@@ -131,6 +134,15 @@ def _turn(weight: Floats, turns: Floats) -> Floats:
     cut = weight.reshape(out, -1, turns.shape[-1]).swapaxes(0, 1)  # [blocks, out, size]
     turned: Floats = cut @ turns.swapaxes(1, 2)
     return turned.swapaxes(0, 1).reshape(out, inputs)
+
+
+def _butterfly(inputs: int, size: int, level: int) -> Integers:
+    """The inputs in the order in which a factor's blocks take them: of every `size` · 2^level the
+    even half blocks, then the odd ones."""
+    width = size << level
+    halves = np.arange(width).reshape(-1, size // 2 or 1)
+    order = np.concatenate([halves[0::2], halves[1::2]]).reshape(-1) if level else np.arange(width)
+    return (np.arange(0, inputs, width)[:, None] + order).reshape(-1)
 
 
 def _skew(numbers: Floats, size: int) -> Floats:

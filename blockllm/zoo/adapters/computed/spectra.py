@@ -34,7 +34,7 @@ def read_fourierft(
         count = _count(module)
 
         def merge(weights: Weights) -> Floats:
-            spectrum = np.zeros(module.sizes)
+            spectrum = np.zeros(module.sizes, np.float32)
             spectrum.flat[permutation(spectrum.size, count, seed)] = module.read("spectrum")
             step: Floats = (np.fft.ifft2(spectrum).real * scale).astype(np.float32)
             return weights[module.weight] + step

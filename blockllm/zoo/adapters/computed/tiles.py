@@ -29,8 +29,8 @@ _GRALORA = {
 
 
 def read_miss(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
-    """PEFT's MISS; raises a CheckpointError."""
-    check_options(reader, COMMON | {"mini_r", "miss_dropout", "r"})
+    """PEFT's MISS, and BONE as it was called before; raises a CheckpointError."""
+    check_options(reader, COMMON | {"bone_dropout", "mini_r", "miss_dropout", "r"})
     rank = reader.integer("r", high=MAX_RANK)
     form = reader.text("init_weights") if reader.is_text("init_weights") else ""
 
@@ -49,9 +49,8 @@ def read_miss(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
             lambda _: np.tile(module.read("block"), out // width).T,
         )
 
-    return read_modules(
-        reader, "miss", strip_prefix(tensors), layers, {".miss_block": "block"}, change
-    )
+    suffixes = {".miss_block": "block", ".bone_block": "block"}
+    return read_modules(reader, "miss", strip_prefix(tensors), layers, suffixes, change)
 
 
 def read_gralora(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -79,6 +78,7 @@ def read_gralora(reader: SettingsReader, tensors: dict[str, Source], layers: Lay
             lambda _: _gralora_inputs(module, whole),
             lambda _: _gralora_outputs(module, whole),
             scale,
+            difference=lambda _: _gralora(module, whole),
         )
 
     return read_modules(reader, "gralora", strip_prefix(tensors), layers, _GRALORA, change)
@@ -120,6 +120,19 @@ def _bat(weight: Floats, blocks: Floats) -> Floats:
     product = (cut.reshape(len(blocks), -1, rank) @ blocks).reshape(cut.shape)
     changed: Floats = cut + product + blocks[:, :, None]
     return changed.reshape(weight.shape)
+
+
+def _gralora(module: Module, whole: int) -> Floats:
+    """The difference [out, in], block by block: what the factors below multiply to."""
+    a, b = module.read("a"), module.read("b")
+    tiles, size, rank = a.shape
+    downs = a.reshape(tiles, size, tiles, rank // tiles).transpose(2, 0, 3, 1)
+    ups = b.reshape(tiles, tiles, rank // tiles, -1).swapaxes(2, 3)
+    blocks: Floats = (ups @ downs).swapaxes(
+        1, 2
+    )  # [out blocks, out / tiles, in blocks, in / tiles]
+    found = blocks.reshape(module.sizes)
+    return found + module.read("whole_b") @ module.read("whole_a") if whole else found
 
 
 def _gralora_inputs(module: Module, whole: int) -> Floats:
