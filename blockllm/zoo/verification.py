@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 
 from blockllm.core import Tensor
 from blockllm.errors import CheckpointError
-from blockllm.zoo.assets import asset_name
+from blockllm.zoo.assets import asset_name, find_files
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.digest import layer_digest, pack_name, tensor_hasher
 from blockllm.zoo.folder import Folder
@@ -16,6 +17,7 @@ from blockllm.zoo.header import Entry
 from blockllm.zoo.records import Record
 from blockllm.zoo.reports import Problem, Progress, VerifyReport
 from blockllm.zoo.snapshot import Snapshot
+from blockllm.zoo.text.facts import read_facts
 
 
 def verify(folder: Folder, connection: sqlite3.Connection, progress: Progress) -> VerifyReport:
@@ -33,7 +35,9 @@ def verify(folder: Folder, connection: sqlite3.Connection, progress: Progress) -
         progress("verifying", checker.num_bytes, total)
         for what, damaged in checker.check(pack, sorted(tensors, key=lambda t: t.offset)):
             problems.append(Problem(f"pack {pack}", what, _users(snapshot, damaged)))
-    problems += _check_assets(folder, snapshot)
+    broken = list(_check_assets(folder, snapshot))
+    problems += broken
+    problems += _check_texts(folder, snapshot, {problem.where for problem in broken})
     return VerifyReport(len(packs), len(snapshot.tensors), checker.num_bytes, tuple(problems))
 
 
@@ -101,7 +105,25 @@ def _check_assets(folder: Folder, snapshot: Snapshot) -> Iterator[Problem]:
     for name, models in users.items():
         path = folder.asset(name)
         if not path.exists() or asset_name(path.read_bytes(), path.suffix) != name:
-            yield Problem(f"asset {name}", "missing or damaged", tuple(models))
+            yield Problem(_asset(name), "missing or damaged", tuple(models))
+
+
+def _check_texts(folder: Folder, snapshot: Snapshot, damaged: set[str]) -> Iterator[Problem]:
+    """Tokenizers and templates that cannot be read, though they are as they were stored."""
+    users: dict[tuple[str, tuple[tuple[str, Path], ...]], list[str]] = {}
+    for record in snapshot.records.values():
+        files = find_files({}, snapshot.assets(record.name), folder)
+        users.setdefault((record.family, tuple(files.items())), []).append(record.name)
+    for (family, items), models in users.items():
+        if damaged.isdisjoint(_asset(path.name) for _, path in items):
+            try:
+                read_facts(dict(items), dict(items), family)
+            except CheckpointError as error:
+                yield Problem("text files", str(error), tuple(models))
+
+
+def _asset(name: str) -> str:
+    return f"asset {name}"
 
 
 def _users(snapshot: Snapshot, tensors: list[Tensor]) -> tuple[str, ...]:

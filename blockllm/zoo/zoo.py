@@ -227,7 +227,8 @@ class Zoo:
         return self._folder.pack(pack)
 
     def verify(self, progress: Progress = silent) -> VerifyReport:
-        """Compare every stored byte with what its name promises. Writers wait meanwhile."""
+        """Compare every stored byte with what its name promises, and read tokenizers and templates.
+        Writers wait meanwhile."""
         progress("waiting for other writers", 0, 0)
         with _disk_errors(), self._folder.writing(), self._catalog.reading() as connection:
             return verification.verify(self._folder, connection, progress)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node, Scope
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from blockllm.errors import CheckpointError
@@ -30,16 +31,23 @@ class Generation(Extension):
         return Scope(body).set_lineno(line)
 
 
+@pass_context
+def _unchanged(context: Context, value: Any) -> Any:
+    return value
+
+
 class Dialect(ImmutableSandboxedEnvironment):
     """Syntax and filters; what a template may call and compute is its subclass's to say."""
 
     def __init__(self) -> None:
-        # not optimised: constants would be computed while it is compiled, without a bound
+        # constants would be computed while a template is compiled, without a bound: by the
+        # optimiser, and for what is written out unless that has to wait for the context
         super().__init__(
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=[Generation, loopcontrols],
             optimized=False,
+            finalize=_unchanged,
         )
         self.filters["tojson"] = _tojson
 
