@@ -26,7 +26,7 @@ from blockllm.engine.pace import ObservedPace, Pace, ProfiledPace
 from blockllm.engine.place import Place
 from blockllm.engine.profiles import FindingStore, describe_device, find_costs
 from blockllm.engine.sequence import RouteState, StopState
-from blockllm.errors import ConfigError, UnknownModel
+from blockllm.errors import ConfigError, OutOfMemory, UnknownModel
 from blockllm.zoo.reports import Progress, silent
 
 _LOADING = "loading bytes of weights"
@@ -86,7 +86,7 @@ def build(
     plan = plan_spans(served, merge=lazy)
     precision = Precision(dtype.itemsize, keeps_narrow=packs(device, dtype))
     classes = plan_kv(plan, settings, precision, usable_bytes(device))
-    caches = [_make_cache(kv, settings, device, dtype) for kv in classes]
+    caches = _make_caches(classes, settings, device, dtype)
     whole = sum(t.nbytes for t in {t.hash: t for c in served for t in c.tensors()}.values())
     loader = TensorLoader(zoo, device, dtype, lambda read: progress(_LOADING, read, whole))
     attention = make_attention("triton" if device.type == "cuda" else "native")
@@ -137,6 +137,24 @@ def _check(settings: EngineSettings) -> None:
             f"max_rows: expected at least max_sequences ({settings.max_sequences}), so that every "
             f"running sequence gets its row, got {settings.max_rows}"
         )
+
+
+def _make_caches(
+    classes: SequenceOf[KVClass],
+    settings: EngineSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[KVCache]:
+    try:
+        return [_make_cache(kv, settings, device, dtype) for kv in classes]
+    except (MemoryError, OSError, torch.OutOfMemoryError) as error:
+        size = sum(
+            kv.num_pages * kv.page_bytes(settings.page_size, dtype.itemsize) for kv in classes
+        )
+        raise OutOfMemory(
+            f"memory: {settings.memory} leaves {size / 1e9:,.1f} GB to KV pages, more than the"
+            " system gives; lower it"
+        ) from error
 
 
 def _make_cache(

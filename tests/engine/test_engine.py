@@ -179,6 +179,12 @@ def test_a_budget_that_is_too_small_says_what_would_fit(zoo: Zoo) -> None:
     assert list(dict.fromkeys(said)) == ["none of them", "base", "base, upper"]
 
 
+def test_a_budget_beyond_what_the_system_gives_is_named(zoo: Zoo) -> None:
+    for budget in ("100000TiB", "1e9TiB"):
+        with pytest.raises(OutOfMemory, match=rf"memory: {budget} leaves .* GB to KV pages"):
+            Engine(zoo, ["base"], settings(memory=budget))
+
+
 def test_settings_are_checked(zoo: Zoo, tmp_path: Path) -> None:
     for wrong in ({"max_rows": 1}, {"device": "tpu"}, {"memory": "much"}, {"page_size": 0}):
         with pytest.raises(ConfigError):

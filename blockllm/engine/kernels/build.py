@@ -139,7 +139,8 @@ def _library_of(compiler: Compiler) -> Path:
 def _build(compiler: Compiler, library: Path) -> None:
     """Compile, see that it can be loaded, and only then put it into the cache."""
     program = " ".join(compiler.program)
-    LOG.info("building the CPU kernels with %s (once per machine, up to a minute)", program)
+    # a warning, so that a command which shows no log says why it takes so long
+    LOG.warning("building the CPU kernels with %s (once per machine, up to a minute)", program)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         built = Path(folder) / library.name
