@@ -184,8 +184,8 @@ class Models:
 def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0) -> Models:
     """Read what the front end needs of these models (all, if None); equal tokenizers are shared.
 
-    A model that was asked for by name has to be readable; of all models, those which are not are
-    left out and named in the log.
+    A model that was asked for by name has to be readable; of all models, unreadable ones are left
+    out and named in the log.
     Raises UnknownModel for a name the zoo does not have, CheckpointError for damaged files.
     """
     cards = {card.name: card for card in shelf.cards()}

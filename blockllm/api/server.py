@@ -35,7 +35,7 @@ from blockllm.observability.stats import EngineStats
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OPEN = (
-    "anyone who reaches %s can use this server: it has no API keys. Set --api-key-file or"
+    "every machine that reaches %s can use this server: it has no API keys. Set --api-key-file or"
     " BLOCKLLM_API_KEY, or listen on 127.0.0.1"
 )
 LAST_BYTES_SECONDS = 1.0  # for answers of cancelled requests to reach their clients

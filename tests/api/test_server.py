@@ -38,7 +38,7 @@ def test_a_server_that_is_open_to_others_without_keys_says_so(
 ):
     caplog.set_level(logging.WARNING)
     with listening(host=host, api_key=keys):
-        assert (f"anyone who reaches {host} can use this server" in caplog.text) == warns
+        assert (f"every machine that reaches {host} can use this server" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(("given", "seconds"), [({}, 75), ({"keep_alive": 5}, 5)])
