@@ -39,10 +39,11 @@ def add_all(
     Raises CheckpointError if no subfolder holds a model.
     """
     root = Path(folder).expanduser()
-    found = _find(root)
-    for path in sorted(found, key=_is_adapter):
+    found = sorted(_find(root), key=_is_adapter)
+    known = {card.name: Path(card.root) for card in zoo.cards()} if zoo.exists() else {}
+    for path in found:
         options = (base, progress) if _is_adapter(path) else (None, progress, format)
-        if _is_there(zoo, path):
+        if path.name in known and known[path.name].resolve() == path.resolve():
             yield Outcome(path.name, str(path))
             continue
         try:
@@ -74,8 +75,3 @@ def _looks_like_model(folder: Path) -> bool:
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).exists()
-
-
-def _is_there(zoo: Zoo, path: Path) -> bool:
-    known = {card.name: card.root for card in zoo.cards()} if zoo.exists() else {}
-    return path.name in known and Path(known[path.name]).resolve() == path.resolve()
