@@ -87,6 +87,18 @@ def test_a_cached_build_that_cannot_be_loaded_is_built_again(
     assert build.is_built()
 
 
+@needs_compiler
+def test_what_killed_builds_left_is_removed(opened: Opened, tmp_path: Path):
+    cache = build._cache_folder()
+    old, young = cache / "unfinished-old", cache / "unfinished-young"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "part.o").touch()
+    os.utime(old, (0, 0))
+    assert works(opened())
+    assert (old.exists(), young.exists()) == (False, True)
+
+
 def test_without_a_compiler_it_is_said_what_was_looked_for(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

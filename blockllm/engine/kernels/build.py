@@ -31,6 +31,7 @@ _FLAGS = (
     "-fopenmp",
 )
 _SHOWN = 600  # characters of the compiler's complaint; it can be very long
+_UNFINISHED = "unfinished-"  # what the folder of a build in the cache begins with
 _TIMEOUT = 300  # seconds; a build takes about ten
 # Arguments of each kernel: p(ointer), i(nt64), f(loat); the number of threads follows them all.
 _SIGNATURES = {
@@ -142,7 +143,8 @@ def _build(compiler: Compiler, library: Path) -> None:
     # a warning, so that a command which shows no log says why it takes so long
     LOG.warning("building the CPU kernels with %s (once per machine, up to a minute)", program)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    _drop_leavings(library.parent)
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=library.parent) as folder:
         built = Path(folder) / library.name
         command = [*compiler.program, *_FLAGS, *map(str, SOURCES), "-o", str(built)]
         command += compiler.libraries
@@ -153,6 +155,13 @@ def _build(compiler: Compiler, library: Path) -> None:
         os.replace(built, library)
         os.replace(digest, _digest_file(library))
     LOG.info("built the CPU kernels in %.1f s", time.monotonic() - started)
+
+
+def _drop_leavings(cache: Path) -> None:
+    """Remove what builds left that were killed; a build of now is younger than the timeout."""
+    for folder in cache.glob(f"{_UNFINISHED}*"):
+        if time.time() - folder.stat().st_mtime > _TIMEOUT:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_sound(library: Path) -> bool:
