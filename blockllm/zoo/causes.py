@@ -32,7 +32,6 @@ class Cause(NamedTuple):
     kind: type[CheckpointError] = UnsupportedModel
 
 
-_ZERO = "join it with DeepSpeed's zero_to_fp32.py --safe_serialization"
 _LLAMA = "Llama's own format ({file}); the model's hub page mostly has model-*.safetensors too"
 _ORIGINAL = "add the Hugging Face checkpoint it was made from"
 _LOAD = f"load them into PyTorch and save with {SAVING}"
@@ -47,11 +46,11 @@ _SHARDED = (
     Cause("*/*.distcp", "{file} is a shard of torch.distributed.checkpoint; join them with `python "
           "-m torch.distributed.checkpoint.format_utils dcp_to_torch SHARDS OUT.pt`, load that and "
           f"save the model with {SAVING}"),
-    Cause("zero_to_fp32.py", "a sharded DeepSpeed ZeRO checkpoint; join it with `python "
-          f"{{folder}}/zero_to_fp32.py {{folder}} OUT --safe_serialization`, {_THEN}"),
-    Cause("*_optim_states.pt", f"a sharded DeepSpeed ZeRO checkpoint; {_ZERO}, {_THEN}"),
-    Cause("global_step*/*_optim_states.pt", f"a sharded DeepSpeed ZeRO checkpoint; {_ZERO}, "
-          f"{_THEN}"),
+    *(
+        Cause(pattern, "a sharded DeepSpeed ZeRO checkpoint; join it with `python -m "
+              f"deepspeed.utils.zero_to_fp32 {{folder}} OUT --safe_serialization`, {_THEN}")
+        for pattern in ("zero_to_fp32.py", "*_optim_states.pt", "global_step*/*_optim_states.pt")
+    ),
     Cause("model_world_size_*_rank_*.pt", "a sharded verl checkpoint; join it with `python -m "
           "verl.model_merger merge --backend fsdp --local_dir {folder} --target_dir OUT` and add "
           "OUT"),

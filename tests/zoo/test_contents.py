@@ -47,7 +47,7 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
     "DCP inside": ((CONFIG, "weights/__0_0.distcp"), "format_utils dcp_to_torch"),
     "ZeRO": (
         (CONFIG, "zero_to_fp32.py", "latest", "global_step9/zero_optim_states.pt"),
-        "python .*zero_to_fp32.py .* OUT --safe_serialization",
+        "python -m deepspeed.utils.zero_to_fp32 .* OUT --safe_serialization",
     ),
     "ZeRO without script": ((CONFIG, "global_step9/x_optim_states.pt"), "DeepSpeed ZeRO"),
     "verl": (("model_world_size_2_rank_0.pt",), "verl.model_merger merge"),
