@@ -17,6 +17,7 @@ import jinja2
 from jinja2.exceptions import SecurityError
 from jinja2.nodes import Const, TemplateData
 
+from blockllm.api.reading import Habits, as_read, find_habits
 from blockllm.errors import BadRequest, CheckpointError
 from blockllm.zoo.text.dialect import Dialect
 
@@ -24,7 +25,6 @@ MAX_SECONDS = 5.0
 MAX_CHARACTERS = 8 * 1024 * 1024  # of the rendered text, and of any product inside a template
 # templates test these for none, and for templates what is undefined is not none
 ABSENT: Mapping[str, None] = {"tools": None, "documents": None}
-REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing's names, the usual first
 RESERVED = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
 
 
@@ -101,15 +101,6 @@ def _strftime_now(format: str) -> str:
     return datetime.datetime.now().strftime(format)
 
 
-def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The message with its reasoning under the names that templates read."""
-    given = (message[name] for name in REASONING if message.get(name) is not None)
-    reasoning = next(given, None)
-    if reasoning is None:
-        return message
-    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
-
-
 class ChatTemplate:
     """One compiled template; rendering is bounded in time and size.
 
@@ -147,10 +138,23 @@ class ChatTemplate:
             raise BadRequest(
                 f"chat_template_kwargs: {min(reserved)} cannot be set", "chat_template_kwargs"
             )
+        read = [as_read(message, self._habits) for message in messages]
         self._sandbox.deadline.at = time.monotonic() + MAX_SECONDS
-        values = {**ABSENT, **self._special_tokens, **(variables or {})}
-        values["messages"] = [_with_reasoning(message) for message in messages]
-        values["add_generation_prompt"] = add_generation_prompt
+        return self._fill(read, add_generation_prompt, variables or {})
+
+    @cached_property
+    def _habits(self) -> Habits:
+        self._sandbox.deadline.at = time.monotonic() + MAX_SECONDS
+        return find_habits(lambda messages: self._fill(messages, True, {}))
+
+    def _fill(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        values = {**ABSENT, **self._special_tokens, **variables}
+        values |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             return self._collect(values)
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
