@@ -133,6 +133,11 @@ def _inside(folder: Path) -> str:
         return "; the weights cannot be read without it: copy it from the model they belong to"
     if ADAPTER_WEIGHTS in names:
         return f", but {ADAPTER_WEIGHTS}: an adapter cannot be read without {ADAPTER_CONFIG}"
+    if "training_args.bin" in names:
+        return (
+            "; a trainer left its settings there and no weights: with FSDP or ZeRO they are in its "
+            "checkpoint folders, to be joined first"
+        )
     return f"; the folder holds {_listed(names)}" if names else "; the folder is empty"
 
 

@@ -53,4 +53,9 @@ def _download(repository: str) -> Path:
         raise CheckpointError(
             f"no folder {repository!r}, and the hub did not give it: {summary[0]}"
         ) from error
+    if not any(Path(folder).glob("*.safetensors")):
+        raise CheckpointError(
+            f"the hub's repository {repository!r} has no .safetensors file; weights in other "
+            "formats (.bin, .gguf, …) are not fetched"
+        )
     return Path(folder)

@@ -24,7 +24,7 @@ FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
     "nothing": ((), "no config.json; the folder is empty"),
     "only a tokenizer": (("tokenizer.json", "README.md"), "the folder holds README.md, tokenizer"),
     "config alone": ((CONFIG,), r"no model\.safetensors; the folder holds config\.json"),
-    "config and trainer's files": ((CONFIG, *TRAINED), r"no model\.safetensors; the folder holds"),
+    "config and trainer's files": ((CONFIG, *TRAINED), "left its settings there and no weights"),
     "weights alone": ((WEIGHTS,), "no config.json; the weights cannot be read without it"),
     "adapter weights alone": (("adapter_model.safetensors",), "without adapter_config.json"),
     "adapter config alone": (("adapter_config.json",), r"no adapter_model\.safetensors"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ def test_hub_repository(zoo: Zoo, llama: Path, monkeypatch: pytest.MonkeyPatch) 
     zoo.add("model", "org/model-1.5")
     assert asked == [("org/model-1.5", ["*.json", "*.safetensors", "*.jinja"])]
     assert zoo.card("model").root == "org/model-1.5"
+
+
+def test_hub_repository_without_safetensors(
+    zoo: Zoo, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fetched").mkdir()
+    shutil.copy(llama / "config.json", tmp_path / "fetched")
+    fetched = str(tmp_path / "fetched")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: fetched)
+    with pytest.raises(CheckpointError, match=r"'org/model' has no \.safetensors file"):
+        zoo.add("model", "org/model")
 
 
 def test_without_huggingface_hub(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
