@@ -46,7 +46,7 @@ def store_assets(
     moves: list[tuple[Path, Path]] = []
     for file, path in files.items():
         data = _read(path)
-        names[file] = asset_name(data, path.suffix)
+        names[file] = asset_name(data, Path(file).suffix)
         final = folder.asset(names[file])
         if not final.exists():
             moves.append((_write(folder.new_temporary(), data), final))

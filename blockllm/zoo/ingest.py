@@ -24,8 +24,9 @@ from blockllm.zoo.packs import PackWriter
 from blockllm.zoo.records import Record, embedding_rows
 from blockllm.zoo.reports import Progress
 from blockllm.zoo.snapshot import Snapshot
+from blockllm.zoo.text.conversion import convert
 from blockllm.zoo.text.facts import TextFacts, read_facts
-from blockllm.zoo.text.files import TextFiles
+from blockllm.zoo.text.files import TOKENIZER
 
 
 class Wish(NamedTuple):
@@ -61,7 +62,8 @@ def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> 
         contents = look_at(wish.folder)
         notes.extend(contents.notes)
         job = _Job(wish, find_assets(wish.folder), snapshot, writer, ticker, notes)
-        record, facts = _store_adapter(job, folder) if contents.is_adapter else _store_model(job)
+        store_one = _store_adapter if contents.is_adapter else _store_model
+        record, facts = store_one(job, folder)
         rows = embedding_rows(record)
         notes.extend(facts.notes_of(rows))
         assets, moves = store_assets(job.own, folder)
@@ -89,14 +91,14 @@ class _Job(NamedTuple):
     """One model on its way: its own text files, the zoo as it is, and where everything goes."""
 
     wish: Wish
-    own: TextFiles
+    own: dict[str, Path]
     snapshot: Snapshot
     writer: PackWriter
     ticker: _Ticker
     notes: list[str]
 
 
-def _store_model(job: _Job) -> tuple[Record, TextFacts]:
+def _store_model(job: _Job, folder: Folder) -> tuple[Record, TextFacts]:
     wish, own = job.wish, job.own
     if wish.base is not None:
         raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it takes no base")
@@ -104,6 +106,12 @@ def _store_model(job: _Job) -> tuple[Record, TextFacts]:
         raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it has no scale")
     checkpoint = open_checkpoint(wish.folder, as_int8=wish.format == "int8")
     with checkpoint.files:
+        converted = convert(wish.folder, own, checkpoint.family)
+        if converted:
+            job.notes.append(converted.note)
+        if converted and converted.text is not None:
+            own[TOKENIZER] = folder.new_temporary()
+            own[TOKENIZER].write_text(converted.text, "utf-8")
         facts = read_facts(own, own, checkpoint.family)
         job.notes.extend(checkpoint.notes)
         job.ticker.total = checkpoint.num_bytes

@@ -39,21 +39,21 @@ def load_tokenizer(files: TextFiles, family: str) -> Loaded:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = kind.split_special
-        _add_missing(tokenizer, tokens)
+        add_missing(tokenizer, tokens)
     return Loaded(tokenizer, tokens)
 
 
-def open_tokenizer(make: Callable[[], Tokenizer]) -> Tokenizer:
-    """What `make` returns; raises CheckpointError when it fails, in whatever way."""
+def open_tokenizer(make: Callable[[], Tokenizer], file: str = TOKENIZER) -> Tokenizer:
+    """What `make` returns; raises CheckpointError, naming the file, whatever way it fails."""
     try:
         return make()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library raises bare Exception, and panics
-        raise CheckpointError(f"{TOKENIZER}: not a usable tokenizer: {error!s:.200}") from error
+        raise CheckpointError(f"{file}: not a usable tokenizer: {error!s:.200}") from error
 
 
-def _add_missing(tokenizer: Tokenizer, tokens: Tokens) -> None:
+def add_missing(tokenizer: Tokenizer, tokens: Tokens) -> None:
     """Add tokens that the tokenizer lacks or has with other flags, in transformers' order: ids
     follow from it."""
     present = tokenizer.get_added_tokens_decoder().values()
