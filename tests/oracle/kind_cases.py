@@ -5,7 +5,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+
 LOW_RANK, SPARSE, BIAS, MERGED = "lora", "sparse", "bias", "merged"
+
+
+BASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "biased": {"attention_bias": True, "mlp_bias": True},
+    "tied": {"tie_word_embeddings": True},
+    "narrow": {"dtype": torch.bfloat16},
+}
 
 
 class KindCase(NamedTuple):
@@ -31,15 +41,15 @@ KIND_CASES: dict[str, KindCase] = {
     "loha-head": _case("LoHaConfig", MERGED, r=8, alpha=50, target_modules=["lm_head"]),
     "beft": _case("BeftConfig", BIAS, target_modules=["v_proj", "up_proj"]),
     "beft-biased": _case("BeftConfig", BIAS, "biased", target_modules=["k_proj", "down_proj"]),
-    "boft": _case("BOFTConfig", MERGED, "biased", boft_block_size=4),
-    "c3a": _case("C3AConfig", MERGED, block_size=16),
+    "boft": _case("BOFTConfig", MERGED, "biased", boft_block_size=4, bias="all"),
+    "c3a": _case("C3AConfig", MERGED, block_size=16, modules_to_save=["lm_head", "norm"]),
     "deft": _case("DeftConfig", LOW_RANK, r=4, alpha=8),
     "deft-para": _case("DeftConfig", LOW_RANK, "biased", r=4, para=True),
     "deft-qr": _case("DeftConfig", LOW_RANK, r=4, decomposition_method="qr"),
     "delora": _case("DeloraConfig", LOW_RANK, r=4, rank_pattern={"q_proj": 3}),
     "fourierft": _case("FourierFTConfig", MERGED, n_frequency=100, scaling=900),
     "frod": _case("FrodConfig", MERGED, sparse_rate=0.1, progressbar=False),
-    "glora": _case("GloraConfig", MERGED, "biased", r=3),
+    "glora": _case("GloraConfig", MERGED, "biased", r=3, bias="all"),
     "glora-constant": _case("GloraConfig", MERGED, config_A_B="constant"),
     "glora-vector": _case(
         "GloraConfig", MERGED, "biased", config_A_B="vector", config_C="vector", config_D_E="vector"
@@ -47,7 +57,9 @@ KIND_CASES: dict[str, KindCase] = {
     "gralora": _case("GraloraConfig", LOW_RANK, r=4, hybrid_r=2, alpha=16),
     "gralora-merged": _case("GraloraConfig", MERGED, r=16, hybrid_r=2, alpha=16),
     "hira": _case("HiraConfig", MERGED, r=4, rank_pattern={"o_proj": 6}),
-    "hra": _case("HRAConfig", LOW_RANK, "biased", r=4),
+    "hra": _case("HRAConfig", LOW_RANK, r=4),
+    "hra-narrow": _case("HRAConfig", LOW_RANK, "narrow", r=4),
+    "hra-tied": _case("HRAConfig", LOW_RANK, "tied", r=2, target_modules=["lm_head", "k_proj"]),
     "hra-orthogonal": _case("HRAConfig", LOW_RANK, r=3, apply_GS=True),
     "lokr": _case("LoKrConfig", LOW_RANK, r=2, alpha=6),
     "lokr-both": _case("LoKrConfig", LOW_RANK, "biased", r=2, alpha=6, decompose_both=True),
@@ -56,6 +68,8 @@ KIND_CASES: dict[str, KindCase] = {
     "miss-bat": _case("MissConfig", MERGED, "biased", r=8, init_weights="bat"),
     "miss-mini": _case("MissConfig", LOW_RANK, r=8, init_weights="mini", mini_r=4),
     "oft": _case("OFTConfig", MERGED, oft_block_size=8),
+    "oft-narrow": _case("OFTConfig", MERGED, "narrow", oft_block_size=8),
+    "oft-tied": _case("OFTConfig", MERGED, "tied", oft_block_size=8, target_modules=["lm_head"]),
     "oft-cayley": _case("OFTConfig", MERGED, oft_block_size=16, use_cayley_neumann=False),
     "oft-constrained": _case("OFTConfig", MERGED, "biased", oft_block_size=8, coft=True, eps=0.3),
     "oft-shared": _case(

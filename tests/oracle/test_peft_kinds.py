@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,16 +12,11 @@ from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_adapter, make_checkpoint
 from tests.oracle.conftest import Report
 from tests.oracle.delta_cases import prompt_of
-from tests.oracle.kind_cases import KIND_CASES, MERGED
+from tests.oracle.kind_cases import BASES, KIND_CASES, MERGED
 from tests.oracle.reference import Expected, generate, load
 
 TOKENS = 12
 TOLERANCE = 1e-3  # of log-probabilities
-BASES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "biased": {"attention_bias": True, "mlp_bias": True},
-    "tied": {"tie_word_embeddings": True},
-}
 
 
 class Lab:

@@ -25,12 +25,8 @@ from blockllm.zoo.adapters.kinds import choose_kind
 from blockllm.zoo.arrays import Weights
 from blockllm.zoo.checkpoint import open_adapter
 from tests.makers import make_adapter, make_checkpoint, make_lora
-from tests.oracle.kind_cases import KIND_CASES
+from tests.oracle.kind_cases import BASES, KIND_CASES
 from tests.zoo.conftest import read_tensor
-
-BASES: dict[str, dict[str, Any]] = {
-    "plain": {}, "biased": {"attention_bias": True, "mlp_bias": True}
-}  # fmt: skip
 
 
 class Shelf:
@@ -282,6 +278,31 @@ def test_an_adapter_on_a_merged_one_is_computed_from_it(shelf: Shelf) -> None:
     a, b = (array(shelf.zoo, tensor) for tensor in (target.a, target.b))
     weight = shelf.weight("first", 1, "self_attn.q_proj.weight")
     np.testing.assert_allclose(b, -2 * weight @ a.T, atol=1e-5)
+
+
+def test_a_head_that_is_saved_is_the_one_that_is_changed(shelf: Shelf, tmp_path: Path) -> None:
+    config = peft.HRAConfig(r=1, target_modules=["lm_head"], task_type="CAUSAL_LM")
+    made = make_adapter(shelf.root / "plain", tmp_path / "made", config)
+    saved: list[np.ndarray] = []
+
+    def lengthen(tensors: dict[str, Any]) -> None:
+        tensors["base_model.model.lm_head.base_layer.weight"] *= 3
+        saved.append(tensors["base_model.model.lm_head.base_layer.weight"].numpy())
+
+    shelf.zoo.add("head", change(made, tmp_path / "long", lengthen), base="plain")
+    (target,) = shelf.zoo.targets("head")[2]["head"]
+    a, b = (array(shelf.zoo, tensor) for tensor in (target.a, target.b))
+    np.testing.assert_allclose(b, -2 * saved[0] @ a.T, atol=1e-5)
+    np.testing.assert_array_equal(shelf.weight("head", 2, "weight"), saved[0])
+
+
+def test_an_embedding_is_refused_by_its_kind(shelf: Shelf, tmp_path: Path) -> None:
+    config = peft.OFTConfig(
+        oft_block_size=4, target_modules=["embed_tokens"], task_type="CAUSAL_LM"
+    )
+    made = make_adapter(shelf.root / "plain", tmp_path / "made", config)
+    with pytest.raises(UnsupportedModel, match="oft of an embedding"):
+        shelf.read(made)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])

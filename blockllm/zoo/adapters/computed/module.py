@@ -12,32 +12,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from blockllm.errors import AdapterMismatch, CheckpointError, UnsupportedModel
+from blockllm.errors import AdapterMismatch, CheckpointError
 from blockllm.zoo.adapters.plan import (
-    AdapterPlan,
     Addition,
     Computed,
     Layers,
     Part,
     Place,
     check_shape,
-    find_linear,
-    with_shapes,
 )
-from blockllm.zoo.adapters.saved import read_saved
 from blockllm.zoo.arrays import Floats, Integers, Weights, check_integers, read_floats
 from blockllm.zoo.checkpoint import Source
-from blockllm.zoo.int8 import Int8Part, scale_name
+from blockllm.zoo.int8 import scale_name
 from blockllm.zoo.rounding import make_scales, make_weight
-from blockllm.zoo.settings_reader import SettingsReader
-
-# options that say how an adapter was trained, or name what its tensors name as well
-COMMON = frozenset(
-    {
-        "bias", "exclude_modules", "fan_in_fan_out", "init_weights", "layers_pattern",
-        "layers_to_transform", "modules_to_save", "target_modules",
-    }
-)  # fmt: skip
 
 Factor = Source | Callable[[Weights], Floats]
 _Place = tuple[int, str]  # position, tensor's name
@@ -212,83 +199,6 @@ class Module(NamedTuple):
         if isinstance(factor, Source):
             return factor
         return Computed(self.name, "F32", shape, factor)
-
-
-def read_modules(
-    reader: SettingsReader,
-    kind: str,
-    tensors: Mapping[str, Source],
-    layers: Layers,
-    suffixes: Mapping[str, str],
-    change: Callable[[Module], Change],
-) -> AdapterPlan:
-    """The plan of an adapter whose tensors are named by the linears that they change.
-
-    `suffixes` say which part of `Module.parts` a tensor is by how its name ends; tensors of other
-    names are whole ones of the base. Raises a CheckpointError.
-    """
-    found: dict[str, dict[str, Source]] = {}
-    whole: dict[str, Source] = {}
-    for name, source in tensors.items():
-        suffix = next((end for end in suffixes if name.endswith(end)), None)
-        if suffix is None:
-            whole[name] = source
-        else:
-            found.setdefault(name.removesuffix(suffix), {})[suffixes[suffix]] = source
-    saved, others = read_saved(reader, whole, layers)
-    layers = with_shapes(layers, others)
-    additions: list[Addition] = []
-    replaced: dict[_Place, Part] = {}
-    for name, parts in sorted(found.items()):
-        place = find_linear(name, layers)
-        if place.position == 0:
-            raise UnsupportedModel(f"{name}: {kind} of an embedding is not supported")
-        made = change(Module(name, place, layers, parts))
-        additions += made.additions
-        replaced |= made.replaced
-    whole_parts = {**others, **_rebase(replaced, others)}
-    return AdapterPlan(kind, [*additions, *saved], whole_parts, _merged_notes(replaced))
-
-
-def take_shared(tensors: dict[str, Source], name: str, option: str) -> Source:
-    """Remove a tensor that all modules share and return it. Raises UnsupportedModel if it was not
-    saved, naming the option that saves it."""
-    source = tensors.pop(f"base_model.{name}", None)
-    if source is None:
-        raise UnsupportedModel(
-            f"the adapter was saved without {name}, which all its modules share; save it again "
-            f"with {option}"
-        )
-    source.check_dtype()
-    return source
-
-
-def _merged_notes(replaced: Mapping[_Place, Part]) -> tuple[str, ...]:
-    if not replaced:
-        return ()
-    count = sum(name.endswith("weight") for _, name in replaced)
-    nbytes = sum(part.entry.nbytes for part in replaced.values())
-    dtype = "int8" if any(part.entry.dtype == "I8" for part in replaced.values()) else "fp32"
-    return (
-        f"{count} weights are merged with the adapter and kept whole: {nbytes:,} bytes, {dtype}",
-    )
-
-
-def _rebase(merged: Mapping[_Place, Part], saved: Mapping[_Place, Part]) -> dict[_Place, Part]:
-    """Merged weights, computed from what the adapter brings itself: peft saves a linear that it
-    changes beside the change where that is the head."""
-    own = {
-        place: part.source if isinstance(part, Int8Part) else part for place, part in saved.items()
-    }
-    instead = {place: part for place, part in own.items() if isinstance(part, Source)}
-
-    def rebase(part: Part) -> Part:
-        if not isinstance(part, Computed):
-            return part
-        compute = part.compute
-        return part._replace(compute=lambda weights: compute(weights.with_others(instead)))
-
-    return {place: rebase(part) for place, part in merged.items()}
 
 
 def _round(make: _Rounding, weight: Floats, where: str) -> memoryview:

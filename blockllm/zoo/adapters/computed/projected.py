@@ -13,13 +13,8 @@ import math
 import numpy as np
 
 from blockllm.errors import AdapterMismatch, UnsupportedModel
-from blockllm.zoo.adapters.computed.module import (
-    COMMON,
-    Change,
-    Module,
-    read_modules,
-    take_shared,
-)
+from blockllm.zoo.adapters.computed.module import Change, Module
+from blockllm.zoo.adapters.computed.reading import COMMON, read_modules, take_shared
 from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.arrays import Floats, Weights, read_floats

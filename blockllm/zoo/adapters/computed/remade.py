@@ -15,13 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockllm.errors import AdapterMismatch
-from blockllm.zoo.adapters.computed.module import (
-    COMMON,
-    Change,
-    Module,
-    read_modules,
-    take_shared,
-)
+from blockllm.zoo.adapters.computed.module import Change, Module
+from blockllm.zoo.adapters.computed.reading import COMMON, read_modules, take_shared
 from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.arrays import Floats, Weights, check_integers, read_floats, read_integers

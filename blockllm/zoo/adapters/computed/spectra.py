@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from blockllm.errors import AdapterMismatch, UnsupportedModel
-from blockllm.zoo.adapters.computed.module import COMMON, Change, Module, read_modules
+from blockllm.zoo.adapters.computed.module import Change, Module
 from blockllm.zoo.adapters.computed.random import permutation
+from blockllm.zoo.adapters.computed.reading import COMMON, read_modules
 from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.arrays import Floats, Integers, Weights
