@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,12 +74,19 @@ class Catalog:
                 raise
             connection.execute("COMMIT")
 
+    def _address(self, mode: str) -> str:
+        # "rw", unlike "rwc", makes no file where none is
+        if mode == "rw" and not os.access(self._path.parent, os.W_OK):
+            # SQLite cannot make the log that WAL reads; without one the file alone says all
+            has_log = self._path.with_name(f"{self._path.name}-wal").exists()
+            mode = "ro" if has_log else "ro&immutable=1"
+        return f"{self._path.as_uri()}?mode={mode}"
+
     @contextmanager
     def _connection(self, mode: str = "rw") -> Iterator[sqlite3.Connection]:
         try:
-            # "rw", unlike "rwc", makes no file where none is
             connection = sqlite3.connect(
-                f"{self._path.as_uri()}?mode={mode}",
+                self._address(mode),
                 timeout=_BUSY_SECONDS,
                 isolation_level=None,
                 check_same_thread=False,
