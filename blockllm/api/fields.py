@@ -66,7 +66,7 @@ REFUSED: dict[str, Refused] = {
     "custom_logit_processor": _EMPTY,
     "custom_params": _EMPTY,
     "vllm_xargs": _EMPTY,
-    "repeat_penalty": Refused((1,), "repetition_penalty"),
+    "repeat_penalty": Refused((1,), "repetition_penalty is served"),
     "repeat_last_n": _MINUS_ONE,
     "penalize_nl": _OFF,
     "typical_p": _ONE,
@@ -79,8 +79,8 @@ REFUSED: dict[str, Refused] = {
     "adaptive_target": _MINUS_ONE,
     "samplers": _EMPTY,
     "min_keep": Refused((0, 1)),
-    "n_predict": Refused((), "max_tokens"),
-    "n_cmpl": Refused((1,), "n"),
+    "n_predict": Refused((), "max_tokens is served"),
+    "n_cmpl": Refused((1,), "n is served"),
     # the prompt
     "suffix": Refused(("",)),
     "echo": _OFF,
@@ -91,7 +91,7 @@ REFUSED: dict[str, Refused] = {
     "chat_template": Refused(),
     "continue_final_message": _OFF,
     "generation_prompt": Refused(("",)),
-    "reasoning": Refused((), "reasoning_effort"),
+    "reasoning": Refused((), "reasoning_effort is served"),
     "task": Refused(),
     "session_params": _EMPTY,
     "system_prompt": _EMPTY,
@@ -110,7 +110,8 @@ REFUSED: dict[str, Refused] = {
     # what the answer would lack
     "prompt_logprobs": Refused(),
     "logprob_token_ids": Refused(([],)),
-    "n_probs": Refused((0,), "logprobs"),
+    "top_logprobs": Refused((0,), "logprobs is a number here"),
+    "n_probs": Refused((0,), "logprobs is served"),
     "post_sampling_probs": _OFF,
     "return_tokens_as_token_ids": _IDS,
     "return_tokens": _IDS,
@@ -120,7 +121,7 @@ REFUSED: dict[str, Refused] = {
     "return_routed_experts": _OFF,
     "return_meta_info": _OFF,
     "response_fields": Refused(([],)),
-    "no_stop_trim": Refused((False,), "include_stop_str_in_output"),
+    "no_stop_trim": Refused((False,), "include_stop_str_in_output is served"),
     "include_reasoning": Refused((True,)),
     "reasoning_format": Refused(("none", "auto")),
 }
@@ -152,7 +153,7 @@ IGNORED = frozenset(
 
 # fields of one message
 REFUSED_OF_MESSAGE: dict[str, Refused] = {
-    "function_call": Refused((), "tool_calls"),
+    "function_call": Refused((), "tool_calls is served"),
     "audio": Refused(),
     "tools": Refused(([],)),
     "task": Refused(),

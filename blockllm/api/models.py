@@ -25,6 +25,8 @@ from blockllm.errors import (
     UnknownModel,
 )
 
+MAX_SHOWN = 8  # names of models in an error
+
 logger = logging.getLogger(__name__)
 
 
@@ -159,6 +161,12 @@ class Models:
     def names(self) -> list[str]:
         return list(self._models)
 
+    def _some(self) -> str:
+        """The first names and how many there are, for errors."""
+        shown = ", ".join(self.names[:MAX_SHOWN])
+        more = len(self.names) - MAX_SHOWN
+        return f"this server has {shown}" + (f" and {more} more" if more > 0 else "")
+
     def limit(self, max_context: Mapping[str, int]) -> None:
         """Lower the models' contexts to what the engine can hold; before serving starts."""
         for name, tokens in max_context.items():
@@ -177,7 +185,7 @@ class Models:
             if name in self._reasons:
                 reason = f"{self._reasons[name]}; add it again and restart the server"
                 raise ModelNotFound(f"model {name!r} is not served: {reason}", "model")
-            raise ModelNotFound(f"no model {name[:256]!r} is served", "model")
+            raise ModelNotFound(f"no model {name[:256]!r} is served; {self._some()}", "model")
         return found
 
 

@@ -86,7 +86,7 @@ def _decode(name: str, raw: msgspec.Raw, decoder: msgspec.json.Decoder[Any], kin
         message, _, place = str(error).partition(" - at ")
         param = name + place.rpartition("`$")[2].rstrip("`")
         missing = message.partition("missing required field `")[2].rstrip("`")
-        param = ".".join(filter(None, (param, missing)))
+        param = ".".join(filter(None, (param, missing))).removesuffix("[...]")
         raise BadRequest(f"{param}: {message}", param) from error
 
 
@@ -105,7 +105,11 @@ def _check_neutral(name: str, given: Mapping[str, msgspec.Raw]) -> None:
         other, off = rule.unless
         if other in given and msgspec.json.decode(given[other]) == off:
             return
-    check_refused(name, msgspec.json.decode(given[name]), rule)
+    try:
+        value = msgspec.json.decode(given[name])
+    except msgspec.ValidationError as error:  # a number that none here can hold
+        raise BadRequest(f"{name}: {error}", name) from error
+    check_refused(name, value, rule)
 
 
 def check_refused(param: str, value: object, rule: Refused) -> None:
@@ -114,5 +118,10 @@ def check_refused(param: str, value: object, rule: Refused) -> None:
         value = {key: part for key, part in value.items() if part is not None}
     if value is None or value in rule.neutral:
         return
+    allowed = " or ".join(["leave it out", *(f"send {_shown(part)}" for part in rule.neutral)])
     instead = f"; {rule.instead}" if rule.instead else ""
-    raise BadRequest(f"{param}: not supported by this server{instead}", param)
+    raise BadRequest(f"{param}: not supported by this server: {allowed}{instead}", param)
+
+
+def _shown(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from blockllm.core import Finish, Request
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.sequence import RouteState, Sequence
@@ -22,12 +24,9 @@ def check_request(request: Request, state: RouteState, cache: KVCache) -> None:
     vocab = state.route.chain.vocab_size
     if not prompt:
         raise BadRequest("prompt: expected at least one token", "prompt")
-    if min(prompt) < 0 or max(prompt) >= vocab:
-        raise BadRequest(f"prompt: token ids must lie in 0..{vocab - 1}", "prompt")
-    if any(not 0 <= token < vocab for token in sampling.logit_bias):
-        raise BadRequest(f"logit_bias: token ids must lie in 0..{vocab - 1}", "logit_bias")
-    if any(not 0 <= token < vocab for token in sampling.stop_ids):
-        raise BadRequest(f"stop_token_ids: must lie in 0..{vocab - 1}", "stop_token_ids")
+    _check_ids("prompt", prompt, vocab)
+    _check_ids("logit_bias", sampling.logit_bias, vocab)
+    _check_ids("stop_token_ids", sampling.stop_ids, vocab)
     if sampling.max_tokens < 1:
         raise BadRequest("max_tokens: expected at least 1", "max_tokens")
     total = len(prompt) + sampling.max_tokens
@@ -47,3 +46,13 @@ def check_request(request: Request, state: RouteState, cache: KVCache) -> None:
             f"this model; start it with a larger --memory",
             "max_tokens",
         )
+
+
+def _check_ids(field: str, ids: Collection[int], vocab: int) -> None:
+    for token in (min(ids), max(ids)) if ids else ():
+        if not 0 <= token < vocab:
+            raise BadRequest(
+                f"{field}: got the token id {token}, allowed 0 to {vocab - 1}: the model has no "
+                "other tokens",
+                field,
+            )

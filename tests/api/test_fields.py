@@ -12,9 +12,11 @@ from blockllm.api import wire
 from blockllm.api.conversation import variables_of
 from blockllm.api.fields import IGNORED, REFUSED, REFUSED_OF_MESSAGE
 from blockllm.api.keys import KeyRing
-from blockllm.api.models import Models
+from blockllm.api.models import Models, ServedModel
 from blockllm.api.parse import parse
-from blockllm.errors import BadRequest
+from blockllm.api.text import ModelText
+from blockllm.core import ModelCard
+from blockllm.errors import BadRequest, ModelNotFound
 from tests.api.test_auth import InstantAgent, make
 
 TEXT, TALK = "/v1/completions", "/v1/chat/completions"
@@ -81,6 +83,7 @@ NAMES = sorted({*f"{OPENAI} {VLLM} {SGLANG} {LLAMA_CPP}".split()})
 ASKED = {"verbosity": "low", "include_reasoning": False, "reasoning_format": "deepseek"}
 ASKED |= {"modalities": ["audio"], "tool_choice": "required", "function_call": {"name": "f"}}
 ASKED_OTHERWISE = 7
+NO_TEXT = ModelText(None, None, {})
 
 
 def implemented(path: str) -> set[str]:
@@ -287,3 +290,39 @@ def test_objects_for_templates_keep_their_numbers():
 def test_what_is_no_object_is_a_bad_request(body: bytes):
     with pytest.raises(BadRequest, match="the body"):
         parse(body, wire.CompletionRequest)
+
+
+@pytest.mark.parametrize("value", [b"1e999", b"1" + b"0" * 5000, b"[1e999]"])
+def test_numbers_that_nothing_can_hold_are_refused_by_name(value: bytes):
+    for name in ("tools", "max_tokens", "logit_bias"):
+        with pytest.raises(BadRequest) as caught:
+            parse(b'{"prompt": "a", "%b": %b}' % (name.encode(), value), wire.CompletionRequest)
+        assert (caught.value.param or "").startswith(name)
+
+
+def test_a_refusal_says_what_can_be_sent(post: Callable):
+    for path, name, sent, said in (
+        (TEXT, "response_format", {"type": "json_object"}, 'send {"type":"text"}'),
+        (TALK, "tool_choice", "required", 'leave it out or send "none" or send "auto"'),
+        (TEXT, "n_predict", 5, "leave it out; max_tokens is served"),
+        (TEXT, "top_logprobs", 5, "leave it out or send 0; logprobs is a number here"),
+    ):
+        status, body = post(path, **{name: sent})
+        assert (status, body["error"]["param"]) == (400, name)
+        assert said in body["error"]["message"]
+
+
+def test_an_entry_of_an_object_is_refused_by_the_objects_name(post: Callable):
+    status, body = post(TEXT, logit_bias={"5": "x"})
+    assert (status, body["error"]["param"]) == (400, "logit_bias")
+
+
+def test_an_unknown_model_is_told_which_there_are(models: Models):
+    for path in (TEXT, TALK):
+        answer = make(models, KeyRing([]))[2].post(path, json={**BODIES[path], "model": "nix"})
+        assert "this server has base, tuned, plain" in answer.json()["error"]["message"]
+    many = Models(
+        [ServedModel(ModelCard(f"m{i}", "full", "llama"), 9, "", NO_TEXT, 0) for i in range(20)]
+    )
+    with pytest.raises(ModelNotFound, match=r"has m0, .*m7 and 12 more$"):
+        many.find("nix")

@@ -62,7 +62,7 @@ async def _read_prompts(
     prompts = []
     for element in prompt:
         if isinstance(element, int):
-            raise BadRequest("prompt: ids and texts cannot be mixed in one list", "prompt")
+            raise BadRequest("prompt: ids cannot stand beside texts or lists", "prompt")
         if isinstance(element, str):
             element = await encode(model, element, body.add_special_tokens, "prompt")
         prompts.append(element)
