@@ -7,7 +7,7 @@ import json
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -32,10 +32,12 @@ class Partner(Protocol):
 class LocalPartner:
     """A model loaded into this process."""
 
-    def __init__(self, llm: LLM, model: str, sampling: Sampling) -> None:
+    def __init__(self, llm: LLM, model: str, sampling: Mapping[str, float]) -> None:
+        """`sampling` are fields of core.Sampling; the others are the model's own."""
         self._llm = llm
         self._model = llm.models.find(model)
-        self._sampling = sampling
+        own: dict[str, Any] = {**self._model.defaults, **sampling}
+        self._sampling = Sampling(**own)
         self.name = self._model.name
         self.has_template = self._model.has_template
 
@@ -56,7 +58,7 @@ class LocalPartner:
 class RemotePartner:
     """A model behind a running server."""
 
-    def __init__(self, url: str, key: str, model: str, sampling: Sampling) -> None:
+    def __init__(self, url: str, key: str, model: str, sampling: Mapping[str, float]) -> None:
         """Raises ModelNotFound or EngineError when the server has no such model or is away."""
         self.name = model
         self._url = url.rstrip("/").removesuffix("/v1")
@@ -66,8 +68,7 @@ class RemotePartner:
         self._fields: dict[str, Any] = {
             "model": model,
             "stream": True,
-            "temperature": sampling.temperature,
-            "max_tokens": sampling.max_tokens,
+            **sampling,
         }
         with self._open(f"/v1/models/{urllib.parse.quote(model)}", None) as response:
             self.has_template = bool(json.load(response).get("has_chat_template", True))

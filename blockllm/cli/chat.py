@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blockllm.core import Sampling
 from blockllm.errors import BlockllmError
 
 if TYPE_CHECKING:
@@ -32,7 +31,9 @@ def chat(
         str, typer.Option(envvar="BLOCKLLM_API_KEY_FILE", help="File that begins with the key.")
     ] = "",
     prompt: Annotated[str | None, typer.Option(help="Answer this once and end.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy; else the model's own, or 1.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 512,
     memory: Annotated[str | None, typer.Option(help="Weights and KV together, as 8GiB.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
@@ -42,7 +43,9 @@ def chat(
     from blockllm.api.llm import LLM
     from blockllm.api.talk import LocalPartner, RemotePartner
 
-    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    sampling: dict[str, float] = {"max_tokens": max_tokens}
+    if temperature is not None:
+        sampling["temperature"] = temperature
     if url:
         key = own_key(api_key, api_key_file)
         return converse(lambda name: RemotePartner(url, key, name, sampling), model, prompt)

@@ -9,13 +9,12 @@ import pytest
 from blockllm.api.llm import LLM
 from blockllm.api.talk import LocalPartner, Partner, RemotePartner
 from blockllm.cli.chat import converse
-from blockllm.core import Sampling
 from blockllm.errors import EngineError, ModelNotFound
 from tests.api.family import FakeZoo
 from tests.api.serving import RunningServer
 from tests.cluster.fake_engine import FakeEngine
 
-SAMPLING = Sampling(max_tokens=5, temperature=0.0)
+SAMPLING = {"max_tokens": 5, "temperature": 0.0}
 
 
 @pytest.fixture
