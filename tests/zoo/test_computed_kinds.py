@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from blockllm.core import Tensor
 from blockllm.errors import AdapterMismatch, CheckpointError, UnsupportedModel, ZooError
 from blockllm.zoo import Zoo
-from blockllm.zoo.adapters.computed.random import permutation
+from blockllm.zoo.adapters.computed import projected
+from blockllm.zoo.adapters.computed.random import kaiming, permutation, seeded
 from blockllm.zoo.adapters.kinds import choose_kind
 from blockllm.zoo.arrays import Weights
 from blockllm.zoo.checkpoint import open_adapter
@@ -90,7 +91,7 @@ def keep(_: dict[str, Any]) -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Any], str]] = {
-    "VeRA": ("vera", {}, drop("base_model.vera_A"), "save_projection=True"),
+    "half of VeRA": ("vera", {}, drop("base_model.vera_B"), "save_projection=True"),
     "PVeRA drawing": ("pvera", {"sample_at_inference": True}, keep, "sample_at_inference"),
     "RandLoRA": ("randlora", {}, drop("randlora_B"), "save_projection=True"),
     "Uni-LoRA": ("unilora", {}, drop("indices"), "save_indices=True"),
@@ -174,6 +175,12 @@ def test_indices_outside_are_refused_and_nothing_changes(
     assert [card.name for card in shelf.zoo.cards()] == models
 
 
+def test_drawing_is_bounded(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projected, "_MOST_DRAWN", 100)
+    with pytest.raises(UnsupportedModel, match="8 ranks are too many to be drawn again"):
+        shelf.read(shelf.adapter("vera-drawn"))
+
+
 def test_several_butterfly_factors(shelf: Shelf, tmp_path: Path) -> None:
     """peft trains them on GPUs only; its own functions say what they are."""
     source = shelf.adapter("boft")
@@ -219,6 +226,13 @@ def test_haar_coefficients_of_odd_sizes(sizes: tuple[int, int]) -> None:
     drawn = permutation(sizes[0] * sizes[1], 12, 777)
     np.add.at(found, *_spread(drawn, values.numpy(), sizes))
     np.testing.assert_allclose(found.reshape(sizes), expected, atol=1e-6)
+
+
+def test_matrices_are_drawn_as_torch_draws_them() -> None:
+    generator, twister = torch.Generator().manual_seed(7), seeded(7)
+    for shape in ((8, 33), (130, 8)):
+        expected = torch.nn.init.kaiming_uniform_(torch.empty(shape), generator=generator)
+        np.testing.assert_array_equal(kaiming(twister, shape), expected.numpy())
 
 
 @pytest.mark.parametrize("size", [1, 2, 100, 1 << 22])
