@@ -26,7 +26,7 @@ class ChatPrompts:
         own = [
             token.content
             for token in tokens
-            if not token.special and token.content in written and not token.content.isspace()
+            if not token.special and token.content in written and _is_marked(token.content)
         ]
         return ControlTokens([*(t.content for t in tokens if t.special), *own], own)
 
@@ -57,3 +57,10 @@ class ChatPrompts:
 
         located = self.controls.locate(text, messages, variables, render)
         return self._tokenizer.encode_literal(*located, self.controls.texts, add_special)
+
+
+def _is_marked(token: str) -> bool:
+    """Whether the token looks like a sign for the model, as <think> does: words, spaces and code
+    fences that a tokenizer keeps whole are ordinary text."""
+    is_framed = not (token[:1].isalnum() or token[-1:].isalnum())
+    return is_framed and any(character.isalpha() for character in token)

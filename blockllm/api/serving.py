@@ -185,8 +185,9 @@ async def chat_ids(
     read = partial(plain_messages, messages, model.template.knows_developer)
     plain = await _maybe_elsewhere(size, read)
     as_tokens = serving.settings.special_tokens_in_messages
-    if not as_tokens and size <= INLINE_CHARACTERS and not prompts.is_ordinary(plain, variables):
-        size = INLINE_CHARACTERS + 1  # takes more than one rendering
+    if not as_tokens and size <= INLINE_CHARACTERS:
+        as_tokens = prompts.is_ordinary(plain, variables)  # then there is nothing to keep apart
+        size += 0 if as_tokens else INLINE_CHARACTERS  # it takes more than one rendering
     make = partial(
         prompts.ids, plain, fields.add_generation_prompt, variables, add_special, as_tokens
     )

@@ -244,6 +244,20 @@ def test_tokens_that_a_template_writes_are_control_tokens_special_or_not():
     assert unknown.ours.ids(messages) == theirs(unknown.theirs, messages)
 
 
+def test_words_that_a_tokenizer_keeps_whole_are_ordinary_text():
+    def make_tokenizer() -> Tokenizer:
+        tokenizer = bytes_in_words()
+        tokenizer.add_tokens(["assistant", "```", "\n\n"])
+        return tokenizer
+
+    template = CHATML + "```{{ '\n\n' }}"
+    found = pair(make_tokenizer, template)
+    messages = conversation(["an assistant\n\n```<s>"])
+    whole = found.ours.ids(messages)
+    assert whole == theirs(found.renamed, messages)
+    assert found.theirs.convert_tokens_to_ids("assistant") in whole
+
+
 def test_every_text_of_a_conversation_is_looked_at():
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.name }} {{ m | tojson }}{% endfor %}"
