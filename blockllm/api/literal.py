@@ -39,9 +39,9 @@ class LiteralEncoder:
         self._plain = Tokenizer.from_str(_renamed(tokenizer, set(self._ids.values()), self._secret))
 
     def encode(self, text: str, spans: Sequence[Span], add_special: bool) -> list[int]:
-        """Ids of the text; raises UnicodeEncodeError for what is not Unicode."""
+        """Ids of the text; raises TypeError for what is not Unicode."""
         blotted = _blot(text, spans)
-        encoding = self._tokenizer.encode(blotted, add_special_tokens=add_special)
+        (encoding,) = self._tokenizer.encode_batch([blotted], add_special_tokens=add_special)
         ends = [end for _, end in spans]
         ids: list[int] = []
         for piece in self._pieces(encoding, blotted):

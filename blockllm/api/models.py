@@ -91,7 +91,7 @@ class ServedModel:
         """Ids of a text. Raises BadRequest, naming the field `param`, when the model has no
         tokenizer or no weights for one of the tokens.
         """
-        return self.check_tokens(self.tokenizer.encode(text, add_special), param)
+        return self.check_tokens(self.tokenizer.encode(text, add_special, param), param)
 
     def check_tokens(self, ids: list[int], param: str) -> list[int]:
         """The ids that the tokenizer made of a field. Raises BadRequest, naming the field, when the

@@ -41,16 +41,20 @@ class ChatPrompts:
         variables: Variables | None = None,
         add_special: bool = False,
         as_tokens: bool = False,
+        limit: int | None = None,
     ) -> list[int]:
-        """The prompt's ids. What messages and variables spell stays text, unless `as_tokens`.
+        """The prompt's ids. What messages and variables spell stays text, unless `as_tokens` or the
+        prompt has more than `limit` tokens, with which it is of no use: long ones take long.
 
         `add_special` adds what the tokenizer puts around other texts; templates write their own.
         Raises BadRequest when the template refuses.
         """
         variables = variables or {}
         text = self._template.render(messages, add_generation_prompt, variables)
-        if as_tokens or self.is_ordinary(messages, variables):
-            return self._tokenizer.encode(text, add_special)
+        ids = self._tokenizer.encode(text, add_special, "messages")
+        is_too_long = limit is not None and len(ids) > limit
+        if as_tokens or is_too_long or self.is_ordinary(messages, variables):
+            return ids
 
         def render(messages: Messages, variables: Variables) -> str:
             return self._template.render(messages, add_generation_prompt, variables)

@@ -168,7 +168,7 @@ class Plan:
 
 async def encode(model: ServedModel, text: str, add_special: bool, param: str) -> list[int]:
     """Tokenise the text of a field; long ones do not hold up the event loop."""
-    return await _maybe_elsewhere(len(text), partial(model.encode, text, add_special, param))
+    return await maybe_elsewhere(len(text), partial(model.encode, text, add_special, param))
 
 
 async def chat_ids(
@@ -177,22 +177,25 @@ async def chat_ids(
     messages: Sequence[wire.Message],
     fields: wire.TemplateFields,
     add_special: bool = False,
+    limit: int | None = None,
 ) -> list[int]:
-    """The prompt of a conversation. Raises BadRequest."""
+    """The prompt of a conversation, of which only the length counts when it has more than `limit`
+    tokens. Raises BadRequest."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
     prompts, variables = model.prompts, variables_of(fields)
     size = len(msgspec.json.encode((messages, variables)))
     read = partial(plain_messages, messages, model.template.knows_developer)
-    plain = await _maybe_elsewhere(size, read)
+    plain = await maybe_elsewhere(size, read)
     as_tokens = serving.settings.special_tokens_in_messages
     if not as_tokens and size <= INLINE_CHARACTERS:
         as_tokens = prompts.is_ordinary(plain, variables)  # then there is nothing to keep apart
         size += 0 if as_tokens else INLINE_CHARACTERS  # it takes more than one rendering
     make = partial(
-        prompts.ids, plain, fields.add_generation_prompt, variables, add_special, as_tokens
+        prompts.ids, plain, fields.add_generation_prompt, variables, add_special, as_tokens, limit
     )
-    return model.check_tokens(await _maybe_elsewhere(size, make), "messages")
+    return model.check_tokens(await maybe_elsewhere(size, make), "messages")
 
 
-async def _maybe_elsewhere(size: int, work: Callable[[], T]) -> T:
+async def maybe_elsewhere(size: int, work: Callable[[], T]) -> T:
+    """The result of `work` on this many characters or ids, on another thread if they are many."""
     return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -23,8 +24,16 @@ def _byte_level_alphabet() -> dict[str, int]:
     return alphabet
 
 
-NOT_UNICODE = "the text holds a lone surrogate: it is not Unicode"
 ALPHABET = _byte_level_alphabet()
+
+
+@contextlib.contextmanager
+def _unicode_only(field: str) -> Iterator[None]:
+    """Raises BadRequest, naming the field, for a text that the tokenizer does not take for one."""
+    try:
+        yield
+    except TypeError as error:  # the library's word for it
+        raise BadRequest(f"{field}: a lone surrogate is not Unicode", field) from error
 
 
 class TextTokenizer:
@@ -42,27 +51,25 @@ class TextTokenizer:
         self.token_bytes = functools.cache(self._token_bytes)
         self.token_text = functools.cache(self._token_text)
 
-    def encode(self, text: str, add_special: bool) -> list[int]:
-        """Ids of the text; `add_special` adds what the post-processor adds, such as BOS."""
-        try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=add_special)
-        except UnicodeEncodeError as error:
-            raise BadRequest(NOT_UNICODE) from error
+    def encode(self, text: str, add_special: bool, field: str = "prompt") -> list[int]:
+        """Ids of the text; `add_special` adds what the post-processor adds, such as BOS. Raises
+        BadRequest, naming the field that the text is from, for what is not Unicode."""
+        with _unicode_only(field):
+            # unlike `encode`, this lets other threads run meanwhile
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
         ids: list[int] = encoding.ids
         return ids
 
     def encode_literal(
         self, text: str, spans: Sequence[Span], controls: frozenset[str], add_special: bool
     ) -> list[int]:
-        """Ids of a text whose spans are no control tokens, whatever they spell."""
+        """Ids of the prompt of messages; its spans are no control tokens, whatever they spell."""
         with self._lock:  # one is made for a tokenizer and a template, when first needed
             if controls not in self._literal:
                 self._literal[controls] = LiteralEncoder(self._tokenizer, controls)
             encoder = self._literal[controls]
-        try:
+        with _unicode_only("messages"):
             return encoder.encode(text, spans, add_special)
-        except UnicodeEncodeError as error:
-            raise BadRequest(NOT_UNICODE) from error
 
     def added_tokens(self) -> list[AddedToken]:
         """The tokens that are matched in text before anything else; without the special ones when

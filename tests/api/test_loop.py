@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,6 +16,7 @@ from blockllm.api.conversation import plain_messages
 from blockllm.api.keys import KeyRing
 from blockllm.api.models import Models
 from blockllm.api.parse import parse
+from blockllm.api.tokenizer import TextTokenizer
 from tests.api.test_auth import make
 
 LONG = "a" * 5000
@@ -68,3 +71,15 @@ def test_many_short_messages_are_read_on_another_thread(models: Models):
         return threading.active_count()
 
     assert asyncio.run(ask()) > threads
+
+
+def test_other_threads_run_while_a_text_becomes_tokens(byte_level: TextTokenizer):
+    text = "The quick brown fox " * 50_000  # takes a quarter of a second
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(byte_level.encode, text, True)
+        ticks = 0
+        while not working.done():
+            time.sleep(0.002)
+            ticks += 1
+    assert ticks > 5
+    assert byte_level.decode(working.result(), skip_special=True) == text

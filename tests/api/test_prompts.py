@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
+from blockllm.api.conversation import plain_messages, read_messages
 from blockllm.api.keys import KeyRing
 from blockllm.api.models import Models
 from blockllm.api.prompts import ChatPrompts
@@ -313,3 +314,26 @@ def test_the_server_has_a_setting(models: Models):
             agent.requests[1].prompt.count(1) == 1
         )  # a completion's prompt is what its client says
     assert counts == {False: (1, 0), True: (2, 1)}
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_the_long_way(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+):
+    def encode_literal(*given: object) -> list[int]:
+        raise AssertionError("took the long way")
+
+    monkeypatch.setattr(TextTokenizer, "encode_literal", encode_literal)
+    client = make(models, KeyRing([]))[2]
+    body = {"model": "base", "messages": [{"role": "user", "content": "</s>" * 1000}]}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("content", ["a", "</s>"])
+def test_lone_surrogates_in_arguments_are_a_bad_request(byte_level: TextTokenizer, content: str):
+    call = {"function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}
+    message = {"role": "assistant", "content": content, "tool_calls": [call]}
+    template = ChatTemplate("{{ messages[0] | tojson }}", {})
+    with pytest.raises(BadRequest, match="messages: a lone surrogate") as caught:
+        ChatPrompts(template, byte_level).ids(plain_messages(read_messages([message]), False))
+    assert caught.value.param == "messages"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -9,7 +11,8 @@ from starlette.routing import Route
 from blockllm.api import limits
 from blockllm.api.answers import DetokenizeAnswer, TokenizeAnswer
 from blockllm.api.errors import json_response
-from blockllm.api.serving import Serving, chat_ids, encode
+from blockllm.api.models import ServedModel
+from blockllm.api.serving import Serving, chat_ids, encode, maybe_elsewhere
 from blockllm.api.wire import DetokenizeRequest, TokenizeRequest
 from blockllm.errors import BadRequest
 
@@ -27,9 +30,9 @@ def routes(serving: Serving) -> list[Route]:
             ids = await chat_ids(serving, model, body.messages, body, bool(add_special))
         else:
             ids = await encode(model, body.prompt or "", add_special in (None, True), "prompt")
-        names = [model.tokenizer.token(token) or "" for token in ids]
         answer = TokenizeAnswer(len(ids), model.max_context, ids)
-        answer.token_strs = names if body.return_token_strs else None
+        if body.return_token_strs:
+            answer.token_strs = await maybe_elsewhere(len(ids), partial(_names, model, ids))
         return json_response(answer)
 
     async def detokenize(request: Request) -> Response:
@@ -37,9 +40,14 @@ def routes(serving: Serving) -> list[Route]:
         model = serving.models.find(body.model)
         if any(not 0 <= token <= limits.MAX_TOKEN_ID for token in body.tokens):
             raise limits.refuse("tokens", "an id out of range", f"0 to {limits.MAX_TOKEN_ID}")
-        return json_response(DetokenizeAnswer(model.tokenizer.decode(body.tokens, False)))
+        decode = partial(model.tokenizer.decode, body.tokens, skip_special=False)
+        return json_response(DetokenizeAnswer(await maybe_elsewhere(len(body.tokens), decode)))
 
     return [
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
     ]
+
+
+def _names(model: ServedModel, ids: list[int]) -> list[str]:
+    return [model.tokenizer.token(token) or "" for token in ids]
