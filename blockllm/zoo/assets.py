@@ -86,6 +86,16 @@ def find_files(
     return found
 
 
+def has_own(own: Mapping[str, Path], base: list[dict[str, str]], folder: Folder) -> bool:
+    """Whether a model with these own files has others, byte by byte, than what it is based on."""
+    if find_files(own, base, folder).keys() != find_files({}, base, folder).keys():
+        return True
+    return any(
+        asset_name(_read(path), Path(file).suffix) != find_asset(file, base)
+        for file, path in own.items()
+    )
+
+
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)

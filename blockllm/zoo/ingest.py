@@ -14,7 +14,7 @@ from blockllm.errors import UnknownModel, ZooError
 from blockllm.zoo.adapters import choose_kind, store_adapter
 from blockllm.zoo.adapters.stack import rescale
 from blockllm.zoo.assemble import write
-from blockllm.zoo.assets import find_assets, find_files, store_assets
+from blockllm.zoo.assets import find_assets, find_files, has_own, store_assets
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.checkpoint import open_adapter
 from blockllm.zoo.contents import look_at
@@ -125,8 +125,9 @@ def _store_adapter(job: _Job, folder: Folder) -> tuple[Record, TextFacts]:
         raise ZooError(f"{wish.root} is an adapter: it takes the format of its base")
     kind = choose_kind(wish.folder)
     base = _find_base(job.snapshot, wish.base, kind.base)
-    files = find_files(own, job.snapshot.assets(base.name), folder)
-    facts = read_facts(files, own, base.family) if own else TextFacts()
+    facts, assets = TextFacts(), job.snapshot.assets(base.name)
+    if has_own(own, assets, folder):  # trainers save the base's files again, which take a second
+        facts = read_facts(find_files(own, assets, folder), own, base.family)
     with open_adapter(wish.folder, kind.files, kind.saving) as weights:
         plan = kind.read(weights.tensors, base.layers)
         job.notes.extend(plan.notes)

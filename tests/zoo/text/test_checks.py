@@ -11,8 +11,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from blockllm.errors import CheckpointError
-from blockllm.zoo import Zoo
+from blockllm.zoo import Zoo, ingest
 from blockllm.zoo.assets import asset_name
+from blockllm.zoo.text.facts import TextFacts
 from tests.makers import make_lora
 from tests.zoo.conftest import contents
 
@@ -106,6 +107,23 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_said(zoo: Zoo, tmp_path:
     shutil.copy(source / "tokenizer.json", adapter)
     (note,) = zoo.add("tuned", adapter, base="base").notes
     assert note.startswith(expected)
+
+
+def test_files_that_are_the_bases_are_not_read_again(
+    zoo: Zoo, tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+):
+    zoo.add("base", llama)
+    adapter = make_lora(llama, tmp_path / "adapter")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(llama / file, adapter)
+    read = []
+    monkeypatch.setattr(ingest, "read_facts", lambda *args: (read.append(args), TextFacts())[1])
+    zoo.add("same", adapter, base="base")
+    assert not read
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    zoo.add("other", adapter, base="base")
+    assert len(read) == 1
+    assert zoo.chain("same").eos_ids == zoo.chain("base").eos_ids
 
 
 def test_a_model_without_a_tokenizer_is_said(zoo: Zoo, tied: Path):
