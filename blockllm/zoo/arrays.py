@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockllm.core import Layer, Tensor
-from blockllm.errors import CheckpointError
+from blockllm.errors import CheckpointError, CorruptStore
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.int8 import scale_name
 
@@ -81,7 +81,8 @@ class Weights:
         return others
 
     def __getitem__(self, place: tuple[int, str]) -> Floats:
-        """The tensor of a position and name, in its shape."""
+        """The tensor of a position and name, in its shape; raises CorruptStore if its pack is
+        damaged."""
         self.used.add(place)
         if place in self._instead:
             return read_floats(self._instead[place])
@@ -96,6 +97,8 @@ class Weights:
 
     def _map(self, tensor: Tensor) -> memoryview:
         path = self._pack_path(tensor.pack)
+        if not path.exists() or path.stat().st_size < tensor.offset + tensor.nbytes:
+            raise CorruptStore(f"pack {tensor.pack} is damaged; `zoo verify` names the models")
         return np.memmap(path, np.uint8, "r", tensor.offset, (tensor.nbytes,)).data
 
 

@@ -18,7 +18,13 @@ from peft.tuners.waveft.layer import WaveFTLinear
 from safetensors.torch import load_file, save_file
 
 from blockllm.core import Tensor
-from blockllm.errors import AdapterMismatch, CheckpointError, UnsupportedModel, ZooError
+from blockllm.errors import (
+    AdapterMismatch,
+    CheckpointError,
+    CorruptStore,
+    UnsupportedModel,
+    ZooError,
+)
 from blockllm.zoo import Zoo
 from blockllm.zoo.adapters.computed import projected
 from blockllm.zoo.adapters.computed.random import kaiming, permutation, seeded
@@ -317,6 +323,17 @@ def test_an_embedding_is_refused_by_its_kind(shelf: Shelf, tmp_path: Path) -> No
     made = make_adapter(shelf.root / "plain", tmp_path / "made", config)
     with pytest.raises(UnsupportedModel, match="oft of an embedding"):
         shelf.read(made)
+
+
+def test_a_damaged_base_is_said(shelf: Shelf, tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path / "zoo")
+    zoo.add("plain", shelf.root / "plain")
+    pack = zoo.layers("plain")[1].tensors["self_attn.q_proj.weight"].pack
+    with zoo.pack_path(pack).open("r+b") as file:
+        file.truncate(64)
+    with pytest.raises(CorruptStore, match="is damaged"):
+        zoo.add("oft", shelf.adapter("oft"), base="plain")
+    assert [card.name for card in zoo.cards()] == ["plain"]
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16"])

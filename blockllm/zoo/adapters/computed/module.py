@@ -118,6 +118,8 @@ class Module(NamedTuple):
         """y += scale · B A x, by factors where they are smaller than the weight, else merged.
         `difference` is a shorter way to B A."""
         out, inputs = self.sizes
+        if rank == 0:  # as AdaLoRA's allocation may leave it
+            return Change()
         if rank * (out + inputs) < out * inputs:
             parts = {"a": self._part(a, (rank, inputs)), "b": self._part(b, (out, rank))}
             return self.add("lora", parts, scale=scale)
@@ -166,6 +168,8 @@ class Module(NamedTuple):
         """`count` elements added to the weight: their places in it, flat, and values; merged where
         they would take more bytes than the weight."""
         out, inputs = self.sizes
+        if count == 0:
+            return Change()
         if 2 * count + out >= out * inputs:
 
             def merge(weights: Weights) -> Floats:

@@ -66,8 +66,8 @@ def read_boft(reader: SettingsReader, tensors: dict[str, Source], layers: Layers
     def change(module: Module) -> Change:
         out, inputs = module.sizes
         factors, size = module.size_of("r"), module.parts["r"].entry.shape[-1]
-        widest = size << min(factors - 1, 32)  # inputs that the last factor mixes
-        if not widest or inputs % widest or (factors > 1 and size % 2):
+        widest = (size << min(factors, 32)) // 2  # inputs that the last factor mixes
+        if not factors or not widest or inputs % widest or (factors > 1 and size % 2):
             raise AdapterMismatch(
                 f"{module.name[:200]}: {factors} factors of blocks of {size} do not fit {inputs}"
             )

@@ -49,8 +49,6 @@ def read_adalora(reader: SettingsReader, tensors: dict[str, Source], layers: Lay
         (out, inputs), rank = module.sizes, module.size_of("e")
         if rank > first:
             raise AdapterMismatch(f"{module.name[:200]}: rank {rank}, but init_r is {first}")
-        if rank == 0:  # the allocation left nothing of it
-            return Change()
         module.check({"a": (rank, inputs), "b": (out, rank), "e": (rank, 1)})
         scale = (alpha or rank) / (first + _EPSILON)
         return module.low_rank(
