@@ -1,4 +1,4 @@
-"""Chains that were resolved once and travel whole: who gets them looks no name up again.
+"""Chains that were resolved once and travel whole: a process that gets them looks no name up again.
 
 chains → blocks and deltas, each once, by id + per chain its facts and its way over them → bytes
 """

@@ -4,7 +4,7 @@
     chain B: e  x  z  h          routes: A = 0 1 3, B = 0 2 3
 
 Two neighbouring blocks are one span when every chain that has either has both, side by side:
-then nobody joins or leaves between them and they run as one unit (design law 4).
+then no chain joins or leaves between them and they run as one unit (design law 4).
 """
 
 from __future__ import annotations

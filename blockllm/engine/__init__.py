@@ -3,7 +3,7 @@
 import os
 
 # Read by torch's OpenMP when it is loaded, hence before any import of torch: idle threads give
-# their core back after about 0.1 ms instead of spinning against whoever else needs it.
+# their core back after about 0.1 ms instead of spinning against other processes.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from blockllm.engine.loop import Engine

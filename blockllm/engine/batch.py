@@ -74,7 +74,7 @@ class Turn:
             self.sources = np.full(ends[-1], -1)
             self.sources[ends - 1] = [s.sampled_at for s in self.sequences]
         self.wants_logits = self.firsts + self.counts == totals  # [n]
-        self.wants_every_row = False  # scoring: logits of all rows, whoever wants the last one's
+        self.wants_every_row = False  # scoring: logits of all rows, wanted or not
         # filled by the executor
         self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows]
         self.gathered: dict[int, GatheredRows] = {}  # by number of the set that is gathered
@@ -135,15 +135,15 @@ class RowSet(NamedTuple):
 
 
 class HopPlan(NamedTuple):
-    """Who goes through which spans; the same for every turn of equal models and counts."""
+    """Which sequences go through which spans; equal for turns of equal models and counts."""
 
-    spans: tuple[int, ...]  # in a row; between them nobody of the turn joins or leaves
+    spans: tuple[int, ...]  # in a row; no sequence joins or leaves between them
     first_kv_layer: int  # decoder layers before them, in the chains of all members
     models: tuple[str, ...]
     carried: RowSet
     sources: tuple[Source, ...]  # of the hidden states; none before the embedding
     segments: tuple[tuple[Segment, ...], ...]  # per block of the spans
-    spent: tuple[int, ...]  # hops whose hidden states nobody takes after this one
+    spent: tuple[int, ...]  # hops whose hidden states are not needed after this one
     ends_attention: bool  # no member's rows meet attention behind the spans
 
     @property

@@ -32,7 +32,7 @@ def choose_device(name: str) -> torch.device:
 
 def choose_dtype(name: str, chains: Iterable[Chain], device: torch.device) -> torch.dtype:
     """`auto` computes in fp32 unless all weights are 16-bit and the device is at least as fast in
-    bf16, so that an fp32 checkpoint is never rounded behind its owner's back."""
+    bf16, so that an fp32 checkpoint is never rounded unasked."""
     if name != "auto":
         return _NAMES[name]
     dtypes = {

@@ -155,7 +155,7 @@ def _make_passage(
 def _make_rotaries(
     blocks: Iterable[BlockExecutor], device: torch.device, dtype: torch.dtype
 ) -> dict[DecoderLayer, RotaryEmbedding]:
-    """Of every layer that has attention; those which rotate alike share one."""
+    """Of every layer that has attention; layers that rotate alike share one."""
     known: dict[tuple[Rope, int], RotaryEmbedding] = {}
     of_layer = {}
     for layer in (layer for block in blocks for layer in block.layers):

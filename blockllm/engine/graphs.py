@@ -3,8 +3,8 @@
 A graph is captured per span, KV position and *bucket* of rows, the first time such a hop comes.
 It reads only static device memory: hidden states and one run of bytes with all index arrays,
 which every replay fills in a single copy from pinned memory; tokens that only the device knows are
-put in behind it. Rows beyond the hop's own compute on the spare page 0; nobody reads what they
-compute. Everything else runs eagerly.
+put in behind it. Rows beyond the hop's own compute on the spare page 0; what they compute is not
+read. Everything else runs eagerly.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class TensorLoader:
         scales: Sequence[Tensor | None],
     ) -> Matmul:
         copied = packs(self._device, self.dtype)
-        # a lone weight is not copied elsewhere: it is shared with whoever else needs it
+        # a lone weight is not copied elsewhere: the layers that need it share it
         load = self._view if copied else self.read if len(weights) > 1 else self.load
         views = [load(w) for w in weights]
         given = [self.load(scale).float() for scale in scales if scale]
@@ -112,12 +112,13 @@ class TensorLoader:
         return loaded
 
     def table(self, tensor: Tensor) -> torch.Tensor:
-        """The same for a matrix whose rows are looked up: as it is stored where packed weights
-        are too. Raises CorruptStore."""
+        """As `load`, for a matrix whose rows are looked up: it stays as stored where packed weights
+        do. Raises CorruptStore."""
         return self._view(tensor) if packs(self._device, self.dtype) else self.load(tensor)
 
     def read(self, tensor: Tensor) -> torch.Tensor:
-        """The same, but not kept here: for what is looked at once. Raises CorruptStore."""
+        """As `load`, for a tensor that is looked at once: it is not kept here. Raises
+        CorruptStore."""
         loaded = self._tensors.get(tensor.hash)
         return self._float_or_int8(self._view(tensor)) if loaded is None else loaded
 

@@ -1,9 +1,9 @@
 """The engine: admit → pick (span, rows) → run hop → hand over or sample → emit.
 
-One turn gives every admitted sequence its rows and drives them through their routes. Whoever
-waits at a span goes through it together, whichever model they came from. Where turns overlap,
-a turn's tokens are read behind the launch of the next one. Everything here runs on one thread;
-the agent that owns the engine calls `step` while there is work.
+One turn gives every admitted sequence its rows and drives them through their routes. All rows that
+wait at a span go through it together, whichever models they belong to. Where turns overlap, a
+turn's tokens are read behind the launch of the next one. Everything here runs on one thread; the
+agent that owns the engine calls `step` while there is work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many rows a turn may take so that those who decode do not wait too long.
+"""How many rows a turn may take so that decoding sequences do not wait too long.
 
 Chunked prompts share turns with decoding sequences (Sarathi-Serve, arXiv 2403.02310). Here the
 chunk is what fits into a turn of the wanted length, by the spans' measured costs or, where these
@@ -56,7 +56,7 @@ class ProfiledPace(NamedTuple):
 
     def rows(self, decoding: Sequence[Load], prompt: Load, max_rows: int) -> int:
         """Rows of a turn: one for each decoding sequence, the rest for the prompt. All that are
-        allowed if nobody decodes."""
+        allowed if no sequence decodes."""
         if not decoding:
             return max_rows
         sizes = _decoding_sizes(decoding)

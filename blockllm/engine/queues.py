@@ -1,7 +1,7 @@
-"""One queue per span: who waits where, and who goes next (design law 3).
+"""One queue per span: which rows wait where, and which go next (design law 3).
 
-Who meets whom follows from the models of a turn and their row counts alone. So a turn's hops are
-planned before the first one runs (law 7), and while neither changes the plan is kept.
+Which rows share a hop follows from the models of a turn and their row counts alone. So a turn's
+hops are planned before the first one runs (law 7), and while neither changes the plan is kept.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SpanQueues:
         self._done: list[int] = []  # when each hop was handed over
 
     def pick(self) -> Hop | None:
-        """Take everyone who waits at the shallowest span."""
+        """Take all rows that wait at the shallowest span."""
         if self._next == len(self._plans):
             return None
         plan = self._plans[self._next]
@@ -108,11 +108,11 @@ class SpanQueues:
 
 
 def plan_hops(runs: list[_Run], counts: Ints, joins: bool = False) -> list[HopPlan]:
-    """Let the shallowest waiting span go first with everybody who waits there: rows that part
-    after shared blocks meet again at the next shared one, since nobody runs ahead of them.
+    """Let the shallowest waiting span go first with all rows that wait there: rows that part after
+    shared blocks meet again at the next shared one, since no row runs ahead.
 
-    `joins`: spans between which nobody of the turn joins or leaves are one hop, so who travels
-    alone pays for no cut that others have made."""
+    `joins`: spans between which no sequence of the turn joins or leaves are one hop, so a model
+    that is alone pays for no cut that others have made."""
     waiting: dict[Place, list[_Arrival]] = {}
     plans: list[HopPlan] = []
     sets = _RowSets(runs, counts)
@@ -138,7 +138,7 @@ def plan_hops(runs: list[_Run], counts: Ints, joins: bool = False) -> list[HopPl
 
 
 def _onward(group: list[_Arrival], visits: Counter[Place]) -> list[_Arrival] | None:
-    """The group at its next span, if they all go to one and nobody else of the turn ever does."""
+    """The group at its next span, if it goes there whole and no other row of the turn ever does."""
     onward = [a._replace(at=a.at + 1) for a in group if a.at + 1 < len(a.run.state.stops)]
     places = {arrival.here.place for arrival in onward}
     together = len(onward) == len(group) and len(places) == 1
@@ -202,7 +202,7 @@ def _plan(passed: list[list[_Arrival]], sets: _RowSets) -> HopPlan:
 
 def _forget_spent(plans: list[HopPlan]) -> list[HopPlan]:
     """Let go of every hop's hidden states where the last of them are taken."""
-    last: dict[int, int] = {}  # by hop, who takes of it last
+    last: dict[int, int] = {}  # by hop, the hop that takes of it last
     for index, plan in enumerate(plans):
         last.update((source.hop, index) for source in plan.sources)
     spent: dict[int, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Who waits, who runs, and on which pages. Executes the plans of `schedule.py`."""
+"""Which requests wait, which run, and on which pages. Executes the plans of `schedule.py`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Roster:
             self._release(sequence)
 
     def awaits_token(self, sequence: Sequence) -> bool:
-        """Whether all its rows are computed and nobody has ended or cancelled it meanwhile."""
+        """Whether all its rows are computed and it was neither ended nor cancelled meanwhile."""
         return self.knows(sequence) and not sequence.remaining
 
     def knows(self, sequence: Sequence) -> bool:
@@ -104,7 +104,7 @@ class Roster:
         return []
 
     def _grant(self, model: str | None) -> Grants:
-        """The same for the sequences of one model; None: of all."""
+        """This turn's rows of the sequences of one model; None: of all."""
         grants: Grants = []
         preempted = False
         rows = self._max_rows()
@@ -169,7 +169,7 @@ class Roster:
                 grants.append((sequence, count))
                 rows -= count
             elif not wait:
-                break  # no room: those behind must not overtake it
+                break  # no room: requests behind must not overtake it
         return grants
 
     def _try_admit(self, sequence: Sequence, rows: int) -> tuple[int, bool]:
@@ -224,7 +224,7 @@ class Roster:
 
     def advance(self, turn: Turn) -> None:
         """Book the turn's rows as computed and offer the pages they filled. True once they are
-        launched: whoever reads those pages is launched later."""
+        launched: hops that read those pages are launched later."""
         for sequence, rows in zip(turn.sequences, turn.counts.tolist(), strict=True):
             assert sequence.kv is not None
             sequence.num_computed += rows

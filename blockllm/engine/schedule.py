@@ -22,7 +22,7 @@ S = TypeVar("S", bound=Runnable)
 
 
 class RunningPlan(NamedTuple, Generic[S]):
-    """Rows for each running sequence, and whom to preempt to make room for them."""
+    """Rows for each running sequence, and the sequences to preempt to make room for them."""
 
     grants: list[tuple[S, int]]
     preempted: list[S]

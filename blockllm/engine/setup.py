@@ -176,7 +176,7 @@ def _make_cache(
 def _states(
     plan: SpanPlan, classes: list[KVClass], settings: EngineSettings
 ) -> dict[str, RouteState]:
-    """Models are ranked by path, so that those who go the same way are neighbours in a batch."""
+    """Models are ranked by path, so that models of one path are neighbours in a batch."""
     class_of = {model: i for i, kv in enumerate(classes) for model in kv.models}
     by_path = sorted(plan.routes.values(), key=lambda r: [stop.span for stop in r.stops])
     return {

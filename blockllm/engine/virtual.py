@@ -1,11 +1,11 @@
 """Virtual tokens: rows that a model puts before every prompt, and that no user sent.
 
-They stand at positions 0 .. n-1 and are computed, kept and shared like any row. Special is only:
+They stand at positions 0 .. n-1 and are computed, kept and shared like any row. Only this is special:
 
-    token id   -1, -2, ..: no text has these, so the keys of their pages are nobody else's
+    token id   -1, -2, ..: no text has these, so no text's pages have their keys
     prompt     their hidden states behind the embedding are given
-    prefix     their keys and values are given in every layer, the keys as if rotated; what else is
-               computed of these rows is read by nobody
+    prefix     their keys and values are given in every layer, the keys as if rotated; nothing
+               else that is computed of these rows is read
     counting   no usage, penalty, limit or error counts them; positions do, and so does the length
                that dynamic rope scaling goes by, as in transformers
 """

@@ -23,7 +23,7 @@ def gathered_decode(
         index = rows.decode[window] = _decode_index(rows, members, window, q.dtype)
     gathered = kv[index.tables[:, bundle]]  # [n, width, 2, kv_heads, page_size, d]
     sequence, page, offset = index.padding
-    # a stale NaN in a slot that nobody reads would survive any mask, since 0 * NaN = NaN
+    # a stale NaN in a slot beyond the context would survive any mask, since 0 * NaN = NaN
     gathered[sequence, page, :, :, offset] = 0
     both = gathered.permute(2, 0, 3, 1, 4, 5)  # [2, n, kv_heads, width, page_size, d]
     keys, values = both.flatten(3, 4)  # [n, kv_heads, tokens, d]

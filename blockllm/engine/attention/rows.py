@@ -135,7 +135,7 @@ def gather(hop: Hop, caches: Sequence[KVCache]) -> GatheredRows:
     rows = hop.plan.carried.whole or hop.plan.carried
     known = hop.turn.gathered.get(rows.number)
     if known is None:
-        # whoever meets where keys and values are kept keeps them alike
+        # sequences that share these rows have one KV shape
         kv_class = hop.turn.sequences[int(rows.members[0])].state.kv_class
         known = hop.turn.gathered[rows.number] = GatheredRows(hop.turn, rows, caches[kv_class])
     return known

@@ -204,7 +204,7 @@ void layers_run(float* out, const void* x, int64_t rows, const Layer* const* lay
     const auto room = [&](int64_t floats) { return (rows * floats + 15) / 16 * 16; };
     const int64_t hidden = room(sizes.hidden), wide = room(sizes.wide), inner = room(sizes.inner);
     const int64_t scratch = room(std::max(sizes.hidden, sizes.inner) + 1);
-    const int64_t own = head ? hidden : 0;  // hidden states that nobody else sees
+    const int64_t own = head ? hidden : 0;  // hidden states that are not an output
     const std::unique_ptr<void, decltype(&std::free)> memory(
         std::aligned_alloc(64, (scratch + 3 * hidden + wide + inner + own) * 4), &std::free);
     float* begin = static_cast<float*>(memory.get());

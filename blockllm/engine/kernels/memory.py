@@ -40,8 +40,8 @@ _shared: _Room | None = None
 
 
 def new_memory(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor in memory that nobody has touched. Small ones lie side by side: alone, each would
-    end in small pages."""
+    """A tensor in memory that was never touched. Small ones lie side by side: alone, each would end
+    in small pages."""
     global _shared
     count = math.prod(shape)
     nbytes = count * dtype.itemsize

@@ -23,7 +23,7 @@ def usable(x: torch.Tensor) -> bool:
 
 
 def serves(dtype: torch.dtype, device: torch.device) -> bool:
-    """The same of all tensors of this type there."""
+    """Whether the built kernels take tensors of this type there."""
     return dtype is torch.float32 and available(device)
 
 

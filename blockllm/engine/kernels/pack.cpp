@@ -92,8 +92,8 @@ void linear_pack(void* packed, const void* weight, int64_t first_row, int64_t ou
     pack(static_cast<uint32_t*>(packed), rows, threads, [](int64_t, int64_t) {});
 }
 
-// The same for weight [out, in] int8 and packed [panels, in / 4, PANEL, 4]; offsets [out] are of all
-// outputs
+// weight [out, in] int8 -> outputs first_row.. of packed [panels, in / 4, PANEL, 4]; offsets [out]
+// are of all outputs
 void int8_pack(int8_t* packed, int32_t* offsets, const int8_t* weight, int64_t first_row,
                int64_t out, int64_t in, int threads) {
     const Weight rows{reinterpret_cast<const char*>(weight), first_row, out, in};

@@ -27,8 +27,8 @@ struct Scratch {
 };
 
 // Keys and values of tokens first..first + count of one head: keys [dim, BLOCK], values
-// [BLOCK, width] with zeros behind `dim`. Behind `count` is nothing but zeros: nobody sees those
-// tokens, but 0 * NaN would be seen.
+// [BLOCK, width] with zeros behind `dim`. Behind `count` are zeros: no row sees those tokens,
+// but 0 * NaN would show.
 void gather(Scratch& s, const float* keys, int64_t page_stride, int64_t value_stride,
             const int32_t* table, int64_t page_size, int64_t first, int64_t count, int64_t dim,
             int64_t width) {

@@ -54,7 +54,7 @@ class BlockExecutor:
         self.parts = _stack(self.layers)
         self.num_kv_layers = num_kv_layers(block)
         self.adapters: dict[str, int] = {}  # delta id → its index in the block
-        # by this index, who adds the delta and whether it is low-rank updates only
+        # by this index, the models that add it and whether it is low-rank updates only
         self.riders: tuple[tuple[frozenset[str], bool], ...] = ()
         # whether some delta is applied segment by segment from the host
         self.loops_segments = False

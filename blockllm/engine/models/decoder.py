@@ -52,7 +52,7 @@ class DecoderLayer:
         x: torch.Tensor,  # [rows, hidden]
         segments: Segments,
         attend: BoundAttention | None,  # None without attention
-        kept: Kept | None = None,  # who goes on behind the attention; None: all
+        kept: Kept | None = None,  # rows that go on behind the attention; None: all
     ) -> torch.Tensor:
         """[rows, hidden] → [rows or kept, hidden]; keys and values of all rows land on their
         pages."""

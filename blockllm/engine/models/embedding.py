@@ -1,4 +1,4 @@
-"""The embedding shared by all models of a block, and what those with a delta add to it."""
+"""The embedding shared by all models of a block, and what models with a delta add to it."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class MlpHalf:
         return self._run(x, self._norm(x, segments), segments)
 
     def after(self, x: torch.Tensor, attended: torch.Tensor, segments: Segments) -> torch.Tensor:
-        """The same of x + attended, which is added on the way. All [rows, hidden]"""
+        """As a call on x + attended, which is added on the way. All [rows, hidden]"""
         return self._run(*self._norm.add(x, attended, segments), segments)
 
     def _run(self, x: torch.Tensor, normed: torch.Tensor, segments: Segments) -> torch.Tensor:

@@ -62,7 +62,7 @@ class Norm(_Replaceable):
 
 
 class HeadNorm(_Replaceable):
-    """The same of each attention head, in place."""
+    """Root-mean-square norm of each attention head, in place."""
 
     def __init__(self, weight: torch.Tensor, eps: float, first: int, count: int) -> None:
         """Of `count` heads from `first` on."""

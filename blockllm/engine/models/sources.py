@@ -15,11 +15,11 @@ class TensorSource(Protocol):
     """Tensors by what they are, on the device."""
 
     def load(self, tensor: Tensor) -> torch.Tensor: ...
-    def read(self, tensor: Tensor) -> torch.Tensor: ...  # the same, kept by nobody
+    def read(self, tensor: Tensor) -> torch.Tensor: ...  # read anew, not kept
 
 
 class Loader(TensorSource, Protocol):
-    """The same, and linears in the form in which the device multiplies."""
+    """Tensors, and linears in the form in which the device multiplies."""
 
     def matmul(
         self,
@@ -30,7 +30,7 @@ class Loader(TensorSource, Protocol):
 
 
 class TableLoader(Loader, Protocol):
-    """The same, and matrices whose rows are looked up."""
+    """Tensors, linears, and matrices whose rows are looked up."""
 
     dtype: torch.dtype  # what is computed in
 

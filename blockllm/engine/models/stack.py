@@ -40,7 +40,7 @@ class DecoderStack:
         self._fused, self._unfused = fused or self._fuse(), unfused
 
     def refresh(self, unfused: frozenset[str]) -> None:
-        """To be called when deltas were attached to the layers; `unfused`: ids of those which are
+        """To be called when deltas were attached to the layers; `unfused`: ids of deltas that are
         more than low-rank updates of linears."""
         self._fused, self._unfused = self._fuse(), unfused
 
@@ -51,8 +51,8 @@ class DecoderStack:
         return FusedLayers(present) if alike and len(present) == len(described) else None
 
     def join(self, behind: DecoderStack) -> DecoderStack | None:
-        """Both as one native call, for rows that add the same deltas, by the same numbers, in
-        both; None where that is not possible."""
+        """Both stacks as one native call, for rows that add the same deltas, by the same numbers,
+        in both; None where that is not possible."""
         if self._fused is None or behind._fused is None:
             return None
         if len(self._rotations | behind._rotations) > 1:
@@ -62,8 +62,8 @@ class DecoderStack:
         return DecoderStack(layers, fused, self._unfused, self.embed, behind.head)
 
     def begin_with(self, embed: EmbedLayer) -> DecoderStack | None:
-        """The same for token ids, of rows that add nothing to the embedding; None where that is
-        not one native call."""
+        """This stack behind an embedding, for rows that add nothing there; None where that is not
+        one native call."""
         entry = embed.describe()
         if self._fused is None or entry is None:
             return None
@@ -71,8 +71,8 @@ class DecoderStack:
         return DecoderStack(self.layers, fused, self._unfused, embed, self.head)
 
     def end_with(self, head: HeadLayer) -> DecoderStack | None:
-        """The same up to logits, of rows that add nothing to the head; None where that is not one
-        native call."""
+        """This stack up to a head's logits, for rows that add nothing there; None where that is not
+        one native call."""
         described = head.describe()
         if self._fused is None or described is None:
             return None
@@ -85,7 +85,7 @@ class DecoderStack:
         segments: Segments,
         bind: Bind,
         kv_layer: int,  # the first layer's number
-        kept: Kept | None = None,  # who goes on behind the last attention; None: all
+        kept: Kept | None = None,  # rows that go on behind the last attention; None: all
     ) -> torch.Tensor:
         """[rows, hidden] → [rows or kept, hidden]; logits [rows or kept, vocab] behind a head"""
         if kept is not None and self._last is None:
@@ -106,7 +106,7 @@ class DecoderStack:
         kv_layer: int,
         kept: Kept | None = None,
     ) -> torch.Tensor:
-        """The same, kernel by kernel."""
+        """As a call of the stack, kernel by kernel."""
         if self.embed is not None:
             x = self.embed(x, segments)
         for layer in self.layers:
