@@ -2,7 +2,7 @@
 
 Kernel and twin take turns, so that a neighbour on the machine disturbs both. Both walk over
 several copies of their inputs, together at least twice as large as the last-level cache where
-memory allows: weights that lie in cache after the last call would flatter whoever runs second.
+memory allows: weights that lie in cache after the last call would flatter the one that runs second.
 """
 
 from __future__ import annotations

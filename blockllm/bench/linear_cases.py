@@ -24,7 +24,7 @@ def linear(s: Setup) -> Iterator[Case]:
 
 
 def narrow_linear(s: Setup) -> Iterator[Case]:
-    """The same with weights that keep their 16 bits in memory while rows are fp32."""
+    """y = x Wᵀ with weights that keep their 16 bits in memory while rows are fp32."""
 
     def weights(seed: int, out: int, size: int) -> torch.Tensor:
         return s.random(seed, out, size).bfloat16()
@@ -38,7 +38,7 @@ def narrow_linear(s: Setup) -> Iterator[Case]:
 
 
 def int8_linear(s: Setup) -> Iterator[Case]:
-    """The same with int8 weights. The measured peak is of floats: the limit is of bytes alone."""
+    """y = x Wᵀ with int8 weights. The measured peak is of floats: the limit is of bytes alone."""
 
     def weights(seed: int, out: int, size: int) -> torch.Tensor:
         return _random_int8(s, seed, out, size)

@@ -41,7 +41,7 @@ def _field(file: str, name: str) -> str:
 
 class Ticks(NamedTuple):
     """Processor time of all cores since the system's start: `wanted` by anything that runs on it,
-    and `stolen`: the part of this that a virtual machine's host has given to somebody else."""
+    and `stolen`: the part of this that a virtual machine's host has given to other machines."""
 
     wanted: int
     stolen: int
@@ -64,8 +64,8 @@ def stolen_share(before: Ticks, after: Ticks) -> float:
 
 class Memory(NamedTuple):
     """Bytes of some processes. `pss`: pages shared with others count in parts, so that the sum
-    over all processes of the machine is what is used; `rss`: they count in full; `own`: pages
-    that nobody else maps (`Pss_Anon`), without mapped files."""
+    over all processes of the machine is what is used; `rss`: they count in full; `own`: pages that
+    no other process maps (`Pss_Anon`), without mapped files."""
 
     pss: int
     rss: int

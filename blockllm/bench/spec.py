@@ -69,7 +69,8 @@ class BlockllmArm(Arm, frozen=True, kw_only=True, tag_field="kind", tag="blockll
 class SharedParametersArm(
     Arm, frozen=True, kw_only=True, tag_field="kind", tag="shared-parameters"
 ):
-    """The same, but every batch holds the rows of one model: weights shared, blocks not batched."""
+    """`blockllm serve` where every batch holds one model's rows: weights shared, blocks not
+    batched."""
 
     zoo: str
     flags: list[str] = []

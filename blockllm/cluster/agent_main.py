@@ -41,7 +41,7 @@ class AgentOptions(msgspec.Struct, frozen=True):
 
 
 class Job(NamedTuple):
-    """What an agent process has to do before it is ready, and whom it tells how far it is."""
+    """What an agent process has to do before it is ready, and how it reports its progress."""
 
     options: AgentOptions
     chains: dict[str, Chain]

@@ -1,4 +1,4 @@
-"""The port between the agent loop and whoever feeds it, and its adapter for one process."""
+"""The port between the agent loop and its front end, and the adapter for one process."""
 
 from __future__ import annotations
 

@@ -102,6 +102,6 @@ def error_of(kind: str, message: str, param: str | None = None) -> errors.Blockl
 
 
 def refusal(request: str, error: errors.BlockllmError) -> Refused:
-    """The message that carries `error` to whoever sent the request."""
+    """The message that carries `error` to the request's sender."""
     param = error.param if isinstance(error, errors.RequestError) else None
     return Refused(request, type(error).__name__, str(error), param)

@@ -1,4 +1,4 @@
-"""Routes what an agent reports to whoever waits for it."""
+"""Routes what an agent reports to the requests that wait for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from blockllm.cluster.messages import Refused, Tokens, error_of
 from blockllm.core import TokenEvent
 from blockllm.errors import BlockllmError
 
-Item = TokenEvent | BlockllmError  # an error ends every request of the one who reads it
+Item = TokenEvent | BlockllmError  # an error ends every request of its reader
 
 
 class Sink(Protocol):

@@ -1,6 +1,6 @@
 """Virtual tokens: rows that a model puts before every prompt, and that no user sent.
 
-They stand at positions 0 .. n-1 and are computed, kept and shared like any row. Only this is special:
+They stand at positions 0 .. n-1 and are computed, kept and shared like any row, but for this:
 
     token id   -1, -2, ..: no text has these, so no text's pages have their keys
     prompt     their hidden states behind the embedding are given

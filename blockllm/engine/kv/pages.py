@@ -1,4 +1,4 @@
-"""The page pool and the prefix index of one KV shape: who owns which page. No tensors here.
+"""The page pool and the prefix index of one KV shape: the owners of pages, and no tensors.
 
 A *page group* is what one block needs for one run of `page_size` tokens: one page for every
 `layers_per_page` layers of the block. Every group is in exactly one state:

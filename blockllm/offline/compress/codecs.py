@@ -24,7 +24,8 @@ Stage = Callable[[torch.Tensor], NewTarget]  # [out, in] fp32 → what stands fo
 _STEPS = {1: 1.596, 2: 0.9957, 4: 0.3352}
 _ROUNDS = 5  # of fitting codes and scales to each other
 # Least squares makes every difference too short, so all err towards the base, and such errors add
-# up over the layers; scales that keep the length along the difference err more, but every which way
+# up over the layers; scales that keep the length along the difference err more, but in all
+# directions
 _STRETCH = 0.5  # of the way from the former to the latter, see docs/compressed-deltas.md
 _GROUP = 128  # inputs of one scale
 _RANK_SHARE = 32  # ranks kept are at most this part of the shorter side …

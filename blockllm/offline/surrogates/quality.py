@@ -26,7 +26,7 @@ class LayerQuality(msgspec.Struct, frozen=True):
     tokens with this one layer exchanged."""
 
     cosine: float  # mean over tokens, of the outputs (the residual stream included)
-    cosine_of_change: float  # the same of output minus input: what the layer itself adds
+    cosine_of_change: float  # of output minus input: what the layer itself adds
     agreement: float  # share of tokens with the same most likely next token
     kl: float  # nats
 

@@ -15,7 +15,7 @@ from blockllm.zoo.assemble import NewLayer
 
 
 def new_layers(zoo: Zoo, model: str, trained: Sequence[TwinLayer]) -> list[Layer | NewLayer]:
-    """A model's layers with those whose weights were trained instead of its own."""
+    """A model's layers, the trained ones in the places of its own."""
     dtype = storage_dtype(zoo, model)
     own = zoo.layers(model)
     return [new_layer(t, dtype) if is_trained(t) else o for t, o in zip(trained, own, strict=True)]
