@@ -128,7 +128,7 @@ REFUSED: dict[str, Refused] = {
 
 IGNORED = frozenset(
     {
-        # whom to bill, what to keep, where to run: nothing in the answer
+        # what to bill, what to keep, where to run: nothing in the answer
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
         *("prompt_cache_options", "prompt_cache_retention", "prediction", "request_id", "rid"),
         *("session_id", "custom_labels", "cache_prompt", "n_cache_reuse", "id_slot", "n_keep"),

@@ -77,7 +77,7 @@ class Generation:
             yield self._feed(items)
 
     def pieces_blocking(self) -> Iterator[list[Piece]]:
-        """The same for callers without an event loop."""
+        """As `pieces`, for callers without an event loop."""
         items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._submit(lambda item, made=0.0: items.put(item))
         while self._unfinished:

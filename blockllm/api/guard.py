@@ -1,4 +1,4 @@
-"""The outermost layer: who may come in, and an OpenAI error object for everything that fails.
+"""The outermost layer: checks keys, and answers all that fails with OpenAI's error object.
 
 Deny by default: a route needs a key unless it is in PUBLIC.
 """

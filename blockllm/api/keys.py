@@ -31,7 +31,7 @@ class KeyRing:
         return bool(self._tenants)
 
     def tenant_of(self, key: str) -> str | None:
-        """Whose key this is; None when nobody's. Takes the same time whichever it is."""
+        """The tenant of this key; None for an unknown one. Takes equally long for every key."""
         digest = hashlib.sha256(key.encode()).digest()
         found = None
         for known, tenant in self._tenants.items():

@@ -32,7 +32,7 @@ INLINE_CHARACTERS = 4096  # longer texts and conversations are read on another t
 
 
 class Caller(NamedTuple):
-    """Who asks, and when the request's last byte came (monotonic clock)."""
+    """The tenant that asks, and when the request's last byte came (monotonic clock)."""
 
     tenant: str
     arrival: float

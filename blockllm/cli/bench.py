@@ -38,7 +38,7 @@ def serve(
     prompt_length: Annotated[
         str, typer.Option(help="N, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA, geometric:MEAN.")
     ] = "128",
-    output_length: Annotated[str, typer.Option(help="The same for outputs.")] = "64",
+    output_length: Annotated[str, typer.Option(help="Output tokens, as for prompts.")] = "64",
     popularity: Annotated[str, typer.Option(help="uniform, zipf:ALPHA, maf.")] = "uniform",
     tenants: Annotated[str, typer.Option(help="Tenants, comma-separated.")] = "",
     keys: Annotated[

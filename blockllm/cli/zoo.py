@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="zoo",
-    help="The store of models: each block of weights is kept once, whoever uses it.",
+    help="The store of models: each block of weights is kept once for all models.",
     no_args_is_help=True,
 )
 

@@ -1,4 +1,4 @@
-"""The zoo's folder: where files lie, how they get there whole, who may write.
+"""The zoo's folder: where files lie, how they get there whole, which process may write.
 
 catalog.sqlite   lock   packs/ab/<name>.pack   assets/ab/<hash>.json   tmp/<files being written>
 """

@@ -11,7 +11,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(activity: str, done: int, total: int) -> None:
-    """The progress of someone who does not look."""
+    """Takes progress and shows nothing."""
 
 
 class AddReport(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The zoo: add, list, check and remove models; chains and assets for those who serve them."""
+"""The zoo: add, list, check and remove models; chains and assets for servers."""
 
 from __future__ import annotations
 

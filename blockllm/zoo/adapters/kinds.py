@@ -1,4 +1,4 @@
-"""Which kind of adapter a folder holds, and who reads it."""
+"""Which kind of adapter a folder holds, and which file reads it."""
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def refuse_foreign(config: SettingsReader) -> None:
 
 
 def refuse_foreign_rope(section: SettingsReader) -> None:
-    """The same among the settings of the rotary embedding, which may also differ by layer type."""
+    """Raise UnsupportedModel for a setting of the rotary embedding that asks for another
+    computation, or for several by layer type."""
     for name in section.all_keys():
         if section.is_section(name):
             raise UnsupportedModel(
