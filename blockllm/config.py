@@ -25,6 +25,14 @@ Device = Annotated[
     str, Meta(pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$", description="auto, cpu, cuda or cuda:N")
 ]
 Memory = Annotated[str, Meta(min_length=1, description="auto, or a size such as 8GiB or 800M")]
+_ORIGIN = r"https?://[^/\s,*]+"
+Origins = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(\*|{_ORIGIN}(\s*,\s*{_ORIGIN})*)$",
+        description="*, or origins such as https://chat.example.org with commas between",
+    ),
+]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Amount = Annotated[int, Meta(ge=0, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -67,6 +75,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     api_key: Text = ""
     api_key_file: Text = ""
+    allowed_origins: Origins = ""
     shared_prefixes: bool = False
     special_tokens_in_messages: bool = False
     sampling_defaults: Literal["model", "openai"] = "model"

@@ -87,6 +87,6 @@ KEY_CODE = "invalid_api_key"
 CLIENT_GONE = 499  # the client has gone before it; for access logs and counts
 MAX_PATH = 256  # characters of a path in an error
 NO_CROSS_ORIGIN = (
-    "OPTIONS: web pages of other origins are not supported yet; ask from a program, "
-    "or through a proxy that answers for the page's origin"
+    "OPTIONS: wrong method; a browser sends it for a page of another origin, which may ask only "
+    "when the setting allowed_origins names that origin"
 )

@@ -23,6 +23,7 @@ from blockllm.api.doorway import Doorway, Starting
 from blockllm.api.guard import Guard
 from blockllm.api.keys import read_keys
 from blockllm.api.models import Models, Shelf, load_models
+from blockllm.api.origins import admit_pages
 from blockllm.api.protocol import BoundedProtocol
 from blockllm.api.serving import Serving
 from blockllm.cluster.agent_main import AgentOptions
@@ -90,7 +91,8 @@ class Server:
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
         doorway = Doorway(Guard(Starting(self._progress), self._keys, (), self._metrics.refused))
-        http = self._make_http(doorway)
+        origins = self._settings.allowed_origins
+        http = self._make_http(admit_pages(doorway, origins, self._metrics.refused))
         answering = asyncio.ensure_future(http.serve(sockets=[self._socket]))
         try:
             if await self._unless_stopped(self._load(doorway)):
