@@ -81,6 +81,7 @@ def delta_lines(name: str, made: Compressed) -> list[str]:
         f"({loss.rise:+.2%}), KL {loss.kl:.5f}, same first choice {loss.agreement:.2%} on "
         f"{loss.num_tokens} tokens",
         "weights: " + ", ".join(f"{count} {codec}" for codec, count in codecs),
+        *(f"  {note}" for note in made.report.notes),
     ]
 
 

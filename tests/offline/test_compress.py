@@ -202,11 +202,12 @@ def test_what_equals_the_base_needs_no_delta(folders: Path, tmp_path: Path) -> N
 def test_ends_and_files_are_the_checkpoints(folders: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned"
     shutil.copytree(folders / "a", tuned)
-    (tuned / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    (tuned / "generation_config.json").write_text('{"eos_token_id": [7, 9, 9999]}')
     (tuned / "chat_template.jinja").write_text("{{ messages }}")
     zoo = Zoo(tmp_path / "zoo")
     zoo.add("base", folders / "base")
-    compress(zoo, "tuned", tuned, "base", TEXT, Wanted(max_bytes=0.5, window=64))
+    made = compress(zoo, "tuned", tuned, "base", TEXT, Wanted(max_bytes=0.5, window=64))
+    assert "end token 9999 is none of the model's tokens" in "".join(made.report.notes)
     assert zoo.chain("tuned").eos_ids == (2, 7, 9)  # config.json's first
     template = zoo.asset("tuned", "chat_template.jinja")
     assert template is not None and template.read_text() == "{{ messages }}"

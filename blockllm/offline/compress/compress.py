@@ -101,7 +101,8 @@ def compress(
             parent=base,
             own=made.own_facts(measurement),
         )
-    report = msgspec.structs.replace(report, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    report = msgspec.structs.replace(report, seconds=seconds, notes=made.notes)
     points = tuple(_point(one) for one in tried)
     codecs = made.codecs(mix)
     return Compressed(report, measurement, mix.nbytes, made.checkpoint_bytes, codecs, points)

@@ -48,7 +48,7 @@ class Compressor:
         if self._base.parent is not None or zoo.targets(base):
             raise ZooError(f"{base!r} is a delta itself; give a full model as base")
         report = self._zoo.add(_REFERENCE, source, progress=progress)
-        self.checkpoint_bytes = report.total_bytes
+        self.checkpoint_bytes, self.notes = report.total_bytes, report.notes
         self._stores: list[PackStore] = [zoo, self._zoo, self._scratch]
         layers = zoo.layers(base), self._zoo.layers(_REFERENCE)
         self.candidates: Candidates = make_candidates(
