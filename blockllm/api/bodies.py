@@ -12,7 +12,7 @@ from blockllm.api.parse import parse
 
 T = TypeVar("T", bound=msgspec.Struct)
 JSON = "application/json"
-UNDECLARED = ("", "application/x-www-form-urlencoded")  # what curl says when it is told nothing
+UNDECLARED = ("", "application/x-www-form-urlencoded")  # what `curl -d` sends by default
 
 
 async def read_body(request: Request, kind: type[T], limit: int) -> T:

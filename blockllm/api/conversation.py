@@ -1,7 +1,7 @@
 """Messages as chat templates expect them: absent fields are absent, every content is one text.
 
 Clients leave out, null and nest what templates print as it is: a null would stand in the prompt
-as "None". What becomes of what follows vLLM, so that both servers build one prompt.
+as "None". Each becomes what vLLM makes of it, so that both servers build one prompt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What catalogues of older formats lack and the zoo's own files tell."""
+"""Facts that catalogues of older formats lack, read from the zoo's own files."""
 
 from __future__ import annotations
 

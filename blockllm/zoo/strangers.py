@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that its family does not read: which are skipped, what others tell."""
+"""Tensors of a checkpoint that its family does not read: skipped, or signs of another file."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def _unchanged(context: Context, value: Any) -> Any:
 
 
 class Dialect(ImmutableSandboxedEnvironment):
-    """Syntax and filters; what a template may call and compute is its subclass's to say."""
+    """Syntax and filters; a subclass says what a template may call and compute."""
 
     def __init__(self) -> None:
         # constants would be computed while a template is compiled, without a bound: by the

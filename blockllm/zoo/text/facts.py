@@ -29,7 +29,7 @@ class TextFacts(NamedTuple):
         return tuple(token for token in dict.fromkeys(self.ends) if token in range(rows))
 
     def notes_of(self, rows: int) -> tuple[str, ...]:
-        """All there is to say of a model whose embedding has so many rows."""
+        """Sentences about a model whose embedding has so many rows."""
         strangers = {token for token in self.ends if token not in range(rows)}
         notes = [
             f"end token {token} is none of the model's tokens, which are 0 to {rows - 1}: ignored"

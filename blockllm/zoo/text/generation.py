@@ -1,4 +1,4 @@
-"""generation_config.json: where answers end, and how requests are sampled that do not say."""
+"""generation_config.json: where answers end, and how requests that do not say so are sampled."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
 
 
 def rebuild(tokenizer: Tokenizer, kind: Kind) -> None:
-    """Replace what surrounds the vocabulary by what the kind has there."""
+    """Replace the pipeline around the vocabulary by the kind's."""
     if not isinstance(tokenizer.model, BPE):
         return
     if kind.name == LLAMA:

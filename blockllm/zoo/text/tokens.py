@@ -70,7 +70,7 @@ def read_tokens(files: TextFiles, assumed: Mapping[str, str]) -> Tokens:
 
 
 def text_of(token: AnyToken) -> str:
-    """What a token reads."""
+    """The text of a token."""
     return token if isinstance(token, str) else token.content
 
 
