@@ -2,7 +2,7 @@
 
     python -m tools.performance_page [--check]
 
-docs/bench/claims.toml names the claims, their commands and where their numbers lie. A row is read
+docs/claims.toml names the claims, their commands and where their numbers lie. A row is read
 from `bench compare`'s results (a folder of docs/bench/results: figures and ratios are medians over
 its pairs, with the least and the largest ratio) or from a file of facts (a JSON file there, for
 what other commands print). `--check` writes nothing and exits with 1 if the page is not current.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from tools.wrap import wrap
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-CLAIMS, RESULTS, PAGE = DOCS / "bench/claims.toml", DOCS / "bench/results", DOCS / "performance.md"
+CLAIMS, RESULTS, PAGE = DOCS / "claims.toml", DOCS / "bench/results", DOCS / "performance.md"
 HEAD = ["what", "ours", "theirs", "ratio (least to most)", "machine", "run of"]
 
 
