@@ -86,6 +86,20 @@ class Generation:
                 batch.append(items.get())
             yield self._feed(batch)
 
+    async def collect(self) -> list[list[Piece]]:
+        """All pieces of each choice, when the last has ended."""
+        collected: list[list[Piece]] = [[] for _ in self.choices]
+        async for pieces in self.pieces():
+            _sort(pieces, collected)
+        return collected
+
+    def collect_blocking(self) -> list[list[Piece]]:
+        """As above, for callers without an event loop."""
+        collected: list[list[Piece]] = [[] for _ in self.choices]
+        for pieces in self.pieces_blocking():
+            _sort(pieces, collected)
+        return collected
+
     def _submit(self, sink: Sink) -> None:
         for choice in self.choices:
             self._agent.submit(choice.request, sink)
@@ -119,6 +133,11 @@ class Generation:
         timer = self._timers.pop(choice.request.id, None)
         if timer is not None:
             timer.end(reason)
+
+
+def _sort(pieces: Sequence[Piece], collected: Sequence[list[Piece]]) -> None:
+    for piece in pieces:
+        collected[piece.index].append(piece)
 
 
 def make_choices(

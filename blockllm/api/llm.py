@@ -6,9 +6,7 @@ with LLM("base") as llm:
 
 from __future__ import annotations
 
-import asyncio
 import atexit
-import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -19,11 +17,11 @@ from blockllm.api import limits
 from blockllm.api.choice import Piece, TextRules
 from blockllm.api.conversation import plain_messages, read_messages
 from blockllm.api.generation import AgentPort, Generation, make_choices
+from blockllm.api.loop import OnLoop
 from blockllm.api.models import Models, ServedModel, Shelf, load_models
 from blockllm.cluster.agent import EnginePort, Loaded
 from blockllm.cluster.local import LocalAgent
 from blockllm.cluster.opening import open_engine
-from blockllm.cluster.streams import Item, Sink
 from blockllm.config import EngineSettings, default_zoo, load
 from blockllm.core import Request, Sampling, TokenLogprobs
 from blockllm.errors import BlockllmError
@@ -117,11 +115,8 @@ class LLM:
     ) -> list[Completion]:
         """n completions per prompt, in order; all prompts are computed together."""
         generation = self._plan(self._agent, _as_list(prompts), model, sampling, stop, n)
-        collected: list[list[Piece]] = [[] for _ in generation.choices]
         with generation:
-            for pieces in generation.pieces_blocking():
-                _collect(collected, pieces)
-        return _completions(generation, collected)
+            return _completions(generation, generation.collect_blocking())
 
     async def agenerate(
         self,
@@ -132,13 +127,10 @@ class LLM:
         n: int = 1,
     ) -> list[Completion]:
         """generate() for coroutines; cancelling the task cancels the requests."""
-        agent = _OnLoop(self._agent)
+        agent = OnLoop(self._agent)
         generation = self._plan(agent, _as_list(prompts), model, sampling, stop, n)
-        collected: list[list[Piece]] = [[] for _ in generation.choices]
         with generation:
-            async for pieces in generation.pieces():
-                _collect(collected, pieces)
-        return _completions(generation, collected)
+            return _completions(generation, await generation.collect())
 
     def stream(
         self,
@@ -160,7 +152,7 @@ class LLM:
         stop: str | Sequence[str] = (),
     ) -> AsyncIterator[Piece]:
         """stream() for coroutines; close it (contextlib.aclosing) to cancel at once."""
-        with self._plan(_OnLoop(self._agent), [prompt], model, sampling, stop, 1) as generation:
+        with self._plan(OnLoop(self._agent), [prompt], model, sampling, stop, 1) as generation:
             async for pieces in generation.pieces():
                 for piece in pieces:
                     yield piece
@@ -217,24 +209,6 @@ class LLM:
         return Generation(agent, make_choices(template, ids, samplings, n, found.decoder, rules))
 
 
-class _OnLoop:
-    """The agent as seen from an event loop: sinks are called on the loop's thread."""
-
-    def __init__(self, agent: LocalAgent) -> None:
-        self._agent = agent
-        self._loop = asyncio.get_running_loop()
-
-    def submit(self, request: Request, sink: Sink) -> None:
-        def deliver(item: Item, made: float = 0.0) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                self._loop.call_soon_threadsafe(sink, item, made)
-
-        self._agent.submit(request, deliver)
-
-    def cancel(self, request_id: str) -> None:
-        self._agent.cancel(request_id)
-
-
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
@@ -257,11 +231,6 @@ def _ids(model: ServedModel, prompt: Prompt) -> Sequence[int]:
     ids = model.encode(prompt, True, "prompt") if isinstance(prompt, str) else list(prompt)
     limits.check_prompt(ids, model.max_context, "prompt")
     return ids
-
-
-def _collect(collected: list[list[Piece]], pieces: Sequence[Piece]) -> None:
-    for piece in pieces:
-        collected[piece.index].append(piece)
 
 
 def _completions(generation: Generation, collected: list[list[Piece]]) -> list[Completion]:

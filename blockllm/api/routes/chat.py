@@ -60,11 +60,8 @@ def _num_logprobs(body: ChatRequest) -> int | None:
 
 
 async def _answer(plan: Plan) -> ChatAnswer:
-    collected: list[list[Piece]] = [[] for _ in plan.choices]
     with plan.serving.in_flight(), plan.start() as generation:
-        async for pieces in generation.pieces():
-            for piece in pieces:
-                collected[piece.index].append(piece)
+        collected = await generation.collect()
     return ChatAnswer(
         id=_answer_id(plan),
         created=plan.created,

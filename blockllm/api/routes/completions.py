@@ -70,11 +70,8 @@ async def _read_prompts(
 
 
 async def _answer(plan: Plan) -> CompletionAnswer:
-    collected: list[list[Piece]] = [[] for _ in plan.choices]
     with plan.serving.in_flight(), plan.start() as generation:
-        async for pieces in generation.pieces():
-            for piece in pieces:
-                collected[piece.index].append(piece)
+        collected = await generation.collect()
     answer = _chunk(plan, [_choice(plan, index, each) for index, each in enumerate(collected)])
     for choice in answer.choices if plan.wants_ids else ():
         choice.prompt_token_ids = _prompt_of(plan, choice.index)
