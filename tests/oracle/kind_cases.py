@@ -89,6 +89,19 @@ KIND_CASES: dict[str, KindCase] = {
     "tinylora": _case("TinyLoraConfig", LOW_RANK, r=2, u=4),
     "tinylora-tied": _case("TinyLoraConfig", LOW_RANK, "biased", r=2, u=4, weight_tying=0.7),
     "unilora": _case("UniLoraConfig", LOW_RANK, r=8, theta_d_length=8, save_indices=True),
+    "unilora-drawn": _case(
+        "UniLoraConfig",
+        LOW_RANK,
+        r=3,
+        theta_d_length=13,
+        proj_seed=3,
+        layers_to_transform=[0],
+        modules_to_save=["mlp"],
+        target_modules=["v_proj", "down_proj", "q_proj"],
+    ),
+    "unilora-head": _case(
+        "UniLoraConfig", LOW_RANK, r=8, theta_d_length=8, target_modules=["lm_head", "k_proj"]
+    ),
     "vblora": _case("VBLoRAConfig", LOW_RANK, r=4, num_vectors=20, vector_length=16),
     "vblora-short": _case(
         "VBLoRAConfig",

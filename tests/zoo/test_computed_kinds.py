@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Any], s
     "half of VeRA": ("vera", {}, drop("base_model.vera_B"), "save_projection=True"),
     "PVeRA drawing": ("pvera", {"sample_at_inference": True}, keep, "sample_at_inference"),
     "RandLoRA": ("randlora", {}, drop("randlora_B"), "save_projection=True"),
-    "Uni-LoRA": ("unilora", {}, drop("indices"), "save_indices=True"),
+    "Uni-LoRA": ("unilora-head", {"target_modules": ".*q_proj"}, keep, "save_indices=True"),
     "TinyLoRA": ("tinylora", {}, drop("tinylora_P"), "save_projection=True"),
     "FRoD": ("frod", {}, drop("frod_V"), "save_projection=True"),
     "Supertuning": ("supertuning", {}, drop("indices"), "save_precomputed_indices=True"),

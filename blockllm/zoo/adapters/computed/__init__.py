@@ -4,7 +4,6 @@ One reader per kind, (config, tensors, base's layers) → AdapterPlan. What they
 when the plan is stored. Importing this imports numpy.
 """
 
-from blockllm.zoo.adapters.computed.banks import read_unilora, read_vblora
 from blockllm.zoo.adapters.computed.elements import read_shira, read_supertuning
 from blockllm.zoo.adapters.computed.products import read_loha, read_lokr
 from blockllm.zoo.adapters.computed.projected import read_pvera, read_randlora, read_vera
@@ -15,6 +14,8 @@ from blockllm.zoo.adapters.computed.singular import read_adalora, read_delora, r
 from blockllm.zoo.adapters.computed.spectra import read_fourierft, read_waveft
 from blockllm.zoo.adapters.computed.steered import read_beft, read_deft, read_peanut
 from blockllm.zoo.adapters.computed.tiles import read_c3a, read_gralora, read_miss
+from blockllm.zoo.adapters.computed.unilora import read_unilora
+from blockllm.zoo.adapters.computed.vectors import read_vblora
 
 READERS = {
     "ADALORA": read_adalora,

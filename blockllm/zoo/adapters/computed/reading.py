@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from blockllm.errors import UnsupportedModel
 from blockllm.zoo.adapters.computed.module import Change, Module
@@ -38,13 +38,15 @@ def read_modules(
     layers: Layers,
     suffixes: Mapping[str, str],
     change: Callable[[Module], Change],
+    others: Iterable[str] = (),
 ) -> AdapterPlan:
     """The plan of an adapter whose tensors are named by the linears that they change.
 
     `suffixes` say which part of `Module.parts` a tensor is by how its name ends; tensors of other
-    names are whole ones of the base. Raises a CheckpointError.
+    names are whole ones of the base. `others` are linears that have no tensors of their own.
+    Raises a CheckpointError.
     """
-    found: dict[str, dict[str, Source]] = {}
+    found: dict[str, dict[str, Source]] = {name: {} for name in others}
     whole: dict[str, Source] = {}
     for name, source in tensors.items():
         suffix = next((end for end in suffixes if name.endswith(end)), None)
@@ -57,8 +59,8 @@ def read_modules(
             whole[name] = source
         else:
             found.setdefault(name.removesuffix(suffix), {})[suffixes[suffix]] = source
-    saved, others = read_saved(reader, whole, layers)
-    layers = with_shapes(layers, others)
+    saved, weights = read_saved(reader, whole, layers)
+    layers = with_shapes(layers, weights)
     additions: list[Addition] = []
     replaced: dict[_Place, Part] = {}
     for name, parts in sorted(found.items()):
@@ -69,7 +71,7 @@ def read_modules(
         additions += made.additions
         replaced |= made.replaced
     kept, folded = _fold(saved, replaced, layers)
-    own = {**others, **folded}
+    own = {**weights, **folded}
     rebased = [
         a._replace(parts={n: _rebase(p, own) for n, p in a.parts.items()}) for a in additions
     ]

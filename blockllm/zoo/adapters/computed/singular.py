@@ -13,9 +13,10 @@ import numpy as np
 
 from blockllm.errors import AdapterMismatch, UnsupportedModel
 from blockllm.zoo.adapters.computed.module import Change, Module
+from blockllm.zoo.adapters.computed.order import in_order
 from blockllm.zoo.adapters.computed.reading import COMMON, read_modules
 from blockllm.zoo.adapters.options import check_options
-from blockllm.zoo.adapters.plan import AdapterPlan, Layers, find_linear, strip_prefix
+from blockllm.zoo.adapters.plan import AdapterPlan, Layers, strip_prefix
 from blockllm.zoo.arrays import Floats, read_floats
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader
@@ -35,8 +36,6 @@ _TINYLORA_OPTIONS = COMMON | {
 }  # fmt: skip
 # what peft adds to a rank before it divides by it, and the shortest vector that it divides by
 _EPSILON, _SHORTEST = 1e-5, 1e-4
-# modules of a layer as the model has them
-_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def read_adalora(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
@@ -121,11 +120,5 @@ def _groups(tensors: dict[str, Source], layers: Layers, tying: float) -> dict[st
     names = {name.removesuffix(".tinylora_A") for name in tensors if name.endswith(".tinylora_A")}
     count = max(1, round(len(names) * (1 - tying)))
     size = max(1, len(names) // count)
-
-    def place(name: str) -> tuple[int, int]:
-        module = name.rpartition(".")[2]
-        order = _ORDER.index(module) if module in _ORDER else 0
-        return find_linear(name, layers).position, order
-
-    ordered = sorted(names, key=place)
+    ordered = sorted(names, key=lambda name: in_order(name, layers))
     return {name: str(min(index // size, count - 1)) for index, name in enumerate(ordered)}

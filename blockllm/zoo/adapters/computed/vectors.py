@@ -1,10 +1,7 @@
-"""Low-rank updates whose numbers come from one small store that all linears share.
+"""VB-LoRA: every stretch of A and B is a mixture of k vectors of a bank (arXiv 2405.15179).
 
-VB-LoRA   every stretch of A and B is a mixture of k vectors of a bank (arXiv 2405.15179)
-    (module).vblora_logits_A [r, in / n, bank], or of the k largest their places and weights
-    …_A_topk_indices [r, in / n, k] and …_A_topk_weights [r, in / n, k - 1]; B likewise [out / n, r]
-Uni-LoRA  every number of A and B is one of a vector times a scale (arXiv 2506.00799)
-    (module).unilora_indices_A, unilora_scales_A [r, in]; B likewise [out, r]
+(module).vblora_logits_A [r, in / n, bank], or of the k largest their places and weights
+…_A_topk_indices [r, in / n, k] and …_A_topk_weights [r, in / n, k - 1]; B likewise [out / n, r]
 """
 
 from __future__ import annotations
@@ -12,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from blockllm.errors import AdapterMismatch, UnsupportedModel
+from blockllm.errors import AdapterMismatch
 from blockllm.zoo.adapters.computed.module import Change, Module
 from blockllm.zoo.adapters.computed.reading import COMMON, read_modules, take_shared
 from blockllm.zoo.adapters.options import check_options
@@ -25,9 +22,6 @@ from blockllm.zoo.settings_reader import SettingsReader
 _VBLORA_OPTIONS = COMMON | {
     "init_logits_std", "init_vector_bank_bound", "num_vectors", "r", "save_only_topk_weights",
     "topk", "vblora_dropout", "vector_length",
-}  # fmt: skip
-_UNILORA_OPTIONS = COMMON | {
-    "init_theta_d_bound", "proj_seed", "r", "save_indices", "theta_d_length", "unilora_dropout",
 }  # fmt: skip
 
 
@@ -94,34 +88,3 @@ def _mixture(
     chosen = np.take_along_axis(logits, places, -1)
     powers = np.exp(chosen - chosen[..., :1])  # the largest comes first
     return powers / powers.sum(-1, keepdims=True), places
-
-
-def read_unilora(reader: SettingsReader, tensors: dict[str, Source], layers: Layers) -> AdapterPlan:
-    """PEFT's UNILORA with its places saved; raises a CheckpointError."""
-    check_options(reader, _UNILORA_OPTIONS)
-    rank, rest = reader.integer("r", high=MAX_RANK), dict(tensors)
-    if not any(name.endswith(".unilora_indices_A") for name in rest):
-        raise UnsupportedModel(
-            "the adapter was saved without the places of its numbers; save it again with "
-            "save_indices=True"
-        )
-    store = take_shared(rest, "unilora_theta_d", "save_pretrained")
-    size = reader.integer("theta_d_length", 256)
-    if store.entry.shape != (size,):
-        raise AdapterMismatch(f"unilora_theta_d: expected [{size}], got {list(store.entry.shape)}")
-
-    def change(module: Module) -> Change:
-        out, inputs = module.sizes
-        for side, shape in {"A": (rank, inputs), "B": (out, rank)}.items():
-            module.check_part(f"scales_{side}", shape)
-            module.check_places(f"indices_{side}", shape)
-
-        def take(side: str) -> Floats:
-            places = read_integers(module.parts[f"indices_{side}"], size)
-            return read_floats(store)[places] * module.read(f"scales_{side}")
-
-        return module.low_rank(rank, lambda _: take("A"), lambda _: take("B"))
-
-    names = [f"{part}_{side}" for part in ("indices", "scales") for side in "AB"]
-    suffixes = {f".unilora_{name}": name for name in names}
-    return read_modules(reader, "unilora", strip_prefix(rest), layers, suffixes, change)
