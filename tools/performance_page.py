@@ -119,7 +119,9 @@ def _fact_rows(name: str) -> Iterator[list[str]]:
     for fact in facts["facts"]:
         ours, theirs = fact["ours"], fact.get("theirs")
         ratio = fact.get("ratio") or ([] if theirs is None else _bounds(ours, theirs))
-        what = f"{fact['what']}, {fact['unit']}"
+        what = fact["what"]
+        if fact["unit"] not in what.split():
+            what += f", {fact['unit']}"
         in_short = len(ratio) == 3  # which has the spread
         figures = ["" if value is None else _figure(value, in_short) for value in (ours, theirs)]
         yield [what, *figures, _ratio(ratio), facts["machine"], run]
