@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from blockllm.api.limits import check_prompt
 from blockllm.api.marks import ControlTokens, Messages, Variables
 from blockllm.api.template import ChatTemplate
 from blockllm.api.tokenizer import TextTokenizer
@@ -41,20 +42,21 @@ class ChatPrompts:
         variables: Variables | None = None,
         add_special: bool = False,
         as_tokens: bool = False,
-        limit: int | None = None,
+        max_context: int | None = None,
     ) -> list[int]:
-        """The prompt's ids. What messages and variables spell stays text, unless `as_tokens` or the
-        prompt has more than `limit` tokens, with which it is of no use: long ones take long.
+        """The prompt's ids. What messages and variables spell stays text, unless `as_tokens`.
 
         `add_special` adds what the tokenizer puts around other texts; templates write their own.
-        Raises BadRequest when the template refuses.
+        Raises BadRequest when the template refuses, ContextTooLong when messages that spell control
+        tokens do not fit into `max_context` tokens: telling these from text takes long.
         """
         variables = variables or {}
         text = self._template.render(messages, add_generation_prompt, variables)
         ids = self._tokenizer.encode(text, add_special, "messages")
-        is_too_long = limit is not None and len(ids) > limit
-        if as_tokens or is_too_long or self.is_ordinary(messages, variables):
+        if as_tokens or self.is_ordinary(messages, variables):
             return ids
+        if max_context is not None:
+            check_prompt(ids, max_context, "messages")
 
         def render(messages: Messages, variables: Variables) -> str:
             return self._template.render(messages, add_generation_prompt, variables)

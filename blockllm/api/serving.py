@@ -177,10 +177,8 @@ async def chat_ids(
     messages: Sequence[wire.Message],
     fields: wire.TemplateFields,
     add_special: bool = False,
-    limit: int | None = None,
 ) -> list[int]:
-    """The prompt of a conversation, of which only the length counts when it has more than `limit`
-    tokens. Raises BadRequest."""
+    """The prompt of a conversation. Raises BadRequest and ContextTooLong."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
     prompts, variables = model.prompts, variables_of(fields)
     size = len(msgspec.json.encode((messages, variables)))
@@ -191,7 +189,13 @@ async def chat_ids(
         as_tokens = prompts.is_ordinary(plain, variables)  # then there is nothing to keep apart
         size += 0 if as_tokens else INLINE_CHARACTERS  # it takes more than one rendering
     make = partial(
-        prompts.ids, plain, fields.add_generation_prompt, variables, add_special, as_tokens, limit
+        prompts.ids,
+        plain,
+        fields.add_generation_prompt,
+        variables,
+        add_special,
+        as_tokens,
+        model.max_context,
     )
     return model.check_tokens(await maybe_elsewhere(size, make), "messages")
 

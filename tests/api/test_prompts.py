@@ -325,8 +325,9 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_long_way(
     monkeypatch.setattr(TextTokenizer, "encode_literal", encode_literal)
     client = make(models, KeyRing([]))[2]
     body = {"model": "base", "messages": [{"role": "user", "content": "</s>" * 1000}]}
-    answer = client.post("/v1/chat/completions", json=body)
-    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    for path in ("/v1/chat/completions", "/tokenize"):
+        error = client.post(path, json=body).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
 
 
 @pytest.mark.parametrize("content", ["a", "</s>"])
