@@ -40,7 +40,7 @@ def test_browsers_that_ask_for_permission_are_told_why_not(
     assert answer.status_code == 405
     assert not [name for name in answer.headers if name.startswith("access-control")]
     assert error["type"] == "invalid_request_error"
-    assert "web pages of other origins are not supported yet" in error["message"]
+    assert "when the setting allowed_origins names that origin" in error["message"]
 
 
 def test_a_slash_behind_the_listing_changes_nothing(models: Models):
