@@ -19,7 +19,7 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 class KindCase(NamedTuple):
-    """peft's configuration of an adapter; the targets it becomes, or `MERGED`; its base."""
+    """peft's configuration of an adapter; the kinds of targets it becomes, or `MERGED`; its base."""
 
     config: str
     options: dict[str, Any]
@@ -86,6 +86,9 @@ KIND_CASES: dict[str, KindCase] = {
     "road-4": _case("RoadConfig", MERGED, "biased", group_size=16, variant="road_4"),
     "shira": _case("ShiraConfig", SPARSE, r=4),
     "supertuning": _case("SupertuningConfig", SPARSE, sparsity=0.9),
+    "supertuning-lora": _case(
+        "SupertuningConfig", f"{LOW_RANK} {SPARSE}", "biased", sparsity=0.9, r=3, lora_alpha=6
+    ),
     "tinylora": _case("TinyLoraConfig", LOW_RANK, r=2, u=4),
     "tinylora-tied": _case("TinyLoraConfig", LOW_RANK, "biased", r=2, u=4, weight_tying=0.7),
     "unilora": _case("UniLoraConfig", LOW_RANK, r=8, theta_d_length=8, save_indices=True),
