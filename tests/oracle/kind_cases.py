@@ -19,7 +19,7 @@ BASES: dict[str, dict[str, Any]] = {
 
 
 class KindCase(NamedTuple):
-    """peft's configuration of an adapter; the kinds of targets it becomes, or `MERGED`; its base."""
+    """peft's configuration of an adapter; the kinds of its targets, or `MERGED`; its base."""
 
     config: str
     options: dict[str, Any]
