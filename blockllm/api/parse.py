@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +22,11 @@ T = TypeVar("T", bound=msgspec.Struct)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAX_REREAD = 64 * 1024  # bytes of a field that is read again for its numbers, which is slow
 NULL = msgspec.Raw(b"null")
+# clients that cut a text by UTF-16 units leave one of a pair
+_HALF_CHARACTER = re.compile(
+    rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})(?<!\\)\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 _names = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -29,7 +35,9 @@ def parse(body: bytes, kind: type[T]) -> T:
     try:
         return _parse(body.removeprefix(BYTE_ORDER_MARK), kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"the body is not valid JSON: {error}") from error
+        half = _HALF_CHARACTER.search(body)
+        cause = f"{half[0].decode()} is half a character, cut apart" if half else error
+        raise BadRequest(f"the body is not valid JSON: {cause}") from error
 
 
 def _parse(body: bytes, kind: type[T]) -> T:

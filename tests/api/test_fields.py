@@ -326,3 +326,14 @@ def test_an_unknown_model_is_told_which_there_are(models: Models):
     )
     with pytest.raises(ModelNotFound, match=r"has m0, .*m7 and 12 more$"):
         many.find("nix")
+
+
+@pytest.mark.parametrize("half", [r"\ud83d", r"\uDE00", r"\ud83d\ud83d", r"\uDE00\ud83d"])
+def test_a_character_that_was_cut_apart_is_named(half: str):
+    first = half[:6].replace("\\", "\\\\")
+    for text in (half, f"a{half}b", rf"\ud83d\ude00{half}\n"):
+        with pytest.raises(BadRequest, match=f"JSON: {first} is half a character"):
+            parse(b'{"prompt": "%b"}' % text.encode(), wire.CompletionRequest)
+    for whole in (rb"\ud83d\ude00", rb"\\ud83d", rb"\\ude00"):
+        with pytest.raises(BadRequest, match="malformed"):
+            parse(b'{"prompt": "%b", }' % whole, wire.CompletionRequest)
