@@ -147,7 +147,7 @@ def test_listed_bytes_show_the_sharing(client: openai.OpenAI):
 
 
 def test_the_engines_own_errors_reach_the_client(client: openai.OpenAI):
-    with pytest.raises(openai.BadRequestError, match="token ids"):
+    with pytest.raises(openai.BadRequestError, match="token id 300"):
         client.completions.create(model="base", prompt=[VOCABULARY])
     with pytest.raises(openai.BadRequestError) as long:
         client.completions.create(model="base", prompt=[1] * 120, max_tokens=20)
