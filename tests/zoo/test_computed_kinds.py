@@ -13,6 +13,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from peft.tuners.boft.layer import BOFTLayer
 from peft.tuners.waveft.layer import WaveFTLinear
 from safetensors.torch import load_file, save_file
@@ -217,6 +218,17 @@ def test_several_butterfly_factors(shelf: Shelf, tmp_path: Path) -> None:
     expected = kept[f"base_model.model.{name}.boft_s"] * (weight @ rotation.T)
     found = shelf.weight("butterfly", 1, "self_attn.q_proj.weight")
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_butterfly_blocks_of_an_odd_size(shelf: Shelf, tmp_path: Path) -> None:
+    config = peft.BOFTConfig(boft_block_size=3, target_modules=["down_proj"], bias="all")
+    made = make_adapter(shelf.root / "biased", tmp_path / "odd", config)
+    shelf.zoo.add("odd", made, base="biased")
+    model = transformers.AutoModelForCausalLM.from_pretrained(shelf.root / "biased")
+    merged = peft.PeftModel.from_pretrained(model, made).merge_and_unload().state_dict()
+    found = shelf.weight("odd", 1, "mlp.down_proj.weight")
+    expected = merged["model.layers.0.mlp.down_proj.weight"].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(5, 7), (6, 9), (8, 8)])

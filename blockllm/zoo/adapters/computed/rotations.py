@@ -141,8 +141,10 @@ def _butterfly(inputs: int, size: int, level: int) -> Integers:
     """The inputs in the order in which a factor's blocks take them: of every `size` · 2^level the
     even half blocks, then the odd ones."""
     width = size << level
-    halves = np.arange(width).reshape(-1, size // 2 or 1)
-    order = np.concatenate([halves[0::2], halves[1::2]]).reshape(-1) if level else np.arange(width)
+    order = np.arange(width)
+    if level:  # more than one factor needs blocks of an even size
+        halves = order.reshape(-1, size // 2)
+        order = np.concatenate([halves[0::2], halves[1::2]]).reshape(-1)
     return (np.arange(0, inputs, width)[:, None] + order).reshape(-1)
 
 
