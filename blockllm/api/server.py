@@ -39,6 +39,7 @@ _OPEN = (
     "every machine that reaches %s can use this server: it has no API keys. Set --api-key-file or"
     " BLOCKLLM_API_KEY, or listen on 127.0.0.1"
 )
+SECOND_SIGNAL_SECONDS = 1.0  # before that it is one wish that came twice: to us and our group
 LAST_BYTES_SECONDS = 1.0  # for answers of cancelled requests to reach their clients
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Server:
         self._serving: Serving | None = None
         self._supervisor: Supervisor | None = None
         self._asked_to_stop = asyncio.Event()
+        self._signalled = 0.0  # the clock of the first signal
 
     @property
     def address(self) -> str:
@@ -96,7 +98,8 @@ class Server:
         answering = asyncio.ensure_future(http.serve(sockets=[self._socket]))
         try:
             if await self._unless_stopped(self._load(doorway)):
-                await self._asked_to_stop.wait()
+                assert self._supervisor is not None
+                await self._unless_stopped(self._supervisor.ended())
                 await self._drain()
         finally:
             http.should_exit = True
@@ -106,9 +109,11 @@ class Server:
             self._socket.close()
 
     def _on_signal(self) -> None:
-        if self._asked_to_stop.is_set():  # the second one: at once; the agent follows its parent
-            os._exit(1)
-        self._asked_to_stop.set()
+        if not self._asked_to_stop.is_set():
+            self._signalled = time.monotonic()
+            self._asked_to_stop.set()
+        elif time.monotonic() - self._signalled > SECOND_SIGNAL_SECONDS:
+            os._exit(1)  # the agent follows its parent
 
     def _progress(self) -> Progress:
         return self._supervisor.progress if self._supervisor else Progress("reading models")

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
+import zmq
 
 from blockllm.chain import encode_chains, fingerprints
 from blockllm.cluster.agent_main import AgentOptions
@@ -117,6 +118,11 @@ class Supervisor:
             raise
         self._keeper = asyncio.create_task(self._keep_alive())
 
+    async def ended(self) -> None:
+        """Wait for the restarting of agents to end, which only a fault of ours does; raises it."""
+        assert self._keeper is not None
+        await asyncio.shield(self._keeper)
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Generate; events go to `sink`. Raises AgentDied while no agent is ready."""
         if self.state is not State.READY or self._link is None:
@@ -180,11 +186,12 @@ class Supervisor:
             assert self._process is not None
             status = await self._process.wait()
             self.state = State.RESTARTING
-            logger.error("the agent ended with status %s; starting it again", status)
             self.streams.fail_all(
                 AgentDied("the agent ended while it held the request; it is being restarted")
             )
             self.restarts += 1
+            text = "the agent ended with status %s; starting it again (restart %d)"
+            logger.error(text, status, self.restarts)
             await self._relaunch()
 
     async def _relaunch(self) -> None:
@@ -193,9 +200,12 @@ class Supervisor:
             await asyncio.sleep(delay)
             try:
                 return await self._launch()
-            except BlockllmError as error:
+            except Exception as error:  # the machine's too: no folder, descriptor or memory left
+                unknown = not isinstance(error, BlockllmError | OSError | zmq.ZMQError)
                 self.failure = f"it could not be started again: {error}"
-                logger.error("the agent could not be started again: %s", error)
+                logger.error("the agent could not be started again: %s", error, exc_info=unknown)
+                if self._process is not None:
+                    await _end(self._process, 0.0)
 
     def _deliver(self, message: FromAgent) -> None:
         match message:

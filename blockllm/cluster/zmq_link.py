@@ -96,20 +96,35 @@ class AgentLink:
 
 
 class FrontLink:
-    """The front end's end: lives on one event loop and calls `deliver` for every message."""
+    """The front end's end: lives on one event loop and calls `deliver` for every message.
+
+    Raises OSError and zmq.ZMQError when the machine has no folder or descriptor left for it.
+    """
 
     def __init__(self, deliver: Callable[[FromAgent], None]) -> None:
         folder = Path(tempfile.mkdtemp(prefix="blockllm-"))  # mode 0700: ours alone
         self.address = f"{_SCHEME}{folder / 'agent'}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = _make_socket(self._context)
-        self._socket.bind(self.address)
+        self._socket = self._bind()
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
         self.codec = Codec()
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.FD, self.drain)
+
+    def _bind(self) -> zmq.Socket[bytes]:
+        socket: zmq.Socket[bytes] | None = None
+        try:
+            socket = _make_socket(self._context)
+            socket.bind(self.address)
+        except zmq.ZMQError:
+            if socket is not None:
+                socket.close(linger=0)
+            self._context.term()
+            remove_folder(self.address)
+            raise
+        return socket
 
     def send(self, message: ToAgent) -> None:
         """Queue one message; never blocks. Raises ValueError when it is too long."""

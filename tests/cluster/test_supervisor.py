@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -8,10 +9,13 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from blockllm.chain import fingerprint
+from blockllm.cluster import supervisor as supervisor_module
+from blockllm.cluster import zmq_link
 from blockllm.cluster.agent_main import AgentOptions
 from blockllm.cluster.messages import Progress, Ready
 from blockllm.cluster.streams import Mailbox
@@ -209,6 +213,51 @@ def test_a_restart_that_fails_says_why_to_those_who_ask(tmp_path: Path):
         await supervisor.stop()
 
     asyncio.run(main())
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (asyncio, "create_subprocess_exec"),
+        (zmq_link.tempfile, "mkdtemp"),
+        (zmq_link, "_make_socket"),
+        (supervisor_module, "FrontLink"),
+    ],
+)
+def test_restarts_outlive_errors_of_the_machine(
+    owner: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    async def work(supervisor: Supervisor) -> None:
+        assert supervisor.pid is not None
+        with monkeypatch.context() as broken:
+            broken.setattr(owner, name, refuse)
+            os.kill(supervisor.pid, signal.SIGKILL)
+            while "again" not in supervisor.failure:
+                await asyncio.sleep(0.02)
+            assert "Too many open files" in supervisor.failure
+        await until_ready(supervisor)
+        mailbox = Mailbox()
+        supervisor.submit(request(max_tokens=1), mailbox.put)
+        await collect(mailbox)
+
+    supervised(work)
+
+
+def test_a_fault_of_the_restarter_itself_is_raised(monkeypatch: pytest.MonkeyPatch):
+    async def work(supervisor: Supervisor) -> None:
+        monkeypatch.setattr(supervisor_module, "backoff", lambda: iter(()))
+        monkeypatch.setattr(supervisor.streams, "fail_all", lambda error: 1 / 0)
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(supervisor.ended(), 5)
+        monkeypatch.undo()
+
+    supervised(work)
 
 
 def test_start_can_be_given_up():
