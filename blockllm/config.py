@@ -80,6 +80,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     special_tokens_in_messages: bool = False
     sampling_defaults: Literal["model", "openai"] = "model"
     drain_timeout: Seconds = 30.0
+    hang_timeout: Annotated[float, Meta(ge=1, le=86_400)] = 30.0
     keep_alive: Annotated[int, Meta(ge=1, le=86_400)] = 75
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 4 * 1024 * 1024
     max_choices: Count = 16

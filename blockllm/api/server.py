@@ -140,6 +140,7 @@ class Server:
             self._metrics.request_overhead.observe,
             models.chains,
             lambda ready: models.leave_out(ready.left_out),
+            self._settings.hang_timeout,
         )
         await self._supervisor.start()
         models.require(self._names or ())

@@ -1,4 +1,4 @@
-"""Front end's side of an agent process: start it, route its tokens, restart it when it dies.
+"""Front end's side of an agent process: starts it, routes its tokens, replaces it when it fails.
 
 Every start hands over the same pinned chains, so that an agent that comes back serves what the one
 before it served, whatever has happened to names in the zoo since.
@@ -23,6 +23,7 @@ import zmq
 from blockllm.chain import encode_chains, fingerprints
 from blockllm.cluster.agent_main import AgentOptions
 from blockllm.cluster.messages import (
+    AskStats,
     Cancel,
     Failed,
     FromAgent,
@@ -35,6 +36,7 @@ from blockllm.cluster.messages import (
     error_of,
 )
 from blockllm.cluster.streams import Sink, Streams
+from blockllm.cluster.watch import LOOKS, Watch, processor_seconds
 from blockllm.cluster.zmq_link import FrontLink
 from blockllm.core import Chain, Request
 from blockllm.errors import AgentDied, BadRequest, BlockllmError, EngineError
@@ -74,9 +76,11 @@ class Supervisor:
         entered: Callable[[float], None] | None = None,
         chains: Mapping[str, Chain] | None = None,
         served: Callable[[Ready], None] | None = None,
+        hang_seconds: float = 30.0,
     ) -> None:
         """The agent serves `chains`. `entered` is told of each request how many seconds it took to
-        the engine, `served` of each start of the agent what it serves. Raises EngineError when the
+        the engine, `served` of each start of the agent what it serves. An agent that makes no
+        progress for `hang_seconds` while requests wait is replaced. Raises EngineError when the
         chains are too many."""
         self._chains = encode_chains((chains or {}).values())
         self._fingerprints = fingerprints(chains or {})
@@ -94,6 +98,9 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._settled: asyncio.Future[BlockllmError | None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._hang_seconds = hang_seconds
+        self._watcher: asyncio.Task[None] | None = None
+        self._heard = 0  # messages from agents
 
     @property
     def alive(self) -> bool:
@@ -117,11 +124,15 @@ class Supervisor:
             await self.stop()
             raise
         self._keeper = asyncio.create_task(self._keep_alive())
+        self._watcher = asyncio.create_task(self._watch())
 
     async def ended(self) -> None:
-        """Wait for the restarting of agents to end, which only a fault of ours does; raises it."""
-        assert self._keeper is not None
-        await asyncio.shield(self._keeper)
+        """Wait for the keeping of agents to end, which only a fault of ours does; raises it."""
+        assert self._keeper is not None and self._watcher is not None
+        tasks = {self._keeper, self._watcher}
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Generate; events go to `sink`. Raises AgentDied while no agent is ready."""
@@ -143,8 +154,9 @@ class Supervisor:
         """End the agent, politely first."""
         was_ready = self.state is State.READY
         self.state = State.STOPPED
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in (self._keeper, self._watcher):
+            if task is not None:
+                task.cancel()
         if self._link is not None and was_ready:
             self._link.send(Stop())
         if self._process is not None:
@@ -194,6 +206,28 @@ class Supervisor:
             logger.error(text, status, self.restarts)
             await self._relaunch()
 
+    async def _watch(self) -> None:
+        seconds = self._hang_seconds / LOOKS
+        watch = Watch(seconds)
+        while True:
+            await asyncio.sleep(seconds)
+            computed = processor_seconds(self.pid) if self.pid is not None else None
+            waiting = self.ready and len(self.streams) > 0
+            if watch.look(self._heard, computed, waiting) and self.ready:
+                self._end_hung()
+            elif waiting and self._link is not None:
+                self._link.send(AskStats())  # answered between two turns
+
+    def _end_hung(self) -> None:
+        """Take the agent out at once; the keeper starts another."""
+        self.state, self.progress = State.RESTARTING, Progress("ending an agent that hangs")
+        text = f"the agent made no progress for {self._hang_seconds:g} s"
+        logger.error("%s although requests wait; it is killed", text)
+        self.streams.fail_all(AgentDied(f"{text} while it held the request; it is being restarted"))
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def _relaunch(self) -> None:
         for delay in backoff():
             self.progress = Progress(f"waiting {delay:g} s before the agent is started again")
@@ -208,6 +242,7 @@ class Supervisor:
                     await _end(self._process, 0.0)
 
     def _deliver(self, message: FromAgent) -> None:
+        self._heard += 1
         match message:
             case Progress():
                 self.progress = message

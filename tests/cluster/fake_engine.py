@@ -1,6 +1,7 @@
 """An engine without a model: echoes the prompt, token by token.
 
-`min_p` of a request steers it: 0.5 crash, 0.25 slow (50 ms per turn), 0.75 report an error.
+`min_p` of a request steers it: 0.5 crash, 0.25 slow (50 ms per turn), 0.125 busy (one turn computes
+for 1.5 s), 0.75 report an error.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from blockllm.core import Finish, Request, TokenEvent, TokenLogprobs
 from blockllm.errors import BadRequest, Overloaded
 from blockllm.observability.stats import EngineStats, SpanStats
 
-CRASH, SLOW, ERROR = 0.5, 0.25, 0.75
+CRASH, SLOW, BUSY, ERROR = 0.5, 0.25, 0.125, 0.75
 
 
 class FakeEngine:
@@ -20,6 +21,7 @@ class FakeEngine:
         self.vocab_size = vocab_size
         self.requests: dict[str, tuple[Request, int]] = {}
         self.turns = 0
+        self._started = time.process_time()
         self.num_tokens: dict[str, int] = {}
         self.salts: list[str] = []
 
@@ -45,6 +47,8 @@ class FakeEngine:
             raise RuntimeError("the fake engine was told to crash")
         if SLOW in behaviours:
             time.sleep(0.05)
+        while BUSY in behaviours and time.process_time() - self._started < 1.5:
+            pass
         events = [self._advance(request, count) for request, count in list(self.requests.values())]
         for event in events:
             if event.finish is not None:

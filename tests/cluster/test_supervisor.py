@@ -24,7 +24,7 @@ from blockllm.config import EngineSettings
 from blockllm.core import Block, Chain, ChainEntry, Request, Sampling, TokenEvent
 from blockllm.errors import AgentDied, BlockllmError, EngineError, OutOfMemory, Overloaded
 from tests.cluster.fake_agent import COMMAND, ROOT
-from tests.cluster.fake_engine import CRASH, SLOW
+from tests.cluster.fake_engine import BUSY, CRASH, SLOW
 
 CHAINS = {name: Chain(name, (ChainEntry(Block(name, ())),), 8) for name in "ab"}
 
@@ -34,11 +34,14 @@ def request(name: str = "r", **sampling: object) -> Request:
 
 
 def supervised(
-    work: Callable[[Supervisor], Awaitable[None]], zoo: str = "", **engine: object
+    work: Callable[[Supervisor], Awaitable[None]],
+    zoo: str = "",
+    hang_seconds: float = 30.0,
+    **engine: object,
 ) -> None:
     async def main() -> None:
         options = AgentOptions(zoo, engine=EngineSettings(**engine))  # type: ignore[arg-type]
-        supervisor = Supervisor(options, COMMAND)
+        supervisor = Supervisor(options, COMMAND, hang_seconds=hang_seconds)
         await supervisor.start()
         try:
             await work(supervisor)
@@ -258,6 +261,38 @@ def test_a_fault_of_the_restarter_itself_is_raised(monkeypatch: pytest.MonkeyPat
         monkeypatch.undo()
 
     supervised(work)
+
+
+def test_a_stopped_agent_is_found_out_and_replaced():
+    async def work(supervisor: Supervisor) -> None:
+        mailbox = Mailbox()
+        supervisor.submit(request(max_tokens=10_000, min_p=SLOW), mailbox.put)
+        await mailbox.take()
+        first = supervisor.pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(AgentDied, match=r"no progress for 0\.8 s"):
+            await collect(mailbox)
+        assert not supervisor.ready
+        await until_ready(supervisor)
+        assert supervisor.pid != first and not _exists(first)
+        assert supervisor.restarts == 1
+        again = Mailbox()
+        supervisor.submit(request("again", max_tokens=1), again.put)
+        await collect(again)
+
+    supervised(work, hang_seconds=0.8)
+
+
+def test_long_turns_and_idle_times_are_no_hang():
+    async def work(supervisor: Supervisor) -> None:
+        mailbox = Mailbox()
+        supervisor.submit(request(max_tokens=1, min_p=BUSY), mailbox.put)
+        await collect(mailbox)
+        await asyncio.sleep(0.7)
+        assert (supervisor.ready, supervisor.restarts) == (True, 0)
+
+    supervised(work, hang_seconds=0.5)
 
 
 def test_start_can_be_given_up():
