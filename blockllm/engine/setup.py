@@ -160,7 +160,8 @@ def _make_caches(
 def _make_cache(
     kv: KVClass, settings: EngineSettings, device: torch.device, dtype: torch.dtype
 ) -> KVCache:
-    width = -(-kv.max_context // settings.page_size)
+    # a sequence holds no more pages than there are, whatever length its model claims to take
+    width = min(-(-kv.max_context // settings.page_size), kv.num_pages)
     return KVCache(
         shape=kv.shape,
         layers_per_page=kv.layers_per_page,

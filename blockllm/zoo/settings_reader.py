@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,14 @@ class SettingsReader:
             raise self.error(name, f"an integer from {low} to {high}", value)
         return value
 
-    def number(self, name: str, default: float | None = None, low: float = 0.0) -> float:
-        """A finite number of at least `low`."""
+    def number(
+        self,
+        name: str,
+        default: float | None = None,
+        low: float = 0.0,
+        high: float = sys.float_info.max,
+    ) -> float:
+        """A finite number from `low` to `high`."""
         value = self._get(name, default)
         if type(value) not in (int, float):
             raise self.error(name, "a number", value)
@@ -92,9 +99,10 @@ class SettingsReader:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number) or number < low:
+        if not (math.isfinite(number) and low <= number <= high):
             least = f" of at least {low:g}" if math.isfinite(low) else ""
-            raise self.error(name, f"a finite number{least}", value)
+            most = f" and at most {high:g}" if high < sys.float_info.max else ""
+            raise self.error(name, f"a finite number{least}{most}", value)
         return number
 
     def boolean(self, name: str, default: bool | None = None) -> bool:

@@ -16,6 +16,8 @@ _DEFAULT_THETA = 10_000.0
 # the formulas divide by the logarithm of theta, by factors, and by their difference
 _MIN_THETA = 1.001
 _MIN_FACTOR = 1e-3
+_MAX_FACTOR = 1e6  # also of a beta: far beyond all in use, far from where the formulas overflow
+_MAX_CONTEXT = 2**31 - 1
 
 
 def read_rope(config: SettingsReader, max_position: int) -> Rope:
@@ -46,7 +48,8 @@ def max_context(config: SettingsReader, rope: Rope, max_position: int) -> int:
         stretched = int(max_position * rope.factor)
         return max(max_position, min(stretched, config.integer("max_sequence_length", 1)))
     if rope.kind in ("dynamic", "yarn"):
-        return max(max_position, int(rope.original_max_position * rope.factor))
+        stretched = int(rope.original_max_position * rope.factor)
+        return max(max_position, min(stretched, _MAX_CONTEXT))
     return max_position
 
 
@@ -55,11 +58,15 @@ def _default(rope: Rope, config: SettingsReader, section: SettingsReader, limit:
 
 
 def _linear(rope: Rope, config: SettingsReader, section: SettingsReader, limit: int) -> Rope:
-    return Rope(theta=rope.theta, kind="linear", factor=section.number("factor", low=_MIN_FACTOR))
+    return Rope(
+        theta=rope.theta,
+        kind="linear",
+        factor=section.number("factor", low=_MIN_FACTOR, high=_MAX_FACTOR),
+    )
 
 
 def _dynamic(rope: Rope, config: SettingsReader, section: SettingsReader, limit: int) -> Rope:
-    factor = section.number("factor", low=_MIN_FACTOR)
+    factor = section.number("factor", low=_MIN_FACTOR, high=_MAX_FACTOR)
     return Rope(theta=rope.theta, kind="dynamic", factor=factor, original_max_position=limit)
 
 
@@ -70,18 +77,25 @@ def _yarn(rope: Rope, config: SettingsReader, section: SettingsReader, limit: in
         for name in ("attention_factor", "mscale", "mscale_all_dim")
         if name in section
     }
-    # as in transformers, zero means the default for the betas, and a null `truncate` means no
+    # as in transformers, a null `truncate` means no
     untruncated = section.is_given("truncate") and not section.boolean("truncate", False)
     return Rope(
         theta=rope.theta,
         kind="yarn",
-        factor=section.number("factor", limit / original, low=_MIN_FACTOR),
+        factor=section.number("factor", limit / original, low=_MIN_FACTOR, high=_MAX_FACTOR),
         original_max_position=original,
-        beta_fast=section.number("beta_fast", 32.0) or 32.0,
-        beta_slow=section.number("beta_slow", 1.0) or 1.0,
+        beta_fast=_beta(section, "beta_fast", 32.0),
+        beta_slow=_beta(section, "beta_slow", 1.0),
         truncate=not untruncated,
         **optional,
     )
+
+
+def _beta(section: SettingsReader, name: str, default: float) -> float:
+    """Rotations within the original length; zero means the default, as in transformers."""
+    if section.number(name, default) == 0:
+        return default
+    return section.number(name, default, low=_MIN_FACTOR, high=_MAX_FACTOR)
 
 
 def _llama3(rope: Rope, config: SettingsReader, section: SettingsReader, limit: int) -> Rope:
@@ -89,7 +103,7 @@ def _llama3(rope: Rope, config: SettingsReader, section: SettingsReader, limit: 
     return Rope(
         theta=rope.theta,
         kind="llama3",
-        factor=section.number("factor", low=_MIN_FACTOR),
+        factor=section.number("factor", low=_MIN_FACTOR, high=_MAX_FACTOR),
         original_max_position=_original(config, section, limit),
         low_freq_factor=low,
         high_freq_factor=section.number("high_freq_factor", low=low + _MIN_FACTOR),
