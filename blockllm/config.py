@@ -82,6 +82,10 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: Seconds = 30.0
     hang_timeout: Annotated[float, Meta(ge=1, le=86_400)] = 30.0
     keep_alive: Annotated[int, Meta(ge=1, le=86_400)] = 75
+    head_timeout: Annotated[float, Meta(ge=1, le=3600)] = 20.0
+    body_timeout: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    reader_timeout: Annotated[float, Meta(ge=1, le=3600)] = 30.0
+    max_connections: Count = 4096
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 4 * 1024 * 1024
     max_choices: Count = 16
     max_prompts: Count = 64

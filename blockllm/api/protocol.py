@@ -1,38 +1,139 @@
-"""HTTP parsing with a limit that the parser itself does not have, and a clock."""
+"""HTTP parsing with the bounds and deadlines that uvicorn's parser does not have, and a clock."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from typing import NamedTuple
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-MAX_HEAD_BYTES = 64 * 1024  # request line and headers
+from blockllm.api.errors import HttpError, describe
+
+MAX_HEAD_BYTES = 64 * 1024  # request line and headers; trailers and chunk lines apart
+_SLICE = 4096  # bytes given to the parser at once: what it collects unseen is no longer
+_LINE_BYTES = 4  # ": " and the line's end
+
+
+class Limits(NamedTuple):
+    """Deadlines in seconds, from the first byte of each part, and connections at once."""
+
+    head: float = 20.0
+    body: float = 60.0
+    reader: float = 30.0  # for a client to take what waits for it
+    connections: int = 4096
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Refuses a request whose head does not end: it would be collected without limit.
+    """Ends connections whose head, body or trailers do not end, and clients that do not read.
 
     Notes in the scope's state when a request's last byte came: `received`, monotonic clock.
     """
 
-    _in_head = True
-    _head_bytes = 0
+    limits = Limits()
+    _in_head = _in_body = _moved = False
+    _idle_bytes = 0  # bytes since the last that began a message, were body, or ended it
+    _deadline: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            return self._refuse(503, "too many connections; try again later")
+        self._expect(self.limits.head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect(None)
+        self._stop_reader_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deadline is None:
+            self._expect(self.limits.head)
+        for start in range(0, len(data), _SLICE):
+            if self.transport.is_closing():
+                return
+            piece, self._moved = data[start : start + _SLICE], False
+            super().data_received(piece)
+            self._idle_bytes = 0 if self._moved else self._idle_bytes + len(piece)
+            if self._idle_bytes > MAX_HEAD_BYTES:
+                part = "trailers" if self._in_body else "head"
+                self._refuse(400, f"request {part}: longer than {MAX_HEAD_BYTES} bytes")
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_bytes = True, 0
+        self._in_head = self._moved = True
+        self._expect(self.limits.head)
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # trailers are not kept
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        lines = (len(name) + len(value) + _LINE_BYTES for name, value in self.headers)
+        if len(self.url) + sum(lines) > MAX_HEAD_BYTES:
+            raise httptools.HttpParserError(f"head longer than {MAX_HEAD_BYTES} bytes")
+        self._in_head, self._in_body, self._moved = False, True, True
+        self._expect(self.limits.body)
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._moved = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._in_body, self._moved = False, True
+        self._expect(None)
         self.scope["state"]["received"] = time.monotonic()
         super().on_message_complete()
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response(f"Request head longer than {MAX_HEAD_BYTES} bytes.")
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading = self.loop.call_later(self.limits.reader, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_reader_clock()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, f"{msg} Expected HTTP/1.1, a head of at most {MAX_HEAD_BYTES} bytes")
+
+    def _stop_reader_clock(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _expect(self, seconds: float | None) -> None:
+        """The part that begins now has to end in time; None: no part is open."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(seconds, self._expire, seconds) if seconds else None
+
+    def _expire(self, seconds: float) -> None:
+        if self.flow.read_paused or (self._answering() and not self._in_body):
+            return self._expect(seconds)  # it waits for us
+        part = "body" if self._in_body else "head"
+        self._refuse(408, f"request {part}: did not end within {seconds:g} s")
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Close, after an error object unless part of another answer may be on its way."""
+        begun = self._answering() and (self.cycle.response_started or not self._in_body)
+        if not self.transport.is_closing() and not begun:
+            body = msgspec.json.encode(describe(HttpError(status, message))[1])
+            head = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+            self.transport.write(STATUS_LINE[status] + head + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+
+def bounded_protocol(given: Limits) -> type[BoundedProtocol]:
+    """The protocol with these limits, as uvicorn takes it: a class."""
+
+    class Bounded(BoundedProtocol):
+        limits = given
+
+    return Bounded

@@ -10,6 +10,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -24,7 +25,7 @@ from blockllm.api.guard import Guard
 from blockllm.api.keys import read_keys
 from blockllm.api.models import Models, Shelf, load_models
 from blockllm.api.origins import admit_pages
-from blockllm.api.protocol import BoundedProtocol
+from blockllm.api.protocol import Limits, bounded_protocol
 from blockllm.api.serving import Serving
 from blockllm.cluster.agent_main import AgentOptions
 from blockllm.cluster.messages import Progress
@@ -40,6 +41,7 @@ _OPEN = (
     " BLOCKLLM_API_KEY, or listen on 127.0.0.1"
 )
 SECOND_SIGNAL_SECONDS = 1.0  # before that it is one wish that came twice: to us and our group
+SPARE_DESCRIPTORS = 128  # for models, logs and the agent
 LAST_BYTES_SECONDS = 1.0  # for answers of cancelled requests to reach their clients
 
 logger = logging.getLogger(__name__)
@@ -157,7 +159,7 @@ class Server:
         return _HttpServer(
             uvicorn.Config(
                 app,
-                http=BoundedProtocol,
+                http=bounded_protocol(_limits(self._settings)),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -189,6 +191,19 @@ class Server:
         supervisor = self._supervisor
         assert supervisor is not None
         return supervisor.stats, supervisor.ready, supervisor.restarts
+
+
+def _limits(settings: ServerSettings) -> Limits:
+    """Raises the limit of descriptors to the machine's, and keeps some for all but clients."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most == resource.RLIM_INFINITY:
+        most = settings.max_connections + SPARE_DESCRIPTORS
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    connections = min(settings.max_connections, max(most - SPARE_DESCRIPTORS, most // 2))
+    return Limits(
+        settings.head_timeout, settings.body_timeout, settings.reader_timeout, connections
+    )
 
 
 def _is_loopback(listener: socket.socket) -> bool:
