@@ -92,7 +92,7 @@ def test_a_comparison_follows_from_the_distributions(scorer: Scorer, root: Path)
 def test_refusals(scorer: Scorer) -> None:
     with pytest.raises(ModelNotFound, match="nobody"):
         scorer.score("nobody", TOKENS)
-    with pytest.raises(BadRequest, match="0\\.\\.95"):
+    with pytest.raises(BadRequest, match="0 to 95"):
         scorer.score("base", [96, 1])
     with pytest.raises(ContextTooLong):
         scorer.score("base", TOKENS * 2)

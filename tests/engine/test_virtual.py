@@ -277,7 +277,7 @@ def test_limits_count_what_users_send(family: Family) -> None:
         said = f"is {limit} tokens, but {len(longest) + 1} in the prompt and 9 to generate are 60"
         with pytest.raises(ContextTooLong, match=said):
             engine.submit(request("r", model, [*longest, 1], greedy(answer)))
-        with pytest.raises(BadRequest, match=r"0\.\.95"):
+        with pytest.raises(BadRequest, match="0 to 95"):
             engine.submit(request("r", model, [-1], greedy(1)))
 
 

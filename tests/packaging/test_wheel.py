@@ -30,6 +30,11 @@ PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
+def run(*words: str | Path) -> None:
+    """Without this checkout on the path, which pip would take for an installed package."""
+    subprocess.run(words, env=ENVIRONMENT, check=True)
+
+
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of programs of an environment into which the wheel was installed."""
@@ -39,15 +44,15 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
     build = ("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder))
-    subprocess.run([sys.executable, *PIP, *build, str(sources)], check=True)
+    run(sys.executable, *PIP, *build, str(sources))
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "env", with_pip=True)
     python = folder / "env" / "bin" / "python"
     pins = os.environ.get("WHEEL_PINS")
     if pins:
-        subprocess.run([python, *PIP, "install", "--constraint", pins, "torch", wheel], check=True)
+        run(python, *PIP, "install", "--constraint", pins, "torch", wheel)
     else:
-        subprocess.run([python, *PIP, "install", "--no-deps", wheel], check=True)
+        run(python, *PIP, "install", "--no-deps", wheel)
         (site,) = (folder / "env" / "lib").glob("python*/site-packages")
         # read for its packages only: that folder's own .pth files, so this checkout, stay out
         (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
