@@ -89,14 +89,17 @@ async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
 
 
 async def serve(backend: Backend, port: int) -> None:
-    """Until the process is ended."""
+    """Until it is cancelled or the process is ended."""
     server, app = PeerServer(backend), web.Application()
     app.router.add_post("/v1/completions", server.complete)
     app.router.add_get("/health", server.health)
     runner = web.AppRunner(app)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    await backend.work()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await backend.work()
+    finally:
+        await runner.cleanup()
 
 
 def read_folders(words: Iterable[str]) -> dict[str, str]:
