@@ -141,6 +141,7 @@ def make_adapter(
     import transformers
 
     generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # for what peft draws and does not train
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft warns about tied weights; tests cover what it does
         model = transformers.AutoModelForCausalLM.from_pretrained(base)

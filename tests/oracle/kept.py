@@ -25,7 +25,7 @@ FOLDER = Path(__file__).with_name("answers")
 RENEW = os.environ.get("ORACLE_ANSWERS") == "renew"
 Tensors = dict[str, torch.Tensor]
 _LIKELY = 8  # log-probabilities kept of each token; tests compare five
-_PATHS = ("_name_or_path", "base_model_name_or_path")  # where a test has put its models
+_PATHS = ("_name_or_path", "base_model_name_or_path", "model_name")  # where a test puts its models
 
 
 def expected(
