@@ -13,7 +13,7 @@ from blockllm.bench.kernel_setup import Setup, tolerance
 from blockllm.bench.kernels import Call, Case
 from blockllm.engine.attention import Attention, AttentionRows, make_attention
 from blockllm.engine.attention.rows import GatheredRows
-from blockllm.engine.batch import RowSet, Turn
+from blockllm.engine.batch import Batch, RowSet
 from blockllm.engine.kv.cache import KVCache, KVShape
 
 _PAGE = 16
@@ -75,7 +75,7 @@ def _paged(
     order = np.random.default_rng(seed).permutation(pages) + 1
     cache.tables[:] = order.reshape(sequences, 1, width)
     each = np.arange(sequences)
-    turn = SimpleNamespace(
+    batch = SimpleNamespace(
         counts=np.full(sequences, rows, np.int64),
         firsts=np.full(sequences, before, np.int64),
         slots=each,
@@ -83,4 +83,4 @@ def _paged(
     )
     starts, every = np.arange(sequences + 1) * rows, np.arange(sequences * rows)
     whole = RowSet(0, each, every, starts)
-    return cache, AttentionRows(whole, GatheredRows(cast(Turn, turn), whole, cache))
+    return cache, AttentionRows(whole, GatheredRows(cast(Batch, batch), whole, cache))

@@ -1,95 +1,51 @@
-"""Sequences → flat arrays of rows, and the hops that carry parts of them.
+"""The rows of a turn as flat arrays, and the hops that carry parts of them.
 
-Turn     all rows of one turn; sequences ordered by path, then model; computed once
+Batch    all rows that a turn computes; sequences ordered by path, then model
 RowSet   which of them go through a hop together
 HopPlan  what of a hop follows from the models and their row counts alone
-Common   what the hops of a turn that carry the same rows have in common; computed once
-Hop      what the executor runs: a plan, the turn it is applied to, and hidden states
+Hop      what the executor runs: a plan, the batch it is applied to, and hidden states
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
-from blockllm.engine.sequence import Sequence
 from blockllm.engine.transfer import upload
 from blockllm.engine.virtual import VirtualRows
-from blockllm.observability.timeline import OFF, Timeline
-
-if TYPE_CHECKING:
-    from blockllm.engine.attention.rows import AttentionRows, GatheredRows
 
 Ints = NDArray[np.int64]
 
 
-class Turn:
-    """Rows of one turn. Arrays are indexed by sequence `[n]` or by row `[rows]`."""
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Batch:
+    """Arrays by sequence `[n]` or by row `[rows]`; rows of one sequence are neighbours."""
 
-    def __init__(
-        self,
-        grants: list[tuple[Sequence, int]],
-        timeline: Timeline = OFF,
-        sampled: torch.Tensor | None = None,
-    ) -> None:
-        """`sampled`: tokens on the device that the host does not know yet, see
-        `Sequence.sampled_at`."""
-        self.timeline = timeline
-        grants = sorted(grants, key=lambda grant: grant[0].state.rank)
-        self.sequences = [sequence for sequence, _ in grants]
-        facts = [
-            (s.state.rank, rows, s.num_computed, s.num_total, s.num_given, s.kv.slot)
-            for s, rows in grants
-            if s.kv is not None
-        ]
-        columns = np.array(facts, np.int64).T
-        self.ranks, self.counts, self.firsts, totals, given, self.slots = columns  # [n] each
-        ends = self.counts.cumsum()
-        starts = ends - self.counts
-        if ends[-1] == len(grants):  # one row each
-            self.positions = self.firsts  # [rows]
-            self.rope_lengths = np.maximum(given, self.firsts + 1)  # [rows]
-            tokens = [s.tokens[s.num_computed] for s in self.sequences]
-            self.tokens = np.array(tokens, np.int64)  # [rows]
-        else:
-            owner = np.repeat(np.arange(len(grants)), self.counts)  # [rows] → sequence
-            self.positions = np.arange(ends[-1]) + (self.firsts - starts)[owner]
-            # length that rotates the row under dynamic rope scaling, see models/rope.py
-            self.rope_lengths = np.maximum(given[owner], self.positions + 1)
-            self.tokens = np.concatenate(
-                [s.tokens[s.num_computed : s.num_computed + rows] for s, rows in grants]
-            )
-        self.virtual: NDArray[np.bool_] | None = None  # [rows], if any row is a virtual token
-        if self.tokens.min() < 0:
-            self.virtual = self.tokens < 0
-            self.tokens = np.maximum(self.tokens, 0)  # any row of the table will do
-        self.sampled = sampled
-        self.sources: Ints | None = None  # [rows] where in `sampled` the row's token is, or -1
-        if sampled is not None:
-            self.sources = np.full(ends[-1], -1)
-            self.sources[ends - 1] = [s.sampled_at for s in self.sequences]
-        self.wants_logits = self.firsts + self.counts == totals  # [n]
-        self.wants_every_row = False  # scoring: logits of all rows, wanted or not
-        # filled by the executor
-        self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows]
-        self.gathered: dict[int, GatheredRows] = {}  # by number of the set that is gathered
+    ranks: Ints  # [n] the model's position in path order
+    pools: Ints  # [n] the KV cache that holds the sequence's pages
+    slots: Ints  # [n] its place in that cache's tables
+    counts: Ints  # [n] rows
+    firsts: Ints  # [n] position of the first row
+    wants_logits: NDArray[np.bool_]  # [n] whether a token follows the last row
+    tokens: Ints  # [rows]
+    positions: Ints  # [rows]
+    rope_lengths: Ints  # [rows] lengths that rotate under dynamic rope scaling, see models/rope.py
+    virtual: NDArray[np.bool_] | None = None  # [rows], if any row is a virtual token
+    unrotated: Ints | None = None  # rows whose keys are given as if rotated, if `virtual`
+    # on the device: tokens that the host does not know yet; [rows] where the row's is there, or -1
+    sampled: torch.Tensor | None = None
+    sources: Ints | None = None
+    wants_every_row: bool = False  # logits of all rows, as for scoring
 
     @property
     def has_prompts(self) -> bool:
         """Whether some sequence has several rows."""
-        return len(self.tokens) > len(self.sequences)
-
-    def unrotated(self) -> Ints:
-        """Rows whose keys are given as if rotated: virtual tokens of models with a prefix."""
-        if self.virtual is None:
-            return np.empty(0, np.int64)
-        of_prefixes = [s.state.virtual.is_prefix for s in self.sequences]
-        return np.flatnonzero(self.virtual & np.repeat(of_prefixes, self.counts))
+        return len(self.tokens) > len(self.counts)
 
 
 class Segment(NamedTuple):
@@ -109,13 +65,13 @@ class Source(NamedTuple):
 
 
 class RowSet(NamedTuple):
-    """Rows of a turn that go through a hop together; hops of a plan with equal ones share one."""
+    """Rows of a batch that go through a hop together; hops of a plan with equal ones share one."""
 
     number: int  # among those of the plan
-    members: Ints  # [k] indices into the turn, ascending within each arrival
-    rows: Ints  # [rows] indices into the turn
+    members: Ints  # [k] indices into the batch, ascending within each arrival
+    rows: Ints  # [rows] indices into the batch
     starts: Ints  # [k + 1] first row of each member within the set
-    run: slice | None = None  # the rows, where they are neighbours in the turn
+    run: slice | None = None  # the rows, where they are neighbours in the batch
     # the set that they are neighbours in as well and that index arrays are made for at once; None:
     # these are made for the rows alone
     whole: RowSet | None = None
@@ -161,21 +117,12 @@ class HopPlan(NamedTuple):
         }
 
 
-class Common:
-    """What the hops of a turn that carry the same rows have in common, made by the first one."""
-
-    def __init__(self) -> None:
-        self.attention: AttentionRows | None = None
-        self.rope_tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows of the hop]
-
-
 class Hop(NamedTuple):
     """Spans applied to one batch of rows."""
 
-    turn: Turn
+    batch: Batch
     plan: HopPlan
     hidden: torch.Tensor | None  # [rows, hidden_size]; None before the embedding
-    common: Common
 
     @property
     def members(self) -> Ints:
@@ -192,18 +139,18 @@ class Hop(NamedTuple):
     @property
     def wanted(self) -> Ints | None:
         """Rows whose next token is wanted, each the last of its sequence; None if all are."""
-        if self.turn.wants_every_row:
+        if self.batch.wants_every_row:
             return None
-        last = self.starts[1:][self.turn.wants_logits[self.members]] - 1
+        last = self.starts[1:][self.batch.wants_logits[self.members]] - 1
         return None if len(last) == len(self.rows) else last
 
     @property
     def virtual(self) -> VirtualRows | None:
         """The hop's virtual tokens, None without any."""
-        if self.turn.virtual is None:
+        if self.batch.virtual is None:
             return None
-        rows = np.flatnonzero(self.turn.virtual[self.rows])
-        return VirtualRows(rows, self.turn.positions[self.rows[rows]]) if len(rows) else None
+        rows = np.flatnonzero(self.batch.virtual[self.rows])
+        return VirtualRows(rows, self.batch.positions[self.rows[rows]]) if len(rows) else None
 
     @property
     def segments(self) -> tuple[tuple[Segment, ...], ...]:
@@ -213,14 +160,14 @@ class Hop(NamedTuple):
 def fill_tokens(tokens: torch.Tensor, hop: Hop) -> None:
     """Put in the tokens of the hop's rows that only the device knows. tokens: at least [rows], on
     the device; changed in place."""
-    turn = hop.turn
-    if turn.sampled is None or turn.sources is None:
+    batch = hop.batch
+    if batch.sampled is None or batch.sources is None:
         return
-    sources = turn.sources[hop.rows]
+    sources = batch.sources[hop.rows]
     rows = np.flatnonzero(sources >= 0)
     if len(rows):
         where, chosen = upload([rows, sources[rows]], tokens.device)
-        tokens[where] = turn.sampled[chosen]
+        tokens[where] = batch.sampled[chosen]
 
 
 def join(outputs: SequenceOf[torch.Tensor | None], sources: tuple[Source, ...]) -> torch.Tensor:

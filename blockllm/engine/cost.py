@@ -43,8 +43,8 @@ class HopSize(NamedTuple):
 
 def size_of(hop: Hop) -> HopSize:
     """The size of a hop that is about to run."""
-    turn, members = hop.turn, hop.members
-    counts, firsts = turn.counts[members], turn.firsts[members]  # [k]
+    batch, members = hop.batch, hop.members
+    counts, firsts = batch.counts[members], batch.firsts[members]  # [k]
     single = counts == 1
     # rows first + 1 .. first + count of a sequence attend to as many tokens
     pairs = counts * (2 * firsts + counts + 1) // 2
@@ -52,7 +52,7 @@ def size_of(hop: Hop) -> HopSize:
     for segments in hop.segments:
         for segment in segments:
             ridden[segment.start : segment.stop] = True
-    wanted = len(hop.rows) if turn.wants_every_row else int(turn.wants_logits[members].sum())
+    wanted = len(hop.rows) if batch.wants_every_row else int(batch.wants_logits[members].sum())
     return HopSize(
         rows=len(hop.rows),
         outputs=wanted,

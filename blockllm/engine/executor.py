@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 
 from blockllm.chain import SpanPlan
 from blockllm.core import Delta, Rope
-from blockllm.engine.attention import Attention, AttentionRows
+from blockllm.engine.attention import Attention
 from blockllm.engine.attention.bound import BoundAttention
-from blockllm.engine.attention.rows import gather
-from blockllm.engine.batch import Hop, Turn, fill_tokens
-from blockllm.engine.kernels import native
+from blockllm.engine.batch import Batch, Hop
+from blockllm.engine.inputs import BatchInputs, EagerInputs, HopInputs
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.block import Added, BlockExecutor, Passage
 from blockllm.engine.models.decoder import DecoderLayer
 from blockllm.engine.models.ends import EmbedLayer, HeadLayer
-from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
-from blockllm.engine.models.segments import Segments, Wanted
+from blockllm.engine.models.rope import RotaryEmbedding
+from blockllm.engine.models.segments import Wanted
 from blockllm.engine.models.sources import TableLoader
 from blockllm.engine.models.stack import DecoderStack
 from blockllm.engine.transfer import upload
+from blockllm.observability.timeline import OFF, Timeline
 
 _PASSAGES = 1024  # ways through neighbouring spans that are remembered
 
@@ -49,35 +50,51 @@ class Executor:
         make = functools.partial(_make_passage, self._spans)
         self._passage = functools.lru_cache(_PASSAGES)(make)
         self._rotaries = _make_rotaries(known.values(), device, dtype)
-        self._no_segments = Segments((), {}, 0, device)
+        self._batches: WeakKeyDictionary[Batch, BatchInputs] = WeakKeyDictionary()
         for block, added in _deltas(plan).items():
             known[block].attach(added, load)
 
-    def run(self, hop: Hop) -> torch.Tensor:
+    def run(self, hop: Hop, timeline: Timeline = OFF) -> torch.Tensor:
         """Hidden states of the hop's rows [rows, hidden]; behind a head, logits of the members
-        that want them [members, vocab]. To be called in torch's inference mode.
+        that want them [members, vocab]. To be called in torch's inference mode."""
+        return self.compute(hop, self.inputs(hop), timeline)
+
+    def inputs(self, hop: Hop) -> EagerInputs:
+        """What the hop's rows bring; hops of a batch share what they have in common."""
+        common = self._batches.get(hop.batch)
+        if common is None:
+            common = self._batches[hop.batch] = BatchInputs(self._caches, self._dtype)
+        return EagerInputs(hop, common, self._device)
+
+    def blocks(self, span: int) -> tuple[BlockExecutor, ...]:
+        """The blocks of a span with their weights."""
+        return self._spans[span]
+
+    def compute(self, hop: Hop, inputs: HopInputs, timeline: Timeline = OFF) -> torch.Tensor:
+        """What `run` gives, of these inputs.
 
         Behind the last attention of their models only rows whose next token is wanted are
         computed; hidden states of the others are zero.
         """
         passage = self._passage(hop.plan.spans, any(hop.segments))
-        x, kv_layer = hop.hidden, hop.plan.first_kv_layer
+        x, kv_layer = inputs.hidden, hop.plan.first_kv_layer
         end = kv_layer + passage.num_kv_layers
+        bind = functools.partial(self._bind, inputs, timeline)
         wanted = self._wanted(hop)
         dropped = False  # whether the rows that are not wanted have been
         for part, i in passage.steps:
-            segments = self._segments(hop, i, passage.blocks[i])
+            segments = inputs.segments(i, passage.blocks[i])
             kept = None if wanted is None else wanted.of(segments)
             if kept is not None and dropped:
                 segments, kept = kept.segments, None
             if x is None:
-                x = self._tokens(hop)
+                x = inputs.tokens()
             if isinstance(part, EmbedLayer):
                 x = part(x, segments)
             elif isinstance(part, DecoderStack):
                 first, kv_layer = kv_layer, kv_layer + part.num_kv_layers
                 here = kept if kv_layer == end else None
-                x = part(x, segments, functools.partial(self._bind, hop), first, here)
+                x = part(x, segments, bind, first, here)
                 if part.head is not None:
                     return x
                 dropped = dropped or here is not None
@@ -97,53 +114,14 @@ class Executor:
         host = hop.wanted if hop.plan.ends_attention else None
         return None if host is None else Wanted(host, *upload([host], self._device))
 
-    def _tokens(self, hop: Hop) -> torch.Tensor:
-        (tokens,) = upload([hop.turn.tokens[hop.rows]], self._device)
-        fill_tokens(tokens, hop)
-        return tokens
-
-    def _segments(self, hop: Hop, index: int, block: BlockExecutor) -> Segments:
-        host = hop.segments[index]
-        if not host:
-            return self._no_segments
-        return Segments(host, block.adapters, len(hop.rows), self._device, virtual=hop.virtual)
-
-    def _bind(self, hop: Hop, layer: DecoderLayer, kv_layer: int) -> BoundAttention | None:
+    def _bind(
+        self, inputs: HopInputs, timeline: Timeline, layer: DecoderLayer, kv_layer: int
+    ) -> BoundAttention | None:
         """The layer's attention, bound to the rows' rotations and pages; None if it has none."""
         if not layer.keeps_kv:
             return None
-        rotary = self._rotaries[layer]
-        rows, table = hop.common.attention, hop.common.rope_tables.get(rotary)
-        if rows is None or table is None:
-            with hop.turn.timeline.part("gather"):
-                if rows is None:
-                    rows = hop.common.attention = self._rows(hop)
-                table = hop.common.rope_tables[rotary] = self._make_table(hop, rotary)
+        rows, table = inputs.attention(self._rotaries[layer], timeline)
         return BoundAttention(self._attention, rows, table, *rows.locate(kv_layer))
-
-    def _rows(self, hop: Hop) -> AttentionRows:
-        return AttentionRows(hop.plan.carried, gather(hop, self._caches))
-
-    def _make_table(self, hop: Hop, rotary: RotaryEmbedding) -> RopeTable:
-        turn, run = hop.turn, hop.plan.carried.run
-        table = turn.rope_tables.get(rotary)
-        if table is None:
-            table = turn.rope_tables[rotary] = self._make_turn_table(turn, rotary)
-        if run is not None:
-            return table.part(run)
-        (rows,) = upload([hop.rows], self._device)
-        return table.part(rows)
-
-    def _make_turn_table(self, turn: Turn, rotary: RotaryEmbedding) -> RopeTable:
-        if turn.virtual is None and native.serves(self._dtype, self._device):
-            known = rotary.by_position(int(turn.positions.max()) + 1)
-            if known is not None:
-                return known._replace(at=upload([turn.positions], self._device)[0])
-        table = rotary.table(*upload([turn.positions, turn.rope_lengths], self._device))
-        if turn.virtual is not None:
-            (unrotated,) = upload([turn.unrotated()], self._device)
-            table.cos[unrotated], table.sin[unrotated] = 1.0, 0.0
-        return table
 
 
 def _make_passage(

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from blockllm.engine.batch import Hop, Turn
+from blockllm.engine.batch import Hop
 from blockllm.engine.sampling import Draw, Sampled, draw
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.transfer import upload
+from blockllm.engine.turn import Turn
 
 Logits = list[tuple[Hop, torch.Tensor]]  # of the members of a hop that want them
 
@@ -43,7 +44,7 @@ def take_off(turn: Turn, logits: Logits, awaits_token: Callable[[Sequence], bool
     draws: list[tuple[Draw, list[Sequence]]] = []
     for parts in by_vocab.values():
         joined = parts[0][1] if len(parts) == 1 else torch.cat([part for _, part in parts])
-        members = (h.members[turn.wants_logits[h.members]].tolist() for h, _ in parts)
+        members = (h.members[turn.batch.wants_logits[h.members]].tolist() for h, _ in parts)
         sequences = [turn.sequences[i] for i in itertools.chain.from_iterable(members)]
         kept = [i for i, sequence in enumerate(sequences) if awaits_token(sequence)]
         if len(kept) < len(sequences):

@@ -9,7 +9,6 @@ read. Everything else runs eagerly.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,23 +19,22 @@ import torch
 from blockllm.chain import Span, SpanPlan
 from blockllm.chain.spans import num_kv_layers
 from blockllm.core import LayerFunction
-from blockllm.engine.attention import Attention
 from blockllm.engine.attention.rows import (
     AttentionRows,
     GatheredRows,
     RowArrays,
     RowTensors,
     cut_rows,
-    gather,
 )
-from blockllm.engine.batch import Common, Hop, fill_tokens
+from blockllm.engine.batch import Hop, fill_tokens
 from blockllm.engine.executor import Executor
+from blockllm.engine.inputs import EagerInputs
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.models.block import BlockExecutor
 from blockllm.engine.models.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.models.segments import Segments
-from blockllm.engine.models.sources import TableLoader
 from blockllm.engine.transfer import pack, unpack
+from blockllm.observability.timeline import OFF, Timeline
 
 LOG = logging.getLogger(__name__)
 
@@ -112,8 +110,8 @@ class StaticHop:
         if self.hidden is not None:
             assert hop.hidden is not None
             self.hidden[: len(hop.hidden)].copy_(hop.hidden)
-        turn, more = hop.turn, (0, self._rows - len(hop.rows))
-        of_rows = (turn.tokens, turn.positions, turn.rope_lengths)
+        batch, more = hop.batch, (0, self._rows - len(hop.rows))
+        of_rows = (batch.tokens, batch.positions, batch.rope_lengths)
         arrays: list[np.ndarray] = [np.pad(array[hop.rows], more) for array in of_rows]
         arrays += rows or ()
         # a tile has at least one row, so there are never more tiles than rows
@@ -150,6 +148,7 @@ class Graphs:
     def run(
         self,
         hop: Hop,
+        inputs: EagerInputs,
         span: Span,
         segments: Sequence[Segments],
         compute: Callable[[StaticHop], torch.Tensor],
@@ -159,7 +158,7 @@ class Graphs:
             return None
         shape = self._shape(hop)
         cache = self._caches[shape.kv_class]
-        rows = self._row_arrays(hop, span, shape)
+        rows = self._row_arrays(hop, inputs, span, shape)
         tiles = [each.host_tiles() for each in segments]
         if shape not in self._known:
             static = StaticHop(hop.hidden, shape.rows, cache.tensor.device)
@@ -174,9 +173,9 @@ class Graphs:
         return replay()[: len(hop.rows)].clone()
 
     def _shape(self, hop: Hop) -> Shape:
-        kv_class = hop.turn.sequences[hop.members[0]].state.kv_class
+        kv_class = int(hop.batch.pools[hop.members[0]])
         cache = self._caches[kv_class]
-        longest = int(hop.turn.firsts[hop.members].max()) + 1
+        longest = int(hop.batch.firsts[hop.members].max()) + 1
         return Shape(
             span=hop.plan.span,
             kv_class=kv_class,
@@ -185,12 +184,14 @@ class Graphs:
             width=width_of(-(-longest // cache.page_size), cache.tables.shape[2]),
         )
 
-    def _row_arrays(self, hop: Hop, span: Span, shape: Shape) -> RowArrays | None:
+    def _row_arrays(
+        self, hop: Hop, inputs: EagerInputs, span: Span, shape: Shape
+    ) -> RowArrays | None:
         """Of the bundles that the span's layers are in, padded; None if it keeps no KV."""
         layers = sum(map(num_kv_layers, span.blocks))
         if not layers:
             return None
-        gathered = gather(hop, self._caches)
+        gathered = inputs.gathered()
         own, per_page = cut_rows(gathered.arrays, hop.plan.carried), gathered.cache.layers_per_page
         own = cut_bundles(own, shape.first_kv_layer // per_page, layers // per_page)
         return pad_rows(own, shape.rows, shape.width)
@@ -215,7 +216,7 @@ def _is_capturable(hop: Hop, span: Span) -> bool:
     ropes = [f.rope.kind for f in functions if isinstance(f, LayerFunction)]
     return (
         len(hop.rows) == len(hop.members)
-        and bool(hop.turn.wants_logits[hop.members].all())
+        and bool(hop.batch.wants_logits[hop.members].all())
         and "dynamic" not in ropes
     )
 
@@ -246,8 +247,39 @@ class CudaCapture:
         return replay
 
 
-class GraphExecutor(Executor):
-    """An executor that replays hops which were captured. Gives what `Executor` gives.
+class StaticInputs:
+    """Inputs of a hop that is computed on static memory: see `HopInputs`."""
+
+    def __init__(self, hop: Hop, eager: EagerInputs, static: StaticHop) -> None:
+        self._hop, self._eager, self._static = hop, eager, static
+        self._rows: AttentionRows | None = None
+        self._tables: dict[RotaryEmbedding, RopeTable] = {}
+
+    @property
+    def hidden(self) -> torch.Tensor | None:
+        return self._static.hidden
+
+    def tokens(self) -> torch.Tensor:
+        return self._static.tokens
+
+    def segments(self, index: int, block: BlockExecutor) -> Segments:
+        tiles = self._static.tiles[index]
+        host = self._hop.segments[index]
+        return Segments(host, block.adapters, len(tiles), tiles.device, tiles)
+
+    def attention(
+        self, rotary: RotaryEmbedding, timeline: Timeline
+    ) -> tuple[AttentionRows, RopeTable]:
+        if self._rows is None:
+            self._rows = self._static.attention_rows(self._hop, self._eager.gathered())
+        if rotary not in self._tables:
+            static = self._static
+            self._tables[rotary] = rotary.table(static.positions, static.rope_lengths)
+        return self._rows, self._tables[rotary]
+
+
+class GraphExecutor:
+    """Replays the hops of an executor that were captured. Gives what `Executor` gives.
 
     Hops go through one span each: replaying costs little, and every sequence of spans would need
     graphs of its own."""
@@ -257,53 +289,27 @@ class GraphExecutor(Executor):
     def __init__(
         self,
         plan: SpanPlan,
-        load: TableLoader,
+        eager: Executor,
         caches: list[KVCache],
-        attention: Attention,
-        dtype: torch.dtype,
-        device: torch.device,
         capture: Capture,
         max_sequences: int,
     ) -> None:
-        """`attention` must read nothing but the tensors of its rows (the Triton kernels do)."""
-        super().__init__(plan, load, caches, attention, dtype, device)
+        """The attention of `eager` must read nothing but the tensors of its rows (the Triton
+        kernels do)."""
+        self._plan, self._eager = plan, eager
         self._graphs = Graphs(capture, caches, max_sequences)
-        self._plan = plan
-        self._static: StaticHop | None = None  # set while a hop is computed from static memory
 
-    def run(self, hop: Hop) -> torch.Tensor:
+    def run(self, hop: Hop, timeline: Timeline = OFF) -> torch.Tensor:
         """See `Executor.run`."""
         (span,) = hop.plan.spans
-        blocks = self._spans[span]
+        blocks = self._eager.blocks(span)
         if any(hop.segments) and any(block.loops_segments for block in blocks):
-            return super().run(hop)  # an embedding adds deltas segment by segment
-        segments = [self._segments(hop, i, block) for i, block in enumerate(blocks)]
-        compute = functools.partial(self._compute, hop)
-        out = self._graphs.run(hop, self._plan.spans[span], segments, compute)
-        return super().run(hop) if out is None else out
+            return self._eager.run(hop, timeline)  # an embedding adds deltas segment by segment
+        inputs = self._eager.inputs(hop)
+        segments = [inputs.segments(i, block) for i, block in enumerate(blocks)]
 
-    def _compute(self, hop: Hop, static: StaticHop) -> torch.Tensor:
-        self._static = static
-        try:
-            return super().run(hop._replace(hidden=static.hidden, common=Common()))
-        finally:
-            self._static = None
+        def compute(static: StaticHop) -> torch.Tensor:
+            return self._eager.compute(hop, StaticInputs(hop, inputs, static))
 
-    def _segments(self, hop: Hop, index: int, block: BlockExecutor) -> Segments:
-        if self._static is None:
-            return super()._segments(hop, index, block)
-        tiles = self._static.tiles[index]
-        return Segments(hop.segments[index], block.adapters, len(tiles), self._device, tiles)
-
-    def _tokens(self, hop: Hop) -> torch.Tensor:
-        return super()._tokens(hop) if self._static is None else self._static.tokens
-
-    def _rows(self, hop: Hop) -> AttentionRows:
-        if self._static is None:
-            return super()._rows(hop)
-        return self._static.attention_rows(hop, gather(hop, self._caches))
-
-    def _make_table(self, hop: Hop, rotary: RotaryEmbedding) -> RopeTable:
-        if self._static is None:
-            return super()._make_table(hop, rotary)
-        return rotary.table(self._static.positions, self._static.rope_lengths)
+        out = self._graphs.run(hop, inputs, self._plan.spans[span], segments, compute)
+        return self._eager.compute(hop, inputs, timeline) if out is None else out

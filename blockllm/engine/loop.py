@@ -16,16 +16,17 @@ import torch
 
 from blockllm.config import EngineSettings
 from blockllm.core import Finish, Request, TokenEvent
-from blockllm.engine.batch import Turn
 from blockllm.engine.finish import finish_reason
 from blockllm.engine.flight import Flight, Logits, overlaps, take_off
 from blockllm.engine.pace import ObservedPace
 from blockllm.engine.queues import SpanQueues
-from blockllm.engine.roster import Grants, Roster
+from blockllm.engine.roster import Roster
+from blockllm.engine.run import run_rows
 from blockllm.engine.sampling import Sampled
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.setup import ChainStore, build
 from blockllm.engine.stats import HopCounters, snapshot
+from blockllm.engine.turn import Grants, Turn, make_turn
 from blockllm.observability.stats import EngineStats
 from blockllm.observability.timeline import OFF, Timeline
 from blockllm.zoo.reports import Progress, silent
@@ -82,8 +83,8 @@ class Engine:
             if self._overlaps:
                 return events
             events = self._collect()
-        if launched is not None and self._observed is not None and launched[0].has_prompts:
-            self._observed.observe(len(launched[0].tokens), time.perf_counter() - start)
+        if launched is not None and self._observed is not None and launched[0].batch.has_prompts:
+            self._observed.observe(len(launched[0].batch.tokens), time.perf_counter() - start)
         return events
 
     @torch.inference_mode()
@@ -91,21 +92,11 @@ class Engine:
         """Drive the rows of a turn through their routes."""
         part, logits = self._timeline.part, Logits()
         with part("rows"):
-            turn = Turn(grants, self._timeline, self._flight and self._flight.sampled)
-            self._queues.enter(turn)
-        while True:
-            with part("join"):
-                hop = self._queues.pick()
-            if hop is None:
-                break
-            with part("compute", hop.plan):
-                out = self.parts.executor.run(hop)
-            with part("hand over", hop.plan):
-                self._counters.count(hop)
-                is_head = self.parts.has_head[hop.plan.spans[-1]]
-                self._queues.hand_over(None if is_head else out)
-                if is_head:
-                    logits.append((hop, out))
+            turn = make_turn(grants, self._flight and self._flight.sampled)
+        for hop, out, is_head in run_rows(self.parts, self._queues, turn.batch, self._timeline):
+            self._counters.count(hop)
+            if is_head:
+                logits.append((hop, out))
         self._counters.turns += 1
         with part("advance"):
             self._roster.advance(turn)

@@ -14,17 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from blockllm.engine.batch import (
-    Common,
-    Hop,
-    HopPlan,
-    Ints,
-    RowSet,
-    Segment,
-    Source,
-    Turn,
-    join,
-)
+from blockllm.engine.batch import Batch, Hop, HopPlan, Ints, RowSet, Segment, Source, join
 from blockllm.engine.place import Place
 from blockllm.engine.sequence import RouteState, StopState
 from blockllm.observability.timeline import OFF, Timeline
@@ -53,7 +43,7 @@ class _Arrival(NamedTuple):
 
 
 class SpanQueues:
-    """The hops of the current turn, in order, and the hidden states between them."""
+    """The hops of the current batch, in order, and the hidden states between them."""
 
     def __init__(
         self, states: SequenceOf[RouteState], timeline: Timeline = OFF, joins: bool = False
@@ -65,16 +55,15 @@ class SpanQueues:
         self._key = b""
         self._plans: list[HopPlan] = []
 
-    def enter(self, turn: Turn) -> None:
-        """All rows of a new turn wait at their first spans."""
-        key = turn.ranks.tobytes() + turn.counts.tobytes()
+    def enter(self, batch: Batch) -> None:
+        """All rows of a new batch wait at their first spans."""
+        key = batch.ranks.tobytes() + batch.counts.tobytes()
         if key != self._key:
-            self._plans = plan_hops(self._runs(turn), turn.counts, self._joins)
+            self._plans = plan_hops(self._runs(batch), batch.counts, self._joins)
             self._key = key
-        self._turn = turn
+        self._batch = batch
         self._next = 0
         self._outputs: list[torch.Tensor | None] = [None] * len(self._plans)
-        self._common = {plan.carried.number: Common() for plan in self._plans}
         self._entered = self._timeline.now()
         self._done: list[int] = []  # when each hop was handed over
 
@@ -90,7 +79,7 @@ class SpanQueues:
         for spent in plan.spent:  # its memory is used again while it is in the caches
             self._outputs[spent] = None
         self._timeline.waited(plan, since)
-        return Hop(self._turn, plan, hidden, self._common[plan.carried.number])
+        return Hop(self._batch, plan, hidden)
 
     def hand_over(self, hidden: torch.Tensor | None) -> None:
         """The hop last picked is done; its rows wait where they go next. None: behind a head."""
@@ -98,11 +87,11 @@ class SpanQueues:
         self._next += 1
         self._done.append(self._timeline.now())
 
-    def _runs(self, turn: Turn) -> list[_Run]:
-        edges = [0, *(np.flatnonzero(np.diff(turn.ranks)) + 1).tolist(), len(turn.ranks)]
-        ends = [0, *np.cumsum(turn.counts).tolist()]
+    def _runs(self, batch: Batch) -> list[_Run]:
+        edges = [0, *(np.flatnonzero(np.diff(batch.ranks)) + 1).tolist(), len(batch.ranks)]
+        ends = [0, *np.cumsum(batch.counts).tolist()]
         return [
-            _Run(self._by_rank[int(turn.ranks[i])], i, j, ends[i], ends[j])
+            _Run(self._by_rank[int(batch.ranks[i])], i, j, ends[i], ends[j])
             for i, j in itertools.pairwise(edges)
         ]
 

@@ -8,15 +8,13 @@ from itertools import islice
 
 from blockllm.config import EngineSettings
 from blockllm.core import Request
-from blockllm.engine.batch import Turn
 from blockllm.engine.finish import check_request
 from blockllm.engine.kv.cache import KVCache, SequenceKV
 from blockllm.engine.pace import Load, Pace
 from blockllm.engine.schedule import Candidate, admit_rows, model_order, plan_running
 from blockllm.engine.sequence import RouteState, Sequence
+from blockllm.engine.turn import Grants, Turn
 from blockllm.errors import BadRequest, ModelNotFound, Overloaded
-
-Grants = list[tuple[Sequence, int]]
 
 # How many waiting requests one turn looks at; keeps a turn's cost independent of the queue.
 _LOOK_AHEAD = 64
@@ -225,7 +223,7 @@ class Roster:
     def advance(self, turn: Turn) -> None:
         """Book the turn's rows as computed and offer the pages they filled. True once they are
         launched: hops that read those pages are launched later."""
-        for sequence, rows in zip(turn.sequences, turn.counts.tolist(), strict=True):
+        for sequence, rows in zip(turn.sequences, turn.batch.counts.tolist(), strict=True):
             assert sequence.kv is not None
             sequence.num_computed += rows
             self._publish(sequence, sequence.kv)

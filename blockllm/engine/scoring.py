@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 from typing import NamedTuple
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 
 from blockllm.config import EngineSettings
 from blockllm.core import Request, Sampling
-from blockllm.engine.batch import Turn
 from blockllm.engine.finish import check_request
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.queues import SpanQueues
+from blockllm.engine.run import run_rows
 from blockllm.engine.sequence import RouteState, Sequence
 from blockllm.engine.setup import ChainStore, Parts, build
+from blockllm.engine.turn import make_turn
 from blockllm.errors import EngineError, ModelNotFound
 
 # positions whose distributions are held at once: 64 of 150 000 tokens take 38 MB
@@ -95,16 +97,10 @@ def run_alone(
     """Compute the next `rows` of a sequence in a turn of its own; logits of each. [rows, vocab]"""
     assert sequence.kv is not None and rows > 0
     cache.grow(sequence.kv, sequence.num_computed + rows)
-    turn = Turn([(sequence, rows)])
-    turn.wants_every_row = True
-    queues.enter(turn)
-    out: torch.Tensor | None = None
-    while hop := queues.pick():
-        out = parts.executor.run(hop)
-        queues.hand_over(out)
-    assert out is not None
+    turn = make_turn([(sequence, rows)], wants_every_row=True)
+    ((_, logits, _),) = deque(run_rows(parts, queues, turn.batch), maxlen=1)  # behind the head
     sequence.num_computed += rows
-    return out
+    return logits
 
 
 class Comparison(NamedTuple):

@@ -44,7 +44,7 @@ class Parts(NamedTuple):
     plan: SpanPlan
     states: dict[str, RouteState]  # by model
     caches: list[KVCache]  # one per KV shape
-    executor: Executor
+    executor: Executor | GraphExecutor
     has_head: tuple[bool, ...]  # per span
     precision: Precision
     weight_bytes: int  # of distinct tensors in memory
@@ -90,11 +90,10 @@ def build(
     whole = sum(t.nbytes for t in {t.hash: t for c in served for t in c.tensors()}.values())
     loader = TensorLoader(zoo, device, dtype, lambda read: progress(_LOADING, read, whole))
     attention = make_attention("triton" if device.type == "cuda" else "native")
-    shared = (plan, loader, caches, attention, dtype, device)
+    eager = Executor(plan, loader, caches, attention, dtype, device)
+    executor: Executor | GraphExecutor = eager
     if device.type == "cuda" and gpu.usable(caches[0].tensor):
-        executor: Executor = GraphExecutor(*shared, CudaCapture(), settings.max_sequences)
-    else:
-        executor = Executor(*shared)
+        executor = GraphExecutor(plan, eager, caches, CudaCapture(), settings.max_sequences)
     return Parts(
         plan=plan,
         states=_states(plan, classes, settings),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -11,13 +10,15 @@ import numpy as np
 import torch
 
 from blockllm.core import Request, Sampling
-from blockllm.engine.batch import Turn
 from blockllm.engine.cost import HopSize, size_of
 from blockllm.engine.kv.cache import KVCache, SequenceKV
 from blockllm.engine.queues import SpanQueues
+from blockllm.engine.run import run_rows
 from blockllm.engine.sequence import Sequence as EngineSequence
 from blockllm.engine.setup import Parts
+from blockllm.engine.turn import Grants, make_turn
 from blockllm.errors import OutOfMemory
+from blockllm.observability.timeline import Recorder
 
 _SEED = 20260101  # of tokens, and of the sizes that check a fit
 
@@ -144,18 +145,12 @@ class HopDriver:
         return grants
 
     @torch.inference_mode()
-    def run(self, grants: Sequence[tuple[EngineSequence, int]]) -> Iterator[TimedHop]:
+    def run(self, grants: Grants) -> Iterator[TimedHop]:
         """One turn; every hop of it, timed until the device is done."""
-        self._queues.enter(Turn(list(grants)))
-        while hop := self._queues.pick():
-            size = size_of(hop)
-            self._settle()
-            start = time.perf_counter()
-            out = self._parts.executor.run(hop)
-            self._settle()
-            seconds = time.perf_counter() - start
-            self._queues.hand_over(None if self._parts.has_head[hop.plan.span] else out)
-            yield TimedHop(hop.plan.span, size, seconds)
+        recorder = Recorder(self._settle)
+        for hop, _, _ in run_rows(self._parts, self._queues, make_turn(grants).batch, recorder):
+            compute = next(part for part in reversed(recorder.parts) if part.name == "compute")
+            yield TimedHop(hop.plan.span, size_of(hop), compute.duration / 1e9)
 
     def _settle(self) -> None:
         if self._parts.caches[0].tensor.device.type == "cuda":

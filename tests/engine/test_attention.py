@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from blockllm.engine.attention import AttentionRows, make_attention
 from blockllm.engine.attention.rows import GatheredRows
-from blockllm.engine.batch import RowSet, Turn
+from blockllm.engine.batch import Batch, RowSet
 from blockllm.engine.kv.cache import KVCache, KVShape
 
 PAGE, BUNDLES = 4, 2
@@ -31,7 +31,7 @@ def make_rows(
     firsts = np.array([first for first, _ in spans], np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)])
     positions = np.concatenate([first + np.arange(rows) for first, rows in spans])
-    turn = SimpleNamespace(
+    batch = SimpleNamespace(
         counts=counts, firsts=firsts, slots=np.arange(len(spans)), positions=positions
     )
     whole = RowSet(0, np.arange(len(spans)), np.arange(starts[-1]), starts)
@@ -39,7 +39,7 @@ def make_rows(
     bounds = starts[first : first + len(members) + 1]
     rows = whole.rows[bounds[0] : bounds[-1]]
     part = RowSet(1, members, rows, bounds - bounds[0], None, whole, first, int(bounds[0]))
-    return AttentionRows(part, GatheredRows(cast(Turn, turn), whole, cache))
+    return AttentionRows(part, GatheredRows(cast(Batch, batch), whole, cache))
 
 
 def make_parts(spans: list[tuple[int, int]], cache: KVCache, cut: int) -> list[AttentionRows]:

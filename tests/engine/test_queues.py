@@ -136,17 +136,6 @@ def test_hidden_states_are_let_go_where_they_are_taken_last() -> None:
     assert len(kept) > 3
 
 
-def test_hops_with_equal_rows_share_what_is_made_of_them() -> None:
-    queues = SpanQueues(make_states())
-    queues.enter(make_turn([(0, 1), (1, 1), (1, 2)]))
-    common: dict[tuple[int, ...], set[int]] = {}
-    while hop := queues.pick():
-        common.setdefault(tuple(hop.rows.tolist()), set()).add(id(hop.common))
-        queues.hand_over(None if hop.plan.span == HEAD else torch.zeros(len(hop.rows), 1))
-    assert all(len(ids) == 1 for ids in common.values())
-    assert len(set.union(*common.values())) == len(common)
-
-
 @given(TURNS, st.sampled_from([(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 2)]))
 def test_neighbours_of_one_pool_are_gathered_at_once(
     asked: list[tuple[int, int]], pools: tuple[int, ...]

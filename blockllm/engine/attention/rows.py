@@ -1,17 +1,16 @@
-"""Where rows read and write KV: index arrays for all layers, made for all rows of a turn at once;
+"""Where rows read and write KV: index arrays for all layers, made for all rows of a batch at once;
 hops take parts of them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from blockllm.engine.batch import Hop, Ints, RowSet, Turn
+from blockllm.engine.batch import Batch, Ints, RowSet
 from blockllm.engine.kernels import fused as kernels
 from blockllm.engine.kernels import plain
 from blockllm.engine.kernels.layer import Rows
@@ -84,19 +83,19 @@ def single_rows(rows: RowSet) -> NDArray[np.int32]:
 
 
 class GatheredRows:
-    """Index arrays of rows of a turn, made at once for all hops that carry some of them."""
+    """Index arrays of rows of a batch, made at once for all hops that carry some of them."""
 
-    def __init__(self, turn: Turn, rows: RowSet, cache: KVCache) -> None:
+    def __init__(self, batch: Batch, rows: RowSet, cache: KVCache) -> None:
         self.rows, self.cache = rows, cache
-        self.counts, self.firsts = turn.counts[rows.members], turn.firsts[rows.members]
+        self.counts, self.firsts = batch.counts[rows.members], batch.firsts[rows.members]
         self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
-        self.pages = self._find_pages(turn)
+        self.pages = self._find_pages(batch)
 
-    def _find_pages(self, turn: Turn) -> PageArrays:
+    def _find_pages(self, batch: Batch) -> PageArrays:
         rows, cache = self.rows, self.cache
-        slots = turn.slots[rows.members]
+        slots = batch.slots[rows.members]
         if rows.has_runs:
-            positions, row_slots = turn.positions[rows.rows], np.repeat(slots, self.counts)
+            positions, row_slots = batch.positions[rows.rows], np.repeat(slots, self.counts)
         else:
             positions, row_slots = self.firsts, slots
         width = -(-int(self.contexts.max()) // cache.page_size)
@@ -128,17 +127,6 @@ class GatheredRows:
         pages = (kv.data_ptr(), self.cache.page_size, *kv.stride()[:3], kv.shape[1])
         arrays = (*self.pages, self.contexts)
         return Addresses(pages, *(array.ctypes.data for array in arrays))
-
-
-def gather(hop: Hop, caches: Sequence[KVCache]) -> GatheredRows:
-    """Index arrays that the hop's are parts of; the first such hop of a turn makes them."""
-    rows = hop.plan.carried.whole or hop.plan.carried
-    known = hop.turn.gathered.get(rows.number)
-    if known is None:
-        # sequences that share these rows have one KV shape
-        kv_class = hop.turn.sequences[int(rows.members[0])].state.kv_class
-        known = hop.turn.gathered[rows.number] = GatheredRows(hop.turn, rows, caches[kv_class])
-    return known
 
 
 def cut_rows(arrays: _Indices, part: RowSet) -> _Indices:

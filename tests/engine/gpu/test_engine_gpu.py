@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 from blockllm.engine import Engine
 from blockllm.engine import setup as engine_setup
 from blockllm.engine.attention import Attention, make_attention
+from blockllm.engine.executor import Executor
 from blockllm.engine.graphs import Compute, GraphExecutor, bucket_of, width_of
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
@@ -71,7 +72,8 @@ class FakeCapture:
 
 def make_graph_executor(capture: Callable[[Compute], Compute]) -> Callable[..., GraphExecutor]:
     def make(plan, load, caches, attention: Attention, dtype, device):  # type: ignore[no-untyped-def]
-        return GraphExecutor(plan, load, caches, attention, dtype, device, capture, 8)
+        eager = Executor(plan, load, caches, attention, dtype, device)
+        return GraphExecutor(plan, eager, caches, capture, 8)
 
     return make
 
