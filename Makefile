@@ -15,7 +15,7 @@ PORT ?= 8000
 GPU_OUT := out/gpu
 SPEC ?=
 
-.PHONY: install demo serve test check oracle wheel newest lowest constraints gpu clean
+.PHONY: install demo serve test check fuzz oracle wheel newest lowest constraints gpu clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check blockllm tests tools
 	$(BIN)/ruff format --check blockllm tests tools
 	$(BIN)/mypy
+
+# The standing campaigns, far beyond what `make test` runs of each; hours of one core in all.
+fuzz: $(VENV)/.dev
+	$(BIN)/python $(PIP) --constraint $(VENV)/pins.txt --no-build-isolation --editable ".[demo,dev,fuzz]"
+	$(BIN)/python -m tools.campaigns.files
 
 # The oracle without kept answers: the reference is asked anew, and its answers are kept.
 oracle: $(VENV)/.dev

@@ -41,6 +41,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[wire.Message]:
         return msgspec.convert([dict(message) for message in messages], list[wire.Message])
     except msgspec.ValidationError as error:
         raise BadRequest(f"messages: {error}", "messages") from error
+    except UnicodeEncodeError as error:
+        raise BadRequest("messages: a lone surrogate is not Unicode", "messages") from error
 
 
 def variables_of(fields: wire.TemplateFields) -> dict[str, Any]:

@@ -59,9 +59,8 @@ class Guard:
     def _tenant(self, scope: Scope) -> str:
         if not self._keys or scope["path"] in PUBLIC:
             return ""
-        header = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        kind, _, key = header.partition(" ")
-        tenant = self._keys.tenant_of(key.strip()) if kind.lower() == "bearer" else None
+        kind, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        tenant = self._keys.tenant_of(key.strip()) if kind.lower() == b"bearer" else None
         if tenant is None:
             raise HttpError(401, "no valid API key: send `Authorization: Bearer KEY`", KEY_CODE)
         return tenant

@@ -30,9 +30,10 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
-    def tenant_of(self, key: str) -> str | None:
-        """The tenant of this key; None for an unknown one. Takes equally long for every key."""
-        digest = hashlib.sha256(key.encode()).digest()
+    def tenant_of(self, key: bytes) -> str | None:
+        """The tenant of this key as it was sent; None for an unknown one. Takes equally long for
+        every key."""
+        digest = hashlib.sha256(key).digest()
         found = None
         for known, tenant in self._tenants.items():
             if hmac.compare_digest(known, digest):
@@ -41,7 +42,12 @@ class KeyRing:
 
 
 def parse_entry(text: str) -> Entry:
-    """Take `tenant:key` or `key` apart. Raises ConfigError for an empty key."""
+    """Take `tenant:key` or `key` apart. Raises ConfigError for an empty key, or bytes that are no
+    text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # of the environment or the command line
+        raise ConfigError("API keys: expected UTF-8 text, got other bytes") from error
     tenant, colon, key = text.strip().partition(":")
     if not colon:
         tenant, key = "", tenant

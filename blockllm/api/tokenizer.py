@@ -28,12 +28,15 @@ ALPHABET = _byte_level_alphabet()
 
 
 @contextlib.contextmanager
-def _unicode_only(field: str) -> Iterator[None]:
-    """Raises BadRequest, naming the field, for a text that the tokenizer does not take for one."""
+def _named(field: str) -> Iterator[None]:
+    """Raises BadRequest, naming the field, for a text that the tokenizer does not take."""
     try:
         yield
     except TypeError as error:  # the library's word for it
         raise BadRequest(f"{field}: a lone surrogate is not Unicode", field) from error
+    except Exception as error:  # it raises no other kind, for a character without a token too
+        text = f"{field}: the model's tokenizer cannot encode the text: {error!s:.200}"
+        raise BadRequest(text, field) from error
 
 
 class TextTokenizer:
@@ -54,7 +57,7 @@ class TextTokenizer:
     def encode(self, text: str, add_special: bool, field: str = "prompt") -> list[int]:
         """Ids of the text; `add_special` adds what the post-processor adds, such as BOS. Raises
         BadRequest, naming the field that the text is from, for what is not Unicode."""
-        with _unicode_only(field):
+        with _named(field):
             # unlike `encode`, this lets other threads run meanwhile
             (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
         ids: list[int] = encoding.ids
@@ -68,7 +71,7 @@ class TextTokenizer:
             if controls not in self._literal:
                 self._literal[controls] = LiteralEncoder(self._tokenizer, controls)
             encoder = self._literal[controls]
-        with _unicode_only("messages"):
+        with _named("messages"):
             return encoder.encode(text, spans, add_special)
 
     def added_tokens(self) -> list[AddedToken]:

@@ -122,3 +122,5 @@ def test_messages_of_this_process_are_checked_alike():
         read_messages([{"content": "a"}])
     with pytest.raises(BadRequest, match=r"messages: .*content"):
         read_messages([{"role": "user", "content": 5}])
+    with pytest.raises(BadRequest, match="lone surrogate"):
+        read_messages([{"role": "user", "\ud800": "a"}])

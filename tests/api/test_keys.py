@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,12 @@ def test_keys_belong_to_tenants_and_are_kept_as_digests(tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text("# our keys\nacme:k1\n\nacme:k2\nk3\n")
     keys = read_keys("solo,other:k4", str(file))
-    assert keys.tenant_of("k1") == keys.tenant_of("k2") == "acme"
-    assert keys.tenant_of("k4") == "other"
-    anonymous = {keys.tenant_of("k3"), keys.tenant_of("solo")}
+    assert keys.tenant_of(b"k1") == keys.tenant_of(b"k2") == "acme"
+    assert keys.tenant_of(b"k4") == "other"
+    anonymous = {keys.tenant_of(b"k3"), keys.tenant_of(b"solo")}
     assert len(anonymous) == 2
     assert None not in anonymous
-    for wrong in ("", "k", "acme:k1", "nobody"):
+    for wrong in (b"", b"k", b"acme:k1", b"nobody"):
         assert keys.tenant_of(wrong) is None
     assert "k1" not in repr(vars(keys))
 
@@ -41,6 +42,13 @@ def test_bad_keys_are_errors(tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
         read_keys("", str(tmp_path / "missing"))
     assert str(caught.value) == f"api_key_file {tmp_path / 'missing'}: No such file or directory"
+
+
+def test_a_key_is_the_bytes_of_its_text(tmp_path: Path):
+    (tmp_path / "keys").write_text("t:schlüssel\n", encoding="utf-8")
+    assert read_keys("", str(tmp_path / "keys")).tenant_of("schlüssel".encode()) == "t"
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_keys(os.fsdecode(b"t:\xff"), "")
 
 
 @pytest.mark.parametrize("keys", ["a,", ",", "a,,b", " "])

@@ -338,3 +338,10 @@ def test_lone_surrogates_in_arguments_are_a_bad_request(byte_level: TextTokenize
     with pytest.raises(BadRequest, match="messages: a lone surrogate") as caught:
         ChatPrompts(template, byte_level).ids(plain_messages(read_messages([message]), False))
     assert caught.value.param == "messages"
+
+
+def test_a_character_that_the_tokenizer_has_no_token_for_is_a_bad_request():
+    tokenizer = TextTokenizer(Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>")))
+    with pytest.raises(BadRequest, match="cannot encode the text") as caught:
+        tokenizer.encode("b", False)
+    assert caught.value.param == "prompt"

@@ -12,6 +12,10 @@ from blockllm.zoo.text.files import SETTINGS, TOKENIZER, TextFiles, read_object,
 from blockllm.zoo.text.kinds import ASSUMED, is_byte_level, read_kind, rebuild
 from blockllm.zoo.text.tokens import Tokens, read_tokens, text_of
 
+# the library writes a tokenizer out id by id, whatever is between; the largest published
+# vocabulary has 902,629
+MAX_IDS = 1 << 21
+
 
 class Loaded(NamedTuple):
     """A tokenizer, if the model has one, and the tokens its files name."""
@@ -44,13 +48,20 @@ def load_tokenizer(files: TextFiles, family: str) -> Loaded:
 
 
 def open_tokenizer(make: Callable[[], Tokenizer], file: str = TOKENIZER) -> Tokenizer:
-    """What `make` returns; raises CheckpointError, naming the file, whatever way it fails."""
+    """What `make` returns; raises CheckpointError, naming the file, whatever way it fails, and for
+    ids that are too high."""
     try:
-        return make()
+        tokenizer = make()
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # the library raises bare Exception, and panics
         raise CheckpointError(f"{file}: not a usable tokenizer: {error!s:.200}") from error
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= MAX_IDS:
+        raise CheckpointError(
+            f"{file}: a token has the id {highest}, allowed are 0 to {MAX_IDS - 1}"
+        )
+    return tokenizer
 
 
 def add_missing(tokenizer: Tokenizer, tokens: Tokens) -> None:

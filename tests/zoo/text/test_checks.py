@@ -18,10 +18,12 @@ from tests.makers import make_lora
 from tests.zoo.conftest import contents
 
 LOOPS = "".join(f"{{% for a{i} in messages %}}" for i in range(30)) + "{% endfor %}" * 30
+FAR = {"type": "BPE", "vocab": {"a": 1 << 21}, "merges": []}
 DAMAGED = [
     ("tokenizer.json", "{", "not a usable tokenizer"),
     ("tokenizer.json", '{"model": {"type": "BPE"}}', "not a usable tokenizer"),
     ("tokenizer.json", "", "not a usable tokenizer"),
+    ("tokenizer.json", json.dumps({"model": FAR}), "id 2097152, allowed are 0 to 2097151"),
     ("tokenizer_config.json", "[1]", "expected a JSON object"),
     ("tokenizer_config.json", '{"chat_template": 7}', "chat_template: expected a string, got 7"),
     ("tokenizer_config.json", '{"chat_template": "{% if %}"}', "usable chat template: line 1"),
