@@ -8,8 +8,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from blockllm.errors import CheckpointError, ZooError
+from blockllm.errors import ZooError
 from blockllm.zoo.folder import Folder
+from blockllm.zoo.foreign import is_there, read_foreign
 from blockllm.zoo.text.files import (
     ADDED_TOKENS,
     SETTINGS,
@@ -31,8 +32,8 @@ _MAX_BYTES = 128 << 20
 
 
 def find_assets(source: Path) -> dict[str, Path]:
-    """The asset files of a checkpoint folder."""
-    return {file: source / file for file in ASSET_FILES if (source / file).is_file()}
+    """The asset files of a checkpoint folder, also what is there and cannot be read."""
+    return {file: source / file for file in ASSET_FILES if is_there(source / file)}
 
 
 def store_assets(
@@ -97,11 +98,7 @@ def has_own(own: Mapping[str, Path], base: list[dict[str, str]], folder: Folder)
 
 
 def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise CheckpointError(f"{path}: longer than {_MAX_BYTES >> 20} MiB")
-    return data
+    return read_foreign(path, _MAX_BYTES)
 
 
 def _write(path: Path, data: bytes) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blockllm.errors import CheckpointError, UnsafeCheckpoint, UnsupportedModel
+from blockllm.zoo.foreign import is_there
 
 # the call that writes files without pickle
 SAVING = "save_pretrained(..., safe_serialization=True)"
@@ -124,7 +125,7 @@ def _inside(folder: Path) -> str:
     snapshots = sorted(folder.glob("snapshots/*"))
     candidates = [path for path in (*folders, *snapshots) if is_candidate(path)]
     if len(candidates) == 1:
-        what = "adapter" if (candidates[0] / ADAPTER_CONFIG).exists() else "model"
+        what = "adapter" if is_there(candidates[0] / ADAPTER_CONFIG) else "model"
         return f"; the only {what} is in a subfolder: give {candidates[0]}"
     if candidates:
         listed = _listed([str(path.relative_to(folder)) for path in candidates])
@@ -143,7 +144,7 @@ def _inside(folder: Path) -> str:
 
 def is_candidate(folder: Path) -> bool:
     """Whether a folder looks like a model's or an adapter's."""
-    return any((folder / name).is_file() for name in (ADAPTER_CONFIG, CONFIG))
+    return any(is_there(folder / name) for name in (ADAPTER_CONFIG, CONFIG))
 
 
 def _listed(names: list[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from blockllm.errors import CheckpointError, UnsupportedModel
 from blockllm.zoo.causes import INDEX, WEIGHTS, explain
 from blockllm.zoo.families.names import TIED_NAMES
+from blockllm.zoo.foreign import is_there, open_foreign
 from blockllm.zoo.header import Entry, read_header
 from blockllm.zoo.settings_reader import SettingsReader, read_json
 from blockllm.zoo.strangers import is_skipped
@@ -100,14 +100,8 @@ class WeightFiles:
                 raise CheckpointError(f"{where}: changed while being read; try again")
 
     def _open(self, path: Path) -> None:
-        try:
-            # without O_NONBLOCK a named pipe in the folder would block for ever
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror}") from error
+        descriptor = open_foreign(path)
         self._opened.append((descriptor, path.name, _identity(descriptor)))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise CheckpointError(f"{path}: not a regular file")
         for name, entry in read_header(descriptor, path.name).items():
             if name in self.tensors:
                 raise CheckpointError(f"{path.name}: tensor {name[:200]!r} is in another file too")
@@ -117,9 +111,9 @@ class WeightFiles:
 def open_model(folder: Path) -> WeightFiles:
     """The weights of a full checkpoint: model.safetensors, or the shards its index names."""
     single, index = folder / WEIGHTS, folder / INDEX
-    if single.exists():
+    if is_there(single):
         return WeightFiles([single])
-    if not index.exists():
+    if not is_there(index):
         raise explain(folder, WEIGHTS)
     weight_map = SettingsReader(read_json(index), INDEX).section("weight_map")
     shards = {name: weight_map.text(name) for name in weight_map.all_keys()}
@@ -144,7 +138,7 @@ def open_adapter(folder: Path, names: Sequence[str], saving: str) -> WeightFiles
     """The weights of an adapter: the first of the files that is there. `saving` is the call that
     writes such a file."""
     for name in names:
-        if (folder / name).exists():
+        if is_there(folder / name):
             return WeightFiles([folder / name])
     raise explain(folder, names[0], saving)
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from blockllm.errors import CheckpointError, UnsupportedModel
 from blockllm.zoo.causes import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, WEIGHTS, explain
+from blockllm.zoo.foreign import is_there, read_start
 from blockllm.zoo.settings_reader import SettingsReader, read_json
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -27,14 +28,14 @@ def look_at(folder: Path) -> Contents:
     Raises CheckpointError with the cause for one that is neither.
     """
     _refuse_pointers(folder)
-    if (folder / "modules.json").exists():
+    if is_there(folder / "modules.json"):
         raise UnsupportedModel(
             f"{folder}: a sentence-transformers folder: its model embeds texts and continues none"
         )
-    has_weights = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
-    if (folder / ADAPTER_CONFIG).exists():
+    has_weights = is_there(folder / WEIGHTS) or is_there(folder / INDEX)
+    if is_there(folder / ADAPTER_CONFIG):
         return _adapter(folder, has_weights)
-    if not (folder / CONFIG).exists():
+    if not is_there(folder / CONFIG):
         raise explain(folder, CONFIG)
     return Contents(is_adapter=False)
 
@@ -43,7 +44,7 @@ def _adapter(folder: Path, has_weights: bool) -> Contents:
     config = SettingsReader(read_json(folder / ADAPTER_CONFIG), ADAPTER_CONFIG)
     if "peft_type" not in config or not has_weights:
         return Contents(is_adapter=True)
-    if (folder / ADAPTER_WEIGHTS).exists():
+    if is_there(folder / ADAPTER_WEIGHTS):
         note = f"{folder.name} holds a full checkpoint too, which was not read: the adapter was"
         return Contents(True, (note,))
     note = f"{ADAPTER_CONFIG} was not read: there is no adapter beside it, but a merged model"
@@ -52,10 +53,9 @@ def _adapter(folder: Path, has_weights: bool) -> Contents:
 
 def _refuse_pointers(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
-        if path.suffix in _READ and path.is_file() and path.stat().st_size <= _MAX_POINTER:
-            with path.open("rb") as file:
-                if file.read(len(_POINTER)) == _POINTER:
-                    raise CheckpointError(
-                        f"{folder}: {path.name} is a pointer of Git LFS and not the file: run "
-                        "`git lfs pull` there, or download the folder with the hub's own tool"
-                    )
+        small = path.suffix in _READ and path.is_file() and path.stat().st_size <= _MAX_POINTER
+        if small and read_start(path, len(_POINTER)) == _POINTER:
+            raise CheckpointError(
+                f"{folder}: {path.name} is a pointer of Git LFS and not the file: run "
+                "`git lfs pull` there, or download the folder with the hub's own tool"
+            )

@@ -10,6 +10,7 @@ import msgspec
 
 from blockllm.errors import CheckpointError, ZooError
 from blockllm.zoo.causes import ADAPTER_CONFIG, is_candidate
+from blockllm.zoo.foreign import is_there
 from blockllm.zoo.reports import AddReport, Progress, silent
 from blockllm.zoo.zoo import Zoo
 
@@ -74,4 +75,4 @@ def _looks_like_model(folder: Path) -> bool:
 
 
 def _is_adapter(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).exists()
+    return is_there(folder / ADAPTER_CONFIG)

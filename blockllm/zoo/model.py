@@ -11,6 +11,7 @@ from blockllm.zoo.checkpoint import Source, WeightFiles, open_model
 from blockllm.zoo.digest import layer_digest
 from blockllm.zoo.families import ModelPlan, choose_family
 from blockllm.zoo.families.names import tensor_name
+from blockllm.zoo.foreign import is_there
 from blockllm.zoo.int8 import round_linears
 from blockllm.zoo.packs import PackWriter, Readable
 from blockllm.zoo.quantised import refuse_quantised
@@ -140,5 +141,5 @@ def _eos_ids(folder: Path, config: SettingsReader, plan: ModelPlan) -> tuple[int
     if config.is_given("eos_token_id"):
         return tuple(config.integers("eos_token_id"))
     path = folder / GENERATION
-    named = path.exists() and "eos_token_id" in SettingsReader(read_json(path), GENERATION)
+    named = is_there(path) and "eos_token_id" in SettingsReader(read_json(path), GENERATION)
     return () if named else plan.eos_ids

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blockllm.errors import CheckpointError
+from blockllm.zoo.foreign import read_foreign
 
 _MAX_BYTES = 16 << 20
 _MAX_INTEGER = 2**31 - 1
@@ -17,13 +18,7 @@ _MAX_INTEGER = 2**31 - 1
 
 def read_json(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     """The JSON object in a file of at most `max_bytes`; raises CheckpointError otherwise."""
-    try:
-        with path.open("rb") as file:
-            text = file.read(max_bytes + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    if len(text) > max_bytes:
-        raise CheckpointError(f"{path}: longer than {max_bytes} bytes")
+    text = read_foreign(path, max_bytes)
     try:
         document = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from blockllm.zoo.adapters.virtual import read_prefix, read_prompt
 from blockllm.zoo.adapters.whole import read_biases, read_norms
 from blockllm.zoo.causes import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SAVING
 from blockllm.zoo.checkpoint import Source
+from blockllm.zoo.foreign import is_there
 from blockllm.zoo.settings_reader import SettingsReader, read_json
 
 _PEFT_FILES = (ADAPTER_WEIGHTS,)
@@ -95,7 +96,7 @@ def choose_kind(folder: Path) -> AdapterKind:
     """The kind of adapter in a folder; raises UnsupportedModel for one that is not known."""
     config = SettingsReader(read_json(folder / ADAPTER_CONFIG), ADAPTER_CONFIG)
     if "peft_type" not in config and "config" in config:
-        if (folder / "head_config.json").exists():
+        if is_there(folder / "head_config.json"):
             raise UnsupportedModel(
                 "the adapter has a prediction head of its own (head_config.json), which is not "
                 "supported; if it was not trained, save the adapter with with_head=False"

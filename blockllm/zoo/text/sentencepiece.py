@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blockllm.errors import CheckpointError
+from blockllm.zoo.foreign import read_foreign
 
 CONTROL, USER_DEFINED = 3, 4  # kinds of pieces that are tokens of their own
 BPE = 2  # of the kinds of models
@@ -34,11 +35,8 @@ class Model(NamedTuple):
 
 def read_model(path: Path) -> Model:
     """Raises CheckpointError, naming the file, when it is no SentencePiece model."""
-    with path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+    data = read_foreign(path, _MAX_BYTES)
     try:
-        if len(data) > _MAX_BYTES:
-            raise ValueError(f"longer than {_MAX_BYTES >> 20} MiB")
         pieces, kind = [], 1
         for number, value in _fields(memoryview(data)):
             if number == _PIECE and isinstance(value, memoryview):
