@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from blockllm.errors import ZooError
 from blockllm.zoo.folder import Folder
-from blockllm.zoo.foreign import is_there, read_foreign
+from blockllm.zoo.foreign import is_there
 from blockllm.zoo.text.files import (
     ADDED_TOKENS,
     SETTINGS,
@@ -18,6 +18,7 @@ from blockllm.zoo.text.files import (
     TEMPLATE,
     TEXT_FILES,
     TOKENIZER,
+    read_bytes,
 )
 
 ASSET_FILES = TEXT_FILES
@@ -27,8 +28,6 @@ _BESIDE = {
     SPECIAL_TOKENS: (SETTINGS,),
     ADDED_TOKENS: (SETTINGS, TOKENIZER),
 }
-# the largest published tokenizer.json has 33 MB
-_MAX_BYTES = 128 << 20
 
 
 def find_assets(source: Path) -> dict[str, Path]:
@@ -46,7 +45,7 @@ def store_assets(
     names: dict[str, str] = {}
     moves: list[tuple[Path, Path]] = []
     for file, path in files.items():
-        data = _read(path)
+        data = read_bytes(path)
         names[file] = asset_name(data, Path(file).suffix)
         final = folder.asset(names[file])
         if not final.exists():
@@ -92,13 +91,9 @@ def has_own(own: Mapping[str, Path], base: list[dict[str, str]], folder: Folder)
     if find_files(own, base, folder).keys() != find_files({}, base, folder).keys():
         return True
     return any(
-        asset_name(_read(path), Path(file).suffix) != find_asset(file, base)
+        asset_name(read_bytes(path), Path(file).suffix) != find_asset(file, base)
         for file, path in own.items()
     )
-
-
-def _read(path: Path) -> bytes:
-    return read_foreign(path, _MAX_BYTES)
 
 
 def _write(path: Path, data: bytes) -> Path:

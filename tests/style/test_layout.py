@@ -105,6 +105,25 @@ def test_nothing_unsafe_is_called() -> None:
         assert "torch.load(" not in text and "recv_pyobj" not in text, path
 
 
+# the zoo's own files, which its other files keep
+OF_THE_ZOO = {"arrays", "assets", "catalog", "folder", "packs", "verification"}
+OPENING = {"open", "fdopen", "from_file", "read_bytes", "read_file", "read_text", "safe_open"}
+
+
+def test_only_one_file_opens_those_of_a_checkpoint() -> None:
+    """It checks what it opens; another would wait for a pipe or follow a link out."""
+    for path in (PACKAGE / "zoo").rglob("*.py"):
+        if path.stem == "foreign" and path.parent.name == "zoo":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            is_ours = isinstance(node.func, ast.Name) and name == "read_bytes"
+            if name in OPENING and not is_ours:
+                assert path.stem in OF_THE_ZOO, f"{path}:{node.lineno}: {name}: use zoo/foreign.py"
+
+
 def test_help_starts_quickly_and_imports_nothing_heavy() -> None:
     script = (
         "import sys; from blockllm.cli import main; sys.argv = ['blockllm', '--help']\n"

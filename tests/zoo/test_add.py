@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -200,10 +201,14 @@ def test_assets(zoo: Zoo, llama: Path, tied: Path) -> None:
 
 
 def test_hub_style_links_are_followed(zoo: Zoo, tmp_path: Path, llama: Path) -> None:
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+    cache = tmp_path / "models--org--name"
+    snapshot = cache / "snapshots/0123abc"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
     for path in llama.iterdir():
-        (snapshot / path.name).symlink_to(path)
+        blob = cache / "blobs" / path.name.replace(".", "-")
+        shutil.copy(path, blob)
+        (snapshot / path.name).symlink_to(os.path.relpath(blob, snapshot))
     zoo.add("model", snapshot)
     assert zoo.asset("model", "tokenizer.json") is not None
 

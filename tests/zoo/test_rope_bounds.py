@@ -22,7 +22,7 @@ def rewritten(plain: Path, folder: Path, **entries: Any) -> Path:
     """The same model with other entries in its config.json."""
     folder.mkdir()
     for file in plain.iterdir():
-        (folder / file.name).symlink_to(file)
+        (folder / file.name).hardlink_to(file)
     config = json.loads((plain / "config.json").read_text())
     config.pop("rope_parameters", None)
     (folder / "config.json").unlink()

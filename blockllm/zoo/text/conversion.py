@@ -14,10 +14,19 @@ from tokenizers import AddedToken, Tokenizer, processors
 from tokenizers.models import BPE
 
 from blockllm.errors import CheckpointError
+from blockllm.zoo.foreign import is_there
+from blockllm.zoo.settings_reader import SettingsReader, read_json
 from blockllm.zoo.text import sentencepiece
-from blockllm.zoo.text.files import SETTINGS, TOKENIZER, TextFiles, read_object, without_nulls
+from blockllm.zoo.text.files import (
+    SETTINGS,
+    TOKENIZER,
+    TextFiles,
+    read_bytes,
+    read_object,
+    without_nulls,
+)
 from blockllm.zoo.text.kinds import ASSUMED, LLAMA, QWEN2, read_kind, rebuild
-from blockllm.zoo.text.loading import add_missing, open_tokenizer
+from blockllm.zoo.text.loading import MAX_IDS, add_missing, open_tokenizer
 from blockllm.zoo.text.tokens import Tokens, read_tokens
 
 _MODEL = ("tokenizer.model",)
@@ -36,7 +45,7 @@ def convert(folder: Path, files: TextFiles, family: str) -> Conversion | None:
 
     Raises CheckpointError, naming the file, when one is damaged.
     """
-    found = [names for names in (_PAIRS, _MODEL) if all((folder / n).is_file() for n in names)]
+    found = [names for names in (_PAIRS, _MODEL) if all(is_there(folder / n) for n in names)]
     if TOKENIZER in files or not found:
         return None
     settings = without_nulls(read_object(files, SETTINGS))
@@ -55,8 +64,8 @@ def convert(folder: Path, files: TextFiles, family: str) -> Conversion | None:
         tokenizer, extra = _from_pieces(folder / _MODEL[0])
         tokens = tokens._replace(extra=tokens.extra or extra)
     else:
-        vocabulary, merges = (str(folder / name) for name in _PAIRS)
-        tokenizer = open_tokenizer(lambda: Tokenizer(BPE.from_file(vocabulary, merges)), source)
+        vocabulary, merges = _read_vocabulary(folder / _PAIRS[0]), _read_merges(folder / _PAIRS[1])
+        tokenizer = open_tokenizer(lambda: Tokenizer(BPE(vocabulary, merges)), source)
     rebuild(tokenizer, kind)
     add_missing(tokenizer, tokens)
     _surround(tokenizer, tokens, settings)
@@ -81,6 +90,29 @@ def _from_pieces(path: Path) -> tuple[Tokenizer, tuple[AddedToken, ...]]:
         if piece.kind in (sentencepiece.CONTROL, sentencepiece.USER_DEFINED)
     )
     return open_tokenizer(lambda: Tokenizer(BPE(vocabulary, merges)), path.name), tokens
+
+
+def _read_vocabulary(path: Path) -> dict[str, int]:
+    reader = SettingsReader(read_json(path), path.name)
+    return {text: reader.integer(text, low=0, high=MAX_IDS - 1) for text in reader.all_keys()}
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    """One pair of pieces a line, which a space parts."""
+    merges = []
+    try:
+        lines = read_bytes(path).decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path.name}: not UTF-8: {error}") from error
+    for number, line in enumerate(lines, 1):
+        first, _, second = line.removesuffix("\r").partition(" ")
+        if not line or line.startswith("#version"):
+            continue
+        if not (first and second) or " " in second:
+            where = f"{path.name}: line {number}"
+            raise CheckpointError(f"{where}: expected two pieces, got {line!r:.60}")
+        merges.append((first, second))
+    return merges
 
 
 def _surround(tokenizer: Tokenizer, tokens: Tokens, settings: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blockllm.errors import CheckpointError
+from blockllm.zoo.foreign import read_foreign
 from blockllm.zoo.settings_reader import read_json
 
 TOKENIZER = "tokenizer.json"
@@ -19,6 +20,9 @@ GENERATION = "generation_config.json"
 TOKENIZER_FILES = (TOKENIZER, SETTINGS, SPECIAL_TOKENS, ADDED_TOKENS)
 TEXT_FILES = (*TOKENIZER_FILES, TEMPLATE, GENERATION)
 
+# the largest published tokenizer.json has 33 MB
+_MAX_BYTES = 128 << 20
+
 # where each file lies, which may be under another name
 TextFiles = Mapping[str, Path]
 
@@ -26,6 +30,11 @@ TextFiles = Mapping[str, Path]
 def find_text_files(find: Callable[[str], Path | None]) -> dict[str, Path]:
     """The text files that `find` has a path for."""
     return {file: path for file in TEXT_FILES if (path := find(file)) is not None}
+
+
+def read_bytes(path: Path) -> bytes:
+    """All bytes of a text file; raises CheckpointError."""
+    return read_foreign(path, _MAX_BYTES)
 
 
 def read_object(files: TextFiles, file: str) -> dict[str, Any]:

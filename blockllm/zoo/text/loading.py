@@ -8,7 +8,14 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Tokenizer
 
 from blockllm.errors import CheckpointError
-from blockllm.zoo.text.files import SETTINGS, TOKENIZER, TextFiles, read_object, without_nulls
+from blockllm.zoo.text.files import (
+    SETTINGS,
+    TOKENIZER,
+    TextFiles,
+    read_bytes,
+    read_object,
+    without_nulls,
+)
 from blockllm.zoo.text.kinds import ASSUMED, is_byte_level, read_kind, rebuild
 from blockllm.zoo.text.tokens import Tokens, read_tokens, text_of
 
@@ -31,7 +38,7 @@ def load_tokenizer(files: TextFiles, family: str) -> Loaded:
     Raises CheckpointError, naming the file, when one is damaged.
     """
     path = files.get(TOKENIZER)
-    tokenizer = open_tokenizer(lambda: Tokenizer.from_buffer(path.read_bytes())) if path else None
+    tokenizer = open_tokenizer(lambda: Tokenizer.from_buffer(read_bytes(path))) if path else None
     settings = without_nulls(read_object(files, SETTINGS))
     kind = read_kind(settings, family, tokenizer is not None and is_byte_level(tokenizer))
     padding = tokenizer.padding if tokenizer is not None else None

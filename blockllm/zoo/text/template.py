@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from blockllm.errors import CheckpointError
-from blockllm.zoo.text.files import SETTINGS, TEMPLATE, TextFiles, read_object
+from blockllm.zoo.text.files import SETTINGS, TEMPLATE, TextFiles, read_bytes, read_object
 
 
 class TemplateSource(NamedTuple):
@@ -23,7 +23,7 @@ def find_template(files: TextFiles) -> TemplateSource | None:
     """
     if TEMPLATE in files:
         try:
-            return TemplateSource(TEMPLATE, files[TEMPLATE].read_text("utf-8"))
+            return TemplateSource(TEMPLATE, read_bytes(files[TEMPLATE]).decode())
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{TEMPLATE}: not UTF-8: {error}") from error
     found = read_object(files, SETTINGS).get("chat_template")

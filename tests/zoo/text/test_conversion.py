@@ -148,8 +148,12 @@ WHOLE = sentencepiece_model(pieces_of(sentencepiece_like_tokenizer()))
         ("tokenizer.model", WHOLE[:-3], "not a SentencePiece model: damaged at byte"),
         ("tokenizer.model", b"IQ== 0\nIg== 1\n", "not a SentencePiece model"),
         ("tokenizer.model", sentencepiece_model([Piece("a", 1)], kind=1), "expected a BPE model"),
-        ("vocab.json", b"{", "vocab.json and merges.txt: not a usable tokenizer"),
-        ("merges.txt", b"x\n", "vocab.json and merges.txt: not a usable tokenizer"),
+        ("vocab.json", b"{", "vocab.json: damaged JSON"),
+        ("vocab.json", b'{"a": -1}', "vocab.json: a: expected an integer from 0 to"),
+        ("vocab.json", b'{"a": 10000000000}', "vocab.json: a: expected an integer from 0 to"),
+        ("merges.txt", b"x\n", "merges.txt: line 1: expected two pieces, got 'x'"),
+        ("merges.txt", b"\xff\xff\n", "merges.txt: not UTF-8"),
+        ("merges.txt", b"q zz\n", "vocab.json and merges.txt: not a usable tokenizer"),
     ],
 )
 def test_damaged_files_are_refused_by_name(
