@@ -11,8 +11,11 @@ import pytest
 from blockllm.config import EngineSettings
 from blockllm.core import Finish, Request, Sampling, TokenLogprobs
 from blockllm.engine import Engine
+from blockllm.engine.scheduler import Scheduler
 from blockllm.errors import OutOfMemory
 from blockllm.zoo import Zoo
+
+Scheduler.checks_plans = True
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The rows of a turn as flat arrays, and the hops that carry parts of them.
 
-Batch    all rows that a turn computes; sequences ordered by path, then model
+Batch    all rows that a turn computes; members ordered by path, model and stops
 RowSet   which of them go through a hop together
 HopPlan  what of a hop follows from the models and their row counts alone
 Hop      what the executor runs: a plan, the batch it is applied to, and hidden states
@@ -8,7 +8,7 @@ Hop      what the executor runs: a plan, the batch it is applied to, and hidden 
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ class Batch:
     slots: Ints  # [n] its place in that cache's tables
     counts: Ints  # [n] rows
     firsts: Ints  # [n] position of the first row
+    first_stops: Ints  # [n] the rows go through these stops of their route: first to last
+    last_stops: Ints  # [n]
     wants_logits: NDArray[np.bool_]  # [n] whether a token follows the last row
     tokens: Ints  # [rows]
     positions: Ints  # [rows]
@@ -40,6 +42,7 @@ class Batch:
     # on the device: tokens that the host does not know yet; [rows] where the row's is there, or -1
     sampled: torch.Tensor | None = None
     sources: Ints | None = None
+    resumed: Mapping[int, torch.Tensor] | None = None  # hidden states, where first_stops > 0
     wants_every_row: bool = False  # logits of all rows, as for scoring
 
     @property
@@ -57,9 +60,9 @@ class Segment(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Rows `start:stop` of what an earlier hop of the turn computed."""
+    """Rows `start:stop` of what an earlier hop computed."""
 
-    hop: int
+    hop: int  # of the batch; -1 - r: the hidden states with which its run r begins
     start: int
     stop: int
 
@@ -100,6 +103,7 @@ class HopPlan(NamedTuple):
     sources: tuple[Source, ...]  # of the hidden states; none before the embedding
     segments: tuple[tuple[Segment, ...], ...]  # per block of the spans
     spent: tuple[int, ...]  # hops whose hidden states are not needed after this one
+    pauses: tuple[tuple[int, int, int], ...]  # runs that go no further in this batch, their rows
     ends_attention: bool  # no member's rows meet attention behind the spans
 
     @property
@@ -170,14 +174,14 @@ def fill_tokens(tokens: torch.Tensor, hop: Hop) -> None:
         tokens[where] = batch.sampled[chosen]
 
 
-def join(outputs: SequenceOf[torch.Tensor | None], sources: tuple[Source, ...]) -> torch.Tensor:
+def join(outputs: Mapping[int, torch.Tensor | None], sources: tuple[Source, ...]) -> torch.Tensor:
     """Hidden states that a hop starts from. [rows, hidden_size]"""
     if len(sources) == 1:
         return _take(outputs, sources[0])
     return torch.cat([_take(outputs, source) for source in sources])
 
 
-def _take(outputs: SequenceOf[torch.Tensor | None], source: Source) -> torch.Tensor:
+def _take(outputs: Mapping[int, torch.Tensor | None], source: Source) -> torch.Tensor:
     output = outputs[source.hop]
     assert output is not None
     whole = source.stop - source.start == output.shape[0]

@@ -20,13 +20,13 @@ from blockllm.engine.finish import finish_reason
 from blockllm.engine.flight import Flight, Logits, overlaps, take_off
 from blockllm.engine.pace import ObservedPace
 from blockllm.engine.queues import SpanQueues
-from blockllm.engine.roster import Roster
 from blockllm.engine.run import run_rows
 from blockllm.engine.sampling import Sampled
+from blockllm.engine.scheduler import Scheduler
 from blockllm.engine.sequence import Sequence
 from blockllm.engine.setup import ChainStore, build
 from blockllm.engine.stats import HopCounters, snapshot
-from blockllm.engine.turn import Grants, Turn, make_turn
+from blockllm.engine.turn import Turn
 from blockllm.observability.stats import EngineStats
 from blockllm.observability.timeline import OFF, Timeline
 from blockllm.zoo.reports import Progress, silent
@@ -48,7 +48,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.parts: Final = build(zoo, models, self.settings, progress)
         parts = self.parts
-        self._roster = Roster(parts.states, parts.caches, self.settings, parts.pace)
+        self._scheduler = Scheduler(parts.states, parts.caches, self.settings, parts.pace)
         joins = parts.executor.joins_spans
         self._queues = SpanQueues(list(parts.states.values()), timeline, joins)
         self._counters = HopCounters(len(self.parts.plan.spans))
@@ -58,15 +58,15 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._roster.num_known > 0
+        return self._scheduler.num_known > 0
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises ModelNotFound, BadRequest, ContextTooLong, Overloaded."""
-        self._roster.submit(request)
+        self._scheduler.submit(request)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, whatever it is doing; unknown ids are ignored."""
-        self._roster.cancel(request_id)
+        self._scheduler.cancel(request_id)
 
     def step(self) -> list[TokenEvent]:
         """One turn: at most one new token per sequence. [] when there is nothing to do, and where
@@ -74,12 +74,14 @@ class Engine:
         part, start = self._timeline.part, time.perf_counter()
         with part("turn"):
             with part("admit"):
-                grants = self._roster.grant()
-            launched = self._launch(grants) if grants else None
+                plan, view = self._scheduler.plan()
+            with part("rows"):
+                turn = self._scheduler.apply(plan, view, self._flight and self._flight.sampled)
+            launched = self._launch(turn) if turn else None
             events = self._collect()  # of the turn before, while the device works on this one
             if launched is not None:
                 with part("sample"):
-                    self._flight = take_off(*launched, self._roster.awaits_token)
+                    self._flight = take_off(*launched, self._scheduler.awaits_token)
             if self._overlaps:
                 return events
             events = self._collect()
@@ -88,18 +90,16 @@ class Engine:
         return events
 
     @torch.inference_mode()
-    def _launch(self, grants: Grants) -> tuple[Turn, Logits]:
-        """Drive the rows of a turn through their routes."""
-        part, logits = self._timeline.part, Logits()
-        with part("rows"):
-            turn = make_turn(grants, self._flight and self._flight.sampled)
+    def _launch(self, turn: Turn) -> tuple[Turn, Logits]:
+        """Drive the rows of a turn through their stops."""
+        logits = Logits()
         for hop, out, is_head in run_rows(self.parts, self._queues, turn.batch, self._timeline):
             self._counters.count(hop)
             if is_head:
                 logits.append((hop, out))
         self._counters.turns += 1
-        with part("advance"):
-            self._roster.advance(turn)
+        with self._timeline.part("advance"):
+            self._scheduler.advance(turn, self._queues.paused)
         return turn, logits
 
     def _collect(self) -> list[TokenEvent]:
@@ -110,18 +110,18 @@ class Engine:
         with self._timeline.part("sample"):
             found = list(flight.collect())
         with self._timeline.part("emit"):
-            return [self._add_token(*each) for each in found if self._roster.knows(each[0])]
+            return [self._add_token(*each) for each in found if self._scheduler.knows(each[0])]
 
     def _add_token(self, sequence: Sequence, sampled: Sampled) -> TokenEvent:
         if sampled.token is None:
-            self._roster.forget(sequence)
+            self._scheduler.forget(sequence)
             reason = "the model produced logits that are not finite"
             return TokenEvent(sequence.request.id, finish=Finish.ERROR, error=reason)
-        sequence.settle(sampled.token, sampled.revised)
+        self._scheduler.settle(sequence, sampled.token, sampled.revised)
         sequence.state.generation_tokens += 1
         finish = finish_reason(sequence, sampled.token)
         if finish is not None:
-            self._roster.forget(sequence)
+            self._scheduler.forget(sequence)
         first = sequence.num_generated == 1
         return TokenEvent(
             request=sequence.request.id,
@@ -134,8 +134,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A snapshot of the books."""
-        return snapshot(self.parts, self._roster, self._counters)
+        return snapshot(self.parts, self._scheduler, self._counters)
 
     def check_books(self) -> None:
         """Raise AssertionError unless pages, slots and references balance (design law 10)."""
-        self._roster.check_books()
+        self._scheduler.check_books()

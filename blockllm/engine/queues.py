@@ -21,13 +21,20 @@ from blockllm.observability.timeline import OFF, Timeline
 
 
 class _Run(NamedTuple):
-    """Neighbouring sequences of a turn that ask for one model."""
+    """Neighbouring members of a batch that ask for one model and go through the same stops."""
 
+    number: int  # among those of the batch
     state: RouteState
-    first: int  # sequences first..last
+    first: int  # members first..last
     last: int
     start: int  # rows start..stop
     stop: int
+    first_stop: int  # stops first_stop..last_stop of the route, both included
+    last_stop: int
+
+    @property
+    def stops(self) -> tuple[StopState, ...]:
+        return self.state.stops[self.first_stop : self.last_stop + 1]
 
 
 class _Arrival(NamedTuple):
@@ -40,6 +47,13 @@ class _Arrival(NamedTuple):
     @property
     def here(self) -> StopState:
         return self.run.state.stops[self.at]
+
+
+class Paused(NamedTuple):
+    """Hidden states of a member's rows that wait in front of a later stop for another turn."""
+
+    member: int
+    hidden: torch.Tensor  # [rows, hidden_size]
 
 
 class SpanQueues:
@@ -56,16 +70,30 @@ class SpanQueues:
         self._plans: list[HopPlan] = []
 
     def enter(self, batch: Batch) -> None:
-        """All rows of a new batch wait at their first spans."""
-        key = batch.ranks.tobytes() + batch.counts.tobytes()
+        """All rows of a new batch wait where they begin."""
+        ways = (batch.ranks, batch.counts, batch.first_stops, batch.last_stops)
+        key = b"".join(array.tobytes() for array in ways)
         if key != self._key:
-            self._plans = plan_hops(self._runs(batch), batch.counts, self._joins)
+            self._runs = self._find_runs(batch)
+            self._plans = plan_hops(self._runs, batch.counts, self._joins)
             self._key = key
         self._batch = batch
         self._next = 0
-        self._outputs: list[torch.Tensor | None] = [None] * len(self._plans)
+        self._outputs = self._resume(batch)
+        self.paused: list[Paused] = []  # in the order of hops
         self._entered = self._timeline.now()
         self._done: list[int] = []  # when each hop was handed over
+
+    def _resume(self, batch: Batch) -> dict[int, torch.Tensor | None]:
+        """The hidden states of runs that begin behind the first stop, as `Source` names them."""
+        if batch.resumed is None:
+            return {}
+        known: dict[int, torch.Tensor | None] = {}
+        for run in self._runs:
+            if run.first_stop:
+                own = [batch.resumed[member] for member in range(run.first, run.last)]
+                known[-1 - run.number] = own[0] if len(own) == 1 else torch.cat(own)
+        return known
 
     def pick(self) -> Hop | None:
         """Take all rows that wait at the shallowest span."""
@@ -75,7 +103,8 @@ class SpanQueues:
         hidden, since = None, self._entered
         if plan.sources:
             hidden = join(self._outputs, plan.sources)
-            since = self._done[min(plan.sources).hop]
+            first = min(plan.sources).hop
+            since = self._entered if first < 0 else self._done[first]
         for spent in plan.spent:  # its memory is used again while it is in the caches
             self._outputs[spent] = None
         self._timeline.waited(plan, since)
@@ -84,16 +113,29 @@ class SpanQueues:
     def hand_over(self, hidden: torch.Tensor | None) -> None:
         """The hop last picked is done; its rows wait where they go next. None: behind a head."""
         self._outputs[self._next] = hidden
+        for number, start, stop in self._plans[self._next].pauses:
+            assert hidden is not None, "rows pause before a head, not behind one"
+            run, at = self._runs[number], start
+            for member in range(run.first, run.last):
+                end = at + int(self._batch.counts[member])
+                # a copy, so that the rows of others go when they are not needed any more
+                self.paused.append(Paused(member, hidden[at:end].clone()))
+                at = end
+            assert at == stop
         self._next += 1
         self._done.append(self._timeline.now())
 
-    def _runs(self, batch: Batch) -> list[_Run]:
-        edges = [0, *(np.flatnonzero(np.diff(batch.ranks)) + 1).tolist(), len(batch.ranks)]
+    def _find_runs(self, batch: Batch) -> list[_Run]:
+        ways = np.stack([batch.ranks, batch.first_stops, batch.last_stops])
+        changes = np.flatnonzero((np.diff(ways) != 0).any(0)) + 1
+        edges = [0, *changes.tolist(), len(batch.ranks)]
         ends = [0, *np.cumsum(batch.counts).tolist()]
-        return [
-            _Run(self._by_rank[int(batch.ranks[i])], i, j, ends[i], ends[j])
-            for i, j in itertools.pairwise(edges)
-        ]
+        runs = []
+        for number, (i, j) in enumerate(itertools.pairwise(edges)):
+            rank, first_stop, last_stop = ways[:, i].tolist()
+            state = self._by_rank[rank]
+            runs.append(_Run(number, state, i, j, ends[i], ends[j], first_stop, last_stop))
+        return runs
 
 
 def plan_hops(runs: list[_Run], counts: Ints, joins: bool = False) -> list[HopPlan]:
@@ -105,8 +147,8 @@ def plan_hops(runs: list[_Run], counts: Ints, joins: bool = False) -> list[HopPl
     waiting: dict[Place, list[_Arrival]] = {}
     plans: list[HopPlan] = []
     sets = _RowSets(runs, counts)
-    visits = Counter(stop.place for run in runs for stop in run.state.stops) if joins else None
-    arrivals = [_Arrival(run, 0, None) for run in runs]
+    visits = Counter(stop.place for run in runs for stop in run.stops) if joins else None
+    arrivals = [_Arrival(run, run.first_stop, _resumed(run)) for run in runs]
     while True:
         for arrival in arrivals:
             waiting.setdefault(arrival.here.place, []).append(arrival)
@@ -116,19 +158,26 @@ def plan_hops(runs: list[_Run], counts: Ints, joins: bool = False) -> list[HopPl
         passed = [waiting.pop(place)]
         while visits and (onward := _onward(passed[-1], visits)):
             passed.append(onward)
-        arrivals, start = [], 0
+        arrivals, pauses, start = [], [], 0
         for run, index, _ in passed[-1]:
             stop = start + run.stop - run.start
-            if index + 1 < len(run.state.stops):
+            if index < run.last_stop:
                 source = Source(len(plans), start, stop)
                 arrivals.append(_Arrival(run, index + 1, source))
+            elif index + 1 < len(run.state.stops):
+                pauses.append((run.number, start, stop))
             start = stop
-        plans.append(_plan(passed, sets))
+        plans.append(_plan(passed, sets)._replace(pauses=tuple(pauses)))
+
+
+def _resumed(run: _Run) -> Source | None:
+    """The hidden states that a run begins with; None at the first stop."""
+    return Source(-1 - run.number, 0, run.stop - run.start) if run.first_stop else None
 
 
 def _onward(group: list[_Arrival], visits: Counter[Place]) -> list[_Arrival] | None:
     """The group at its next span, if it goes there whole and no other row of the turn ever does."""
-    onward = [a._replace(at=a.at + 1) for a in group if a.at + 1 < len(a.run.state.stops)]
+    onward = [a._replace(at=a.at + 1) for a in group if a.at < a.run.last_stop]
     places = {arrival.here.place for arrival in onward}
     together = len(onward) == len(group) and len(places) == 1
     return onward if together and visits[places.pop()] == len(group) else None
@@ -185,6 +234,7 @@ def _plan(passed: list[list[_Arrival]], sets: _RowSets) -> HopPlan:
         sources=_merge([a.source for a in group if a.source is not None]),
         segments=tuple(itertools.chain.from_iterable(map(_segments, passed))),
         spent=(),
+        pauses=(),
         ends_attention=all(arrival.here.stop.ends_attention for arrival in passed[-1]),
     )
 

@@ -21,6 +21,7 @@ from blockllm.engine.run import run_rows
 from blockllm.engine.sequence import RouteState, Sequence
 from blockllm.engine.setup import ChainStore, Parts, build
 from blockllm.engine.turn import make_turn
+from blockllm.engine.work import full_work
 from blockllm.errors import EngineError, ModelNotFound
 
 # positions whose distributions are held at once: 64 of 150 000 tokens take 38 MB
@@ -97,7 +98,7 @@ def run_alone(
     """Compute the next `rows` of a sequence in a turn of its own; logits of each. [rows, vocab]"""
     assert sequence.kv is not None and rows > 0
     cache.grow(sequence.kv, sequence.num_computed + rows)
-    turn = make_turn([(sequence, rows)], wants_every_row=True)
+    turn = make_turn([(sequence, full_work(sequence, rows))], wants_every_row=True)
     ((_, logits, _),) = deque(run_rows(parts, queues, turn.batch), maxlen=1)  # behind the head
     sequence.num_computed += rows
     return logits

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import secrets
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -16,6 +18,7 @@ from blockllm.engine.kv.prefix import PageHashes
 from blockllm.engine.place import Place
 from blockllm.engine.tally import Tally
 from blockllm.engine.virtual import virtual_tokens
+from blockllm.engine.work import PausedRows, Work
 
 
 class StopState(NamedTuple):
@@ -48,6 +51,7 @@ class RouteState:
         self.dynamic_rope = _dynamic_rope(route)
         self.prompt_tokens = 0
         self.generation_tokens = 0
+        self.last_turn = 0  # the last one that had rows of the model
 
 
 def _dynamic_rope(route: Route) -> Rope | None:
@@ -72,6 +76,13 @@ def _is_plainly_greedy(sampling: Sampling) -> bool:
     return filters == plain
 
 
+def _joined(paused: list[PausedRows]) -> Iterator[PausedRows]:
+    """Neighbouring rows that wait at one stop are one."""
+    for stop, group in itertools.groupby(paused, key=lambda rows: rows.stop):
+        first, *others = group
+        yield PausedRows(stop, first.start, first.rows + sum(rows.rows for rows in others))
+
+
 class Sequence:
     """Tokens, progress and pages of one request. Created at submit, owned by the engine loop.
 
@@ -79,8 +90,11 @@ class Sequence:
     positions, `num_total` and `num_computed` count them all. Seeded draws go by these positions.
     """
 
-    def __init__(self, request: Request, state: RouteState, page_size: int) -> None:
+    def __init__(
+        self, request: Request, state: RouteState, page_size: int, number: int = 0
+    ) -> None:
         self.request = request
+        self.number = number  # what plans call it
         self.state = state
         self.num_virtual = state.virtual.num_tokens
         self.num_prompt = len(request.prompt)
@@ -89,7 +103,8 @@ class Sequence:
         self.tokens[: self.num_virtual] = state.virtual.ids()
         self.tokens[self.num_virtual : self.num_given] = request.prompt
         self.num_total = self.num_given
-        self.num_computed = 0
+        self.num_computed = 0  # rows that have passed all stops
+        self.paused: list[PausedRows] = []  # those behind them that have begun, deepest first
         # where the last token stands among those just sampled on the device; -1: it is known here
         self.sampled_at = -1
         self.kv: SequenceKV | None = None  # set while admitted
@@ -124,11 +139,66 @@ class Sequence:
         return salt
 
     @property
+    def model(self) -> str:
+        return self.request.model
+
+    @property
+    def pool(self) -> int:
+        """The KV cache that its pages are of."""
+        return self.state.kv_class
+
+    @property
+    def num_stops(self) -> int:
+        return len(self.state.stops)
+
+    @property
+    def last_turn(self) -> int:
+        """The number of the last turn that had rows of its model."""
+        return self.state.last_turn
+
+    @property
     def remaining(self) -> int:
         """Rows still to compute before the next token can be sampled."""
         if self.sampled_at >= 0 and self.num_total == len(self.tokens):
             return 0  # none follows
         return self.num_total - self.num_computed
+
+    @property
+    def num_begun(self) -> int:
+        """Rows that are computed or have begun."""
+        return self.num_computed + sum(rows.rows for rows in self.paused)
+
+    @property
+    def num_new(self) -> int:
+        """Rows that have not begun."""
+        remaining = self.remaining
+        return remaining - sum(rows.rows for rows in self.paused) if remaining else 0
+
+    def advance(self, work: Work) -> None:
+        """The rows have passed these stops."""
+        if work.first_stop:
+            at = next(i for i, rows in enumerate(self.paused) if rows.stop == work.first_stop)
+            stop, start, rows = self.paused.pop(at)
+            assert start == work.start
+            if rows > work.rows:
+                self.paused.insert(at, PausedRows(stop, start + work.rows, rows - work.rows))
+        if work.last_stop + 1 == self.num_stops:
+            assert work.start == self.num_computed
+            self.num_computed += work.rows
+            return
+        self.paused.append(PausedRows(work.last_stop + 1, work.start, work.rows))
+        self.paused.sort(key=lambda rows: rows.start)
+        self.paused = list(_joined(self.paused))
+
+    def take_back(self) -> int | None:
+        """The last row has to be computed again. The stop where it waited, None if nowhere."""
+        if not self.paused:
+            self.num_computed -= 1
+            return None
+        stop, start, rows = self.paused.pop()
+        if rows > 1:
+            self.paused.append(PausedRows(stop, start, rows - 1))
+        return stop
 
     @property
     def num_generated(self) -> int:
@@ -149,13 +219,10 @@ class Sequence:
         self.append(0)
         self.sampled_at = sampled_at
 
-    def settle(self, token: int, revised: bool) -> None:
-        """The expected token is known. `revised`: the device took it for another until now, so a
-        row computed of that one has to be computed again."""
+    def settle(self, token: int) -> None:
+        """The expected token is known."""
         self.tokens[self.num_total - 1] = token
         self.sampled_at = -1
-        if revised and self.num_computed == self.num_total:
-            self.num_computed -= 1
 
     def known_tokens(self) -> np.ndarray:
         """View of the prompt and all generated tokens so far."""

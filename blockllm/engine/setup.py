@@ -81,7 +81,7 @@ def build(
     if device.type == "cpu":
         keep_freed_memory()
     dtype = choose_dtype(settings.dtype, chains.values(), device)
-    lazy = settings.cut == "lazy"
+    lazy = settings.cut == "lazy" and settings.batching != "layered"  # waves wait between layers
     served = [chain if lazy else one_block_per_layer(chain) for chain in chains.values()]
     plan = plan_spans(served, merge=lazy)
     precision = Precision(dtype.itemsize, keeps_narrow=packs(device, dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blockllm.engine.batch import Hop
-from blockllm.engine.roster import Roster
+from blockllm.engine.scheduler import Scheduler
 from blockllm.engine.sequence import RouteState
 from blockllm.engine.setup import Parts
 from blockllm.observability.stats import EngineStats, SpanStats
@@ -24,13 +24,13 @@ class HopCounters:
             self.rows[span] += len(hop.rows)
 
 
-def snapshot(parts: Parts, roster: Roster, counters: HopCounters) -> EngineStats:
+def snapshot(parts: Parts, scheduler: Scheduler, counters: HopCounters) -> EngineStats:
     """Everything a metrics page wants to know, copied."""
     pools = [cache.pool for cache in parts.caches]
     spans = zip(parts.plan.spans, counters.hops, counters.rows, strict=True)
     return EngineStats(
-        num_running=roster.num_running,
-        num_waiting=roster.num_waiting,
+        num_running=scheduler.num_running,
+        num_waiting=scheduler.num_waiting,
         num_pages=sum(pool.num_pages for pool in pools),
         num_pages_free=sum(pool.num_free for pool in pools),
         num_pages_cached=sum(pool.num_cached for pool in pools),
@@ -40,9 +40,9 @@ def snapshot(parts: Parts, roster: Roster, counters: HopCounters) -> EngineStats
         kv_bytes=sum(cache.tensor.nbytes for cache in parts.caches),
         prompt_tokens={name: state.prompt_tokens for name, state in parts.states.items()},
         generation_tokens={name: state.generation_tokens for name, state in parts.states.items()},
-        prefix_queries=roster.prefix_queries,
-        prefix_hits=roster.prefix_hits,
-        preemptions=roster.preemptions,
+        prefix_queries=scheduler.prefix_queries,
+        prefix_hits=scheduler.prefix_hits,
+        preemptions=scheduler.preemptions,
         turns=counters.turns,
         max_context={name: _room(parts, state) for name, state in parts.states.items()},
         spans=tuple(SpanStats(s.name, s.models, hops, rows) for s, hops, rows in spans),

@@ -17,6 +17,7 @@ from blockllm.engine.run import run_rows
 from blockllm.engine.sequence import Sequence as EngineSequence
 from blockllm.engine.setup import Parts
 from blockllm.engine.turn import Grants, make_turn
+from blockllm.engine.work import full_work
 from blockllm.errors import OutOfMemory
 from blockllm.observability.timeline import Recorder
 
@@ -128,12 +129,12 @@ class HopDriver:
             for kv in opened:
                 cache.close(kv)
 
-    def make(self, model: str, load: Load) -> list[tuple[EngineSequence, int]]:
+    def make(self, model: str, load: Load) -> Grants:
         """Sequences with the rows that each will compute; good for any number of runs."""
         state = self._parts.states[model]
         cache, slots = self._parts.caches[state.kv_class], iter(self._kv[state.kv_class])
         chosen = np.random.default_rng(_SEED)
-        grants = []
+        grants: Grants = []
         for group in load:
             for _ in range(group.sequences):
                 tokens = chosen.integers(0, state.route.chain.vocab_size, group.context)
@@ -141,7 +142,7 @@ class HopDriver:
                 sequence = EngineSequence(request, state, cache.page_size)
                 sequence.num_computed = sequence.num_total - group.rows
                 sequence.kv = next(slots)
-                grants.append((sequence, group.rows))
+                grants.append((sequence, full_work(sequence, group.rows)))
         return grants
 
     @torch.inference_mode()

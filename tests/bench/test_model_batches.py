@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from blockllm.engine import Engine
-from blockllm.engine.schedule import model_order
 from blockllm.zoo import Zoo
 from tests.driver import greedy, least_memory, request, run, settings
 from tests.makers import make_checkpoint
@@ -52,14 +49,3 @@ def test_a_tight_pool_still_finishes(zoo: Zoo) -> None:
     found, engine = answers(zoo, batching="models", memory=least_memory(zoo, MODELS), page_size=4)
     assert found == expected
     assert engine.stats().num_running == 0
-
-
-@given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=12), st.integers(1, 30))
-def test_no_model_waits_longer_than_the_others_need(waiting: list[str], turns: int) -> None:
-    last: dict[str, int] = {}
-    served = []
-    for turn in range(turns):
-        served.append(model_order(waiting, last)[0])
-        last[served[-1]] = turn
-    models = list(dict.fromkeys(waiting))
-    assert served == [models[turn % len(models)] for turn in range(turns)]

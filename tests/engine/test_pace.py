@@ -123,7 +123,7 @@ def test_chunks_shrink_while_something_decodes(tmp_path: Path) -> None:
     zoo.add("a", make_checkpoint(tmp_path / "a", max_position_embeddings=512))
     engine = Engine(zoo, ["a"], settings(max_rows=256, prefix_cache=False))
     cost = SpanCost(0.0, 1e-3, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    engine._roster._pace = ProfiledPace(0.065, {0: cost})  # 1 ms a row
+    engine._scheduler._pace = ProfiledPace(0.065, {0: cost})  # 1 ms a row
     engine.submit(request("first", "a", [5, 6, 7], greedy(40)))
     engine.step()
     engine.submit(request("second", "a", list(range(5, 95)) * 2, greedy(2)))

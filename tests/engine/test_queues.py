@@ -40,20 +40,22 @@ def make_states(pools: tuple[int, ...] = (0, 0, 0)) -> list[Any]:
     return states
 
 
-def make_turn(asked: list[tuple[int, int]]) -> Any:
+def make_batch(asked: list[tuple[int, int]]) -> Any:
     ranks, counts = np.array(sorted(asked), np.int64).T
-    return SimpleNamespace(ranks=ranks, counts=counts)
+    last = np.array([len(way) - 1 for way in WAYS.values()])[ranks]
+    stops = {"first_stops": np.zeros_like(ranks), "last_stops": last}
+    return SimpleNamespace(ranks=ranks, counts=counts, resumed=None, **stops)
 
 
-TURNS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=9)
+BATCHES = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), min_size=1, max_size=9)
 
 
-@given(TURNS, st.booleans())
+@given(BATCHES, st.booleans())
 def test_every_row_walks_its_way(asked: list[tuple[int, int]], joins: bool) -> None:
-    turn, states = make_turn(asked), make_states()
+    batch, states = make_batch(asked), make_states()
     queues = SpanQueues(states, joins=joins)
-    queues.enter(turn)
-    walked: dict[int, list[int]] = {row: [] for row in range(int(turn.counts.sum()))}
+    queues.enter(batch)
+    walked: dict[int, list[int]] = {row: [] for row in range(int(batch.counts.sum()))}
     outputs = 0
     while hop := queues.pick():
         rows = hop.rows.tolist()
@@ -62,7 +64,7 @@ def test_every_row_walks_its_way(asked: list[tuple[int, int]], joins: bool) -> N
         else:  # whatever a row brings, it brought itself
             assert hop.hidden[:, 0].tolist() == rows
         assert hop.starts[-1] == len(rows)
-        assert np.array_equal(np.diff(hop.starts), turn.counts[hop.members])
+        assert np.array_equal(np.diff(hop.starts), batch.counts[hop.members])
         run = hop.plan.carried.run
         assert (run is None) == (np.diff(rows) != 1).any()
         assert run is None or rows == list(walked)[run]
@@ -73,7 +75,7 @@ def test_every_row_walks_its_way(asked: list[tuple[int, int]], joins: bool) -> N
         done = hop.plan.spans[-1] == HEAD
         queues.hand_over(None if done else torch.tensor(rows)[:, None])
         outputs += done
-    owners = np.repeat(turn.ranks, turn.counts).tolist()
+    owners = np.repeat(batch.ranks, batch.counts).tolist()
     ways = list(WAYS.values())
     assert [tuple(walk) for walk in walked.values()] == [ways[rank] for rank in owners]
     if len({len(ways[rank]) for rank in owners}) == 1:
@@ -83,7 +85,7 @@ def test_every_row_walks_its_way(asked: list[tuple[int, int]], joins: bool) -> N
 def test_spans_between_which_nobody_joins_or_leaves_are_one_hop() -> None:
     def hops(*asked: tuple[int, int]) -> list[tuple[int, ...]]:
         queues = SpanQueues(make_states(), joins=True)
-        queues.enter(make_turn(list(asked)))
+        queues.enter(make_batch(list(asked)))
         return [plan.spans for plan in queues._plans]
 
     assert hops((0, 1), (0, 3)) == [(0, 1, 4)]
@@ -105,22 +107,22 @@ def test_a_plan_is_kept_while_models_and_counts_are_the_same(
     monkeypatch.setattr("blockllm.engine.queues.plan_hops", counted)
     queues = SpanQueues(make_states(), Recorder())
     for asked in ([(0, 1), (1, 1)], [(0, 1), (1, 1)], [(0, 1), (1, 2)], [(0, 1), (2, 2)]):
-        queues.enter(make_turn(asked))
+        queues.enter(make_batch(asked))
     assert next(calls) == 3
 
 
 def test_neighbouring_rows_are_joined_without_copying() -> None:
     first, second = torch.arange(6.0)[:, None], torch.arange(6.0, 9.0)[:, None]
-    assert join([first, second], (Source(0, 0, 6),)) is first
-    part = join([first, second], (Source(0, 2, 5),))
+    assert join({0: first, 1: second}, (Source(0, 0, 6),)) is first
+    part = join({0: first, 1: second}, (Source(0, 2, 5),))
     assert part.data_ptr() == first[2:].data_ptr() and len(part) == 3
-    both = join([first, second], (Source(1, 0, 3), Source(0, 4, 6)))
+    both = join({0: first, 1: second}, (Source(1, 0, 3), Source(0, 4, 6)))
     assert both[:, 0].tolist() == [6, 7, 8, 4, 5]
 
 
 def test_hidden_states_are_let_go_where_they_are_taken_last() -> None:
     queues = SpanQueues(make_states())
-    queues.enter(make_turn([(0, 1), (1, 1), (2, 2)]))
+    queues.enter(make_batch([(0, 1), (1, 1), (2, 2)]))
     kept: dict[int, weakref.ref[torch.Tensor]] = {}
     index = 0
     while hop := queues.pick():
@@ -136,13 +138,13 @@ def test_hidden_states_are_let_go_where_they_are_taken_last() -> None:
     assert len(kept) > 3
 
 
-@given(TURNS, st.sampled_from([(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 2)]))
+@given(BATCHES, st.sampled_from([(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 2)]))
 def test_neighbours_of_one_pool_are_gathered_at_once(
     asked: list[tuple[int, int]], pools: tuple[int, ...]
 ) -> None:
-    queues, turn = SpanQueues(make_states(pools)), make_turn(asked)
-    queues.enter(turn)
-    pool_of = np.array(pools)[turn.ranks]
+    queues, batch = SpanQueues(make_states(pools)), make_batch(asked)
+    queues.enter(batch)
+    pool_of = np.array(pools)[batch.ranks]
     wholes: dict[int, list[int]] = {}  # by number
     while hop := queues.pick():
         part = hop.plan.carried

@@ -1,0 +1,37 @@
+"""A turn belongs to one model: what a server does that cannot batch across models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from blockllm.engine.policies.chunked import Chunked
+from blockllm.engine.work import Known, Plan, View
+
+
+class ByModel:
+    """Chunked, for one model at a time."""
+
+    def plan(self, view: View) -> Plan:
+        """See `Policy.plan`. Looks at all requests, as the servers that it stands for do."""
+        waiting = list(view.waiting)
+        for model in model_order([*view.running, *waiting]):
+            own = view._replace(
+                running=[known for known in view.running if known.model == model],
+                waiting=[known for known in waiting if known.model == model],
+                max_sequences=view.max_sequences
+                - sum(known.model != model for known in view.running),
+            )
+            plan = Chunked().plan(own)
+            if plan.work or plan.preempt:
+                return plan
+        return Plan((), (), ())
+
+
+def model_order(known: Iterable[Known]) -> list[str]:
+    """Models in the order in which they may take the next turn.
+
+    Longest ago goes first, so no model waits for more turns than there are others with work; among
+    models that never had one, the first of `known` decides.
+    """
+    last = {each.model: each.last_turn for each in known}
+    return sorted(last, key=lambda model: last[model])

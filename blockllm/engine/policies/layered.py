@@ -1,0 +1,92 @@
+"""Prompts go layer by layer beside decoding: Layered Prefill (arXiv 2510.08055).
+
+A wave of whole prompts passes one group of stops in a turn, where `Chunked` would pass a part of
+the prompts through all stops. Each turn costs about as much, and every weight is read for a prompt
+once instead of once per chunk: that is what pays where weights are many, as in models of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+from blockllm.engine.policies.chunked import admit, plan_running
+from blockllm.engine.work import Known, Plan, View, Work
+
+
+class Layered:
+    """Decoding rows pass all stops in every turn; one wave of prompts at a time passes a group.
+
+    A wave cannot wait inside a span, so the engine cuts models into layers for it.
+    """
+
+    def plan(self, view: View) -> Plan:
+        """See `Policy.plan`."""
+        decoding = {known.number for known in view.running if _decodes(known)}
+        budget = max(1, view.max_rows - len(decoding))
+        in_flight = any(known.paused for known in view.running)
+        # each row of a wave passes one stop in a turn, at least
+        room = 0 if in_flight else budget * _fewest_stops(view)
+        work, preempted = _running(view, _split_rows(view.running, decoding, room))
+        wave = [each for each in work if each.sequence not in decoding]
+        admitted: list[Work] = []
+        if room and not wave and not preempted:
+            admitted = admit(view, room, view.max_sequences - len(view.running))
+            wave += admitted
+        for known in view.running:
+            if known.number not in preempted:
+                wave += _paused(known)
+        return Plan(
+            preempt=tuple(preempted),
+            admit=tuple(each.sequence for each in admitted),
+            work=(*(w for w in work if w.sequence in decoding), *_next_group(wave, budget)),
+        )
+
+
+def _decodes(known: Known) -> bool:
+    return known.num_new == 1 and not known.paused
+
+
+def _fewest_stops(view: View) -> int:
+    ahead = [*view.running, *islice(view.waiting, 1)]
+    return min((known.num_stops for known in ahead if not _decodes(known)), default=1)
+
+
+def _split_rows(running: Sequence[Known], decoding: set[int], room: int) -> dict[int, int]:
+    """New rows of each sequence: one where it decodes, and as much of its prompt as fits."""
+    rows = {}
+    for known in running:
+        if known.number in decoding:
+            rows[known.number] = 1
+        else:
+            rows[known.number] = min(known.num_new, room)
+            room -= rows[known.number]
+    return rows
+
+
+def _running(view: View, rows: Mapping[int, int]) -> tuple[list[Work], list[int]]:
+    work: list[Work] = []
+    preempted: list[int] = []
+    for pool, pages in enumerate(view.pages):
+        own = [known for known in view.running if known.pool == pool]
+        kept, lost = plan_running(own, rows, pages)
+        work += kept
+        preempted += lost
+    return work, preempted
+
+
+def _paused(known: Known) -> Iterator[Work]:
+    """All that waits, up to where the rows before it wait."""
+    limit = known.num_stops
+    for stop, start, rows in known.paused:
+        yield Work(known.number, start, rows, stop, limit - 1)
+        limit = stop
+
+
+def _next_group(wave: Sequence[Work], budget: int) -> Iterator[Work]:
+    """The wave through as many stops as make a turn of the wanted size."""
+    rows = sum(work.rows for work in wave)
+    groups = max(1, -(-rows // budget))
+    for work in wave:
+        stops = max(1, -(-(work.last_stop + 1) // groups))
+        yield work._replace(last_stop=min(work.last_stop, work.first_stop + stops - 1))

@@ -1,0 +1,243 @@
+"""All requests that the engine knows: which wait, which run, on which pages. Executes plans."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from itertools import count
+
+import torch
+
+from blockllm.config import EngineSettings
+from blockllm.core import Request
+from blockllm.engine.finish import check_request
+from blockllm.engine.hidden import HiddenStore
+from blockllm.engine.kv.cache import KVCache, SequenceKV
+from blockllm.engine.kv.planned import PlannedPages, Prompt
+from blockllm.engine.pace import Load, Pace
+from blockllm.engine.policies import POLICIES
+from blockllm.engine.queues import Paused
+from blockllm.engine.sequence import RouteState, Sequence
+from blockllm.engine.turn import Turn, make_turn
+from blockllm.engine.work import Plan, Policy, View, check
+from blockllm.errors import BadRequest, ModelNotFound, Overloaded
+
+
+class Scheduler:
+    """The only one that changes what sequences hold. A sequence has pages exactly while it runs."""
+
+    checks_plans = False  # whether every plan is checked before it is executed; on in tests
+
+    def __init__(
+        self,
+        states: dict[str, RouteState],
+        caches: list[KVCache],
+        settings: EngineSettings,
+        pace: Pace | None = None,
+    ) -> None:
+        self._states, self._caches, self._settings, self._pace = states, caches, settings, pace
+        self.policy: Policy = POLICIES[settings.batching]()
+        self._numbers = count(1)
+        self._by_id: dict[str, Sequence] = {}
+        self._by_number: dict[int, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # by age
+        self._promised: set[bytes] = set()  # keys of pages that running prompts will publish
+        self._hidden = HiddenStore()
+        self._turns = 0
+        self.preemptions = self.prefix_queries = self.prefix_hits = 0
+
+    @property
+    def num_known(self) -> int:
+        return len(self._by_id)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises ModelNotFound, BadRequest, ContextTooLong, Overloaded."""
+        state = self._states.get(request.model)
+        if state is None:
+            raise ModelNotFound(f"the model {request.model!r} is not served here", "model")
+        if request.id in self._by_id:
+            raise BadRequest(f"id: a request with id {request.id!r} is being served", "id")
+        check_request(request, state, self._caches[state.kv_class])
+        if len(self._waiting) >= self._settings.max_waiting:
+            raise Overloaded(f"{len(self._waiting)} requests wait already; try again later")
+        number = next(self._numbers)
+        sequence = Sequence(request, state, self._settings.page_size, number)
+        self._by_id[request.id] = self._by_number[number] = sequence
+        self._waiting.append(sequence)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request, whatever it is doing; unknown ids are ignored."""
+        sequence = self._by_id.get(request_id)
+        if sequence is not None:
+            self.forget(sequence)
+
+    def forget(self, sequence: Sequence) -> None:
+        """Drop a known sequence and give back what it holds."""
+        del self._by_id[sequence.request.id], self._by_number[sequence.number]
+        if sequence.kv is None:
+            self._waiting.remove(sequence)
+        else:
+            self._running.remove(sequence)
+            self._release(sequence)
+
+    def awaits_token(self, sequence: Sequence) -> bool:
+        """Whether all its rows are computed and it was neither ended nor cancelled meanwhile."""
+        return self.knows(sequence) and not sequence.remaining
+
+    def knows(self, sequence: Sequence) -> bool:
+        """Whether the sequence is neither over nor cancelled."""
+        return self._by_id.get(sequence.request.id) is sequence
+
+    def plan(self) -> tuple[Plan, View]:
+        """What the policy decides on the next turn, and the view that it saw. Changes nothing."""
+        view = self.view()
+        plan = self.policy.plan(view)
+        if self.checks_plans:
+            check(plan, self.view())
+        return plan, view
+
+    def view(self) -> View:
+        """What a policy may see now."""
+        shared = (self._by_number, self._running, self._promised, self._settings.prefix_cache)
+        return View(
+            running=self._running,
+            waiting=self._waiting,
+            pages=[PlannedPages(pool, cache, *shared) for pool, cache in enumerate(self._caches)],
+            max_rows=self._max_rows(),
+            max_sequences=self._settings.max_sequences,
+        )
+
+    def _max_rows(self) -> int:
+        """Rows of this turn; fewer than allowed where a long turn would keep others waiting."""
+        limit = self._settings.max_rows
+        if self._pace is None:
+            return limit
+        running = (sequence for sequence in self._running if sequence.remaining > 1)
+        prompt = next(running, None) or next(iter(self._waiting), None)
+        if prompt is None:
+            return limit
+        decoding = [_load(s) for s in self._running if s.remaining == 1]
+        return self._pace.rows(decoding, _load(prompt), limit)
+
+    def apply(self, plan: Plan, view: View, sampled: torch.Tensor | None = None) -> Turn | None:
+        """Take the pages that the plan needs; its rows as a turn, None without any. `view`: what
+        the plan was made of; `sampled`: see `make_turn`."""
+        for number in plan.preempt:
+            self._preempt(self._by_number[number])
+        for number in plan.admit:  # before pages are taken, which may evict those it adopts
+            sequence = self._by_number[number]
+            pages = view.pages[sequence.pool]
+            assert isinstance(pages, PlannedPages)
+            self._admit(sequence, pages.prompt(sequence))
+        grants, resumed = [], {}
+        for work in plan.work:
+            sequence = self._by_number[work.sequence]
+            assert sequence.kv is not None
+            if work.first_stop == 0:
+                self._caches[sequence.pool].grow(sequence.kv, work.start + work.rows)
+            else:
+                hidden = self._hidden.take(work.sequence, work.first_stop, work.rows)
+                resumed[work] = hidden
+            grants.append((sequence, work))
+        return make_turn(grants, resumed, sampled) if grants else None
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the line; its tokens become rows to compute again."""
+        self.preemptions += 1
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.num_computed = 0
+        sequence.was_preempted = True
+        self._waiting.appendleft(sequence)
+
+    def _admit(self, sequence: Sequence, prompt: Prompt) -> None:
+        state = sequence.state
+        self._waiting.remove(sequence)
+        self._running.append(sequence)
+        cache = self._caches[sequence.pool]
+        sequence.kv = cache.open(state.kv, sequence.hashes, prompt.found)
+        sequence.num_computed = prompt.first_row
+        sequence.pending_keys = prompt.keys
+        self._promised.update(prompt.keys)
+        self._count_admission(sequence, prompt.first_row)
+
+    def _count_admission(self, sequence: Sequence, hit: int) -> None:
+        if sequence.was_preempted:
+            return
+        sequence.cached_tokens = max(0, hit - sequence.num_virtual)
+        if sequence.request.arrival:
+            sequence.queue_seconds = time.monotonic() - sequence.request.arrival
+        sequence.state.prompt_tokens += sequence.num_prompt
+        self.prefix_queries += sequence.num_prompt
+        self.prefix_hits += sequence.cached_tokens
+
+    def advance(self, turn: Turn, paused: list[Paused]) -> None:
+        """Book the turn's rows, keep the hidden states of those that paused, and offer the pages
+        that are filled. Right once they are launched: hops that read those pages come later."""
+        self._turns += 1
+        for sequence, work in zip(turn.sequences, turn.work, strict=True):
+            assert sequence.kv is not None
+            sequence.advance(work)
+            sequence.state.last_turn = self._turns
+            self._publish(sequence, sequence.kv)
+            if sequence.pending_keys and sequence.remaining == 0:
+                self._keep_promise(sequence)
+        for member, hidden in paused:
+            work = turn.work[member]
+            self._hidden.put(work.sequence, work.last_stop + 1, hidden)
+
+    def settle(self, sequence: Sequence, token: int, revised: bool) -> None:
+        """The token that the sequence expected is known. `revised`: the device took it for another
+        until now, so a row begun with that one has to be computed again."""
+        sequence.settle(token)
+        if revised and sequence.num_begun == sequence.num_total:
+            stop = sequence.take_back()
+            if stop is not None:
+                rows = self._hidden.num_rows(sequence.number, stop)
+                hidden = self._hidden.take(sequence.number, stop, rows)
+                if rows > 1:
+                    self._hidden.put(sequence.number, stop, hidden[:-1])
+
+    def _publish(self, sequence: Sequence, kv: SequenceKV) -> None:
+        """Offer the pages that are computed and whose tokens, their names, are known."""
+        known = sequence.known_rows()
+        cache = self._caches[sequence.pool]
+        cache.publish(kv, known, min(sequence.num_computed, len(known)))
+
+    def _keep_promise(self, sequence: Sequence) -> None:
+        self._promised.difference_update(sequence.pending_keys)
+        sequence.pending_keys = ()
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.kv is not None
+        self._publish(sequence, sequence.kv)  # a token may have become known since the last turn
+        self._caches[sequence.pool].close(sequence.kv)
+        sequence.kv = None
+        for rows in sequence.paused:
+            self._hidden.drop(sequence.number, rows.stop)
+        sequence.paused = []
+        self._keep_promise(sequence)
+
+    def check_books(self) -> None:
+        """Raise AssertionError unless pages, slots and references balance (design law 10)."""
+        for cache in self._caches:
+            cache.check_books(idle=not self._running)
+        assert len(self._by_id) == len(self._running) + len(self._waiting)
+        assert len(self._by_number) == len(self._by_id)
+        assert self._running or not self._promised
+        waits = [(s.number, rows) for s in self._running for rows in s.paused]
+        assert len(self._hidden) == len(waits)
+        assert all(self._hidden.num_rows(n, rows.stop) == rows.rows for n, rows in waits)
+
+
+def _load(sequence: Sequence) -> Load:
+    return Load([stop.stop.span for stop in sequence.state.stops], sequence.num_computed)

@@ -1,0 +1,75 @@
+"""Sequences and pages that policies can be asked about without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from blockllm.engine.work import Admission, Known, PausedRows, View
+
+_NUMBERS = count(1)
+
+
+@dataclass(eq=False)
+class FakeSequence:
+    """One row takes one page."""
+
+    num_new: int
+    held: int = 0  # pages
+    model: str = "m"
+    pool: int = 0
+    num_stops: int = 4
+    num_computed: int = 0
+    last_turn: int = 0
+    hit: int = 0  # rows on known pages
+    paused: Sequence[PausedRows] = ()
+    is_blocked: bool = False
+    number: int = field(default_factory=lambda: next(_NUMBERS))
+
+    @property
+    def num_begun(self) -> int:
+        return self.num_computed + sum(rows.rows for rows in self.paused)
+
+
+@dataclass
+class FakePages:
+    """Counts what a plan takes."""
+
+    sequences: dict[int, FakeSequence]
+    available: int = 1000
+    reserve: int = 0
+    is_idle: bool = True
+
+    def lacking(self, known: Known, rows: int) -> int:
+        return rows
+
+    def held(self, known: Known) -> int:
+        return self.sequences[known.number].held
+
+    def admission(self, known: Known) -> Admission:
+        own = self.sequences[known.number]
+        return Admission(own.hit, own.num_new, own.num_new + 1, own.is_blocked)
+
+    def grow(self, known: Known, rows: int) -> None:
+        self.available -= rows
+
+    def release(self, known: Known) -> None:
+        self.available += self.held(known)
+
+    def admit(self, known: Known, rows: int) -> None:
+        self.available -= rows
+        self.is_idle = False
+
+
+def make_view(
+    running: Sequence[FakeSequence] = (),
+    waiting: Sequence[FakeSequence] = (),
+    max_rows: int = 100,
+    max_sequences: int = 64,
+    **pages: int | bool,
+) -> View:
+    """A view of one pool."""
+    sequences = {each.number: each for each in (*running, *waiting)}
+    pool = FakePages(sequences, **pages)  # type: ignore[arg-type]
+    return View(list(running), list(waiting), [pool], max_rows, max_sequences)

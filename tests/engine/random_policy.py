@@ -1,0 +1,71 @@
+"""Any legal plan: what no policy of ours would do, and what must give the same tokens."""
+
+from __future__ import annotations
+
+import random
+
+from blockllm.engine.work import Known, Plan, View, Work
+
+
+class RandomPolicy:
+    """Preempts, admits, splits rows and lets them pause anywhere, by a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def plan(self, view: View) -> Plan:
+        """See `Policy.plan`."""
+        chance = self._random.random
+        lost = [known for known in view.running if chance() < 0.03]
+        for known in lost:
+            view.pages[known.pool].release(known)
+        work: list[Work] = []
+        for known in view.running:
+            if known not in lost:
+                work += self._run(known, view)
+        if not work and not lost:  # something has to give way, or nothing would ever go on
+            stuck = [k for k in view.running if k.num_new or k.paused]
+            if stuck and self._random.random() < 0.5:
+                lost = [stuck[-1]]
+        admitted = [] if lost else self._admit(view)
+        return Plan(
+            tuple(known.number for known in lost),
+            tuple(each.sequence for each in admitted),
+            (*work, *admitted),
+        )
+
+    def _run(self, known: Known, view: View) -> list[Work]:
+        chosen, pages, limit = [], view.pages[known.pool], known.num_stops
+        for stop, start, rows in known.paused:
+            if self._random.random() < 0.7:
+                chosen.append(self._work(known, start, rows, stop, limit))
+            limit = stop
+        new = known.num_new
+        if new and self._random.random() < 0.7:
+            work = self._work(known, known.num_begun, new, 0, limit)
+            if pages.lacking(known, work.rows) <= pages.available:
+                pages.grow(known, work.rows)
+                chosen.append(work)
+        return chosen
+
+    def _work(self, known: Known, start: int, rows: int, stop: int, limit: int) -> Work:
+        whole = self._random.random() < 0.5
+        count = rows if whole else self._random.randint(1, rows)
+        last = limit - 1 if whole else self._random.randint(stop, limit - 1)
+        return Work(known.number, start, count, stop, last)
+
+    def _admit(self, view: View) -> list[Work]:
+        admitted: list[Work] = []
+        slots = view.max_sequences - len(view.running)
+        for known in view.waiting:  # in any order: each may be left out
+            if self._random.random() < 0.3 or len(admitted) >= slots:
+                continue
+            pages = view.pages[known.pool]
+            admission = pages.admission(known)
+            if admission.blocked or admission.pages > pages.available:
+                continue
+            rows, stops = admission.num_new, known.num_stops
+            work = self._work(known, admission.first_row, rows, 0, stops)
+            pages.admit(known, work.rows)
+            admitted.append(work)
+        return admitted
