@@ -145,8 +145,7 @@ class Scheduler:
             if work.first_stop == 0:
                 self._caches[sequence.pool].grow(sequence.kv, work.start + work.rows)
             else:
-                hidden = self._hidden.take(work.sequence, work.first_stop, work.rows)
-                resumed[work] = hidden
+                resumed[work] = self._hidden.take(work.sequence, work.first_stop, work.rows)
             grants.append((sequence, work))
         return make_turn(grants, resumed, sampled) if grants else None
 
@@ -155,7 +154,7 @@ class Scheduler:
         self.preemptions += 1
         self._running.remove(sequence)
         self._release(sequence)
-        sequence.num_computed = 0
+        sequence.restart(0)
         sequence.was_preempted = True
         self._waiting.appendleft(sequence)
 
@@ -165,7 +164,7 @@ class Scheduler:
         self._running.append(sequence)
         cache = self._caches[sequence.pool]
         sequence.kv = cache.open(state.kv, sequence.hashes, prompt.found)
-        sequence.num_computed = prompt.first_row
+        sequence.restart(prompt.first_row)
         sequence.pending_keys = prompt.keys
         self._promised.update(prompt.keys)
         self._count_admission(sequence, prompt.first_row)
@@ -224,7 +223,6 @@ class Scheduler:
         sequence.kv = None
         for rows in sequence.paused:
             self._hidden.drop(sequence.number, rows.stop)
-        sequence.paused = []
         self._keep_promise(sequence)
 
     def check_books(self) -> None:

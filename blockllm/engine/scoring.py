@@ -100,7 +100,7 @@ def run_alone(
     cache.grow(sequence.kv, sequence.num_computed + rows)
     turn = make_turn([(sequence, full_work(sequence, rows))], wants_every_row=True)
     ((_, logits, _),) = deque(run_rows(parts, queues, turn.batch), maxlen=1)  # behind the head
-    sequence.num_computed += rows
+    sequence.restart(sequence.num_computed + rows)
     return logits
 
 

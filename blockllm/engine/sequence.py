@@ -95,6 +95,9 @@ class Sequence:
     ) -> None:
         self.request = request
         self.number = number  # what plans call it
+        self.model = request.model
+        self.pool = state.kv_class  # the KV cache that its pages are of
+        self.num_stops = len(state.stops)
         self.state = state
         self.num_virtual = state.virtual.num_tokens
         self.num_prompt = len(request.prompt)
@@ -104,7 +107,8 @@ class Sequence:
         self.tokens[self.num_virtual : self.num_given] = request.prompt
         self.num_total = self.num_given
         self.num_computed = 0  # rows that have passed all stops
-        self.paused: list[PausedRows] = []  # those behind them that have begun, deepest first
+        self.num_begun = 0  # these, and those that have passed some
+        self.paused: list[PausedRows] = []  # where the latter wait, deepest first
         # where the last token stands among those just sampled on the device; -1: it is known here
         self.sampled_at = -1
         self.kv: SequenceKV | None = None  # set while admitted
@@ -139,19 +143,6 @@ class Sequence:
         return salt
 
     @property
-    def model(self) -> str:
-        return self.request.model
-
-    @property
-    def pool(self) -> int:
-        """The KV cache that its pages are of."""
-        return self.state.kv_class
-
-    @property
-    def num_stops(self) -> int:
-        return len(self.state.stops)
-
-    @property
     def last_turn(self) -> int:
         """The number of the last turn that had rows of its model."""
         return self.state.last_turn
@@ -164,19 +155,22 @@ class Sequence:
         return self.num_total - self.num_computed
 
     @property
-    def num_begun(self) -> int:
-        """Rows that are computed or have begun."""
-        return self.num_computed + sum(rows.rows for rows in self.paused)
-
-    @property
     def num_new(self) -> int:
         """Rows that have not begun."""
-        remaining = self.remaining
-        return remaining - sum(rows.rows for rows in self.paused) if remaining else 0
+        if self.sampled_at >= 0 and self.num_total == len(self.tokens):
+            return 0  # none follows
+        return self.num_total - self.num_begun
+
+    def restart(self, num_computed: int) -> None:
+        """From now on so many rows are computed, and none behind them has begun."""
+        self.num_computed = self.num_begun = num_computed
+        self.paused = []
 
     def advance(self, work: Work) -> None:
         """The rows have passed these stops."""
-        if work.first_stop:
+        if work.first_stop == 0:
+            self.num_begun += work.rows
+        else:
             at = next(i for i, rows in enumerate(self.paused) if rows.stop == work.first_stop)
             stop, start, rows = self.paused.pop(at)
             assert start == work.start
@@ -192,6 +186,7 @@ class Sequence:
 
     def take_back(self) -> int | None:
         """The last row has to be computed again. The stop where it waited, None if nowhere."""
+        self.num_begun -= 1
         if not self.paused:
             self.num_computed -= 1
             return None

@@ -109,8 +109,8 @@ class Pages(Protocol):
         """What it takes to admit a waiting sequence now."""
         ...
 
-    def grow(self, known: Known, rows: int) -> None:
-        """The plan begins so many new rows of a running sequence."""
+    def take(self, count: int) -> None:
+        """The plan takes so many pages for a running sequence."""
         ...
 
     def release(self, known: Known) -> None:
@@ -186,5 +186,6 @@ def _check_running(known: Known, own: list[Work], pages: Pages) -> None:
         assert 0 < work.rows <= waits[work.first_stop, work.start], "rows that do not wait there"
         assert work.first_stop <= work.last_stop < limits[work.start], "rows pass rows before them"
     new = sum(work.rows for work in own if work.first_stop == 0)
-    assert pages.lacking(known, new) <= pages.available, "more pages than there are"
-    pages.grow(known, new)
+    lacking = pages.lacking(known, new)
+    assert lacking <= pages.available, "more pages than there are"
+    pages.take(lacking)

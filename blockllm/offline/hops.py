@@ -140,7 +140,7 @@ class HopDriver:
                 tokens = chosen.integers(0, state.route.chain.vocab_size, group.context)
                 request = Request("profile", model, tuple(tokens.tolist()), Sampling(max_tokens=1))
                 sequence = EngineSequence(request, state, cache.page_size)
-                sequence.num_computed = sequence.num_total - group.rows
+                sequence.restart(sequence.num_total - group.rows)
                 sequence.kv = next(slots)
                 grants.append((sequence, full_work(sequence, group.rows)))
         return grants

@@ -51,8 +51,8 @@ class FakePages:
         own = self.sequences[known.number]
         return Admission(own.hit, own.num_new, own.num_new + 1, own.is_blocked)
 
-    def grow(self, known: Known, rows: int) -> None:
-        self.available -= rows
+    def take(self, count: int) -> None:
+        self.available -= count
 
     def release(self, known: Known) -> None:
         self.available += self.held(known)

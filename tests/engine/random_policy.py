@@ -43,8 +43,9 @@ class RandomPolicy:
         new = known.num_new
         if new and self._random.random() < 0.7:
             work = self._work(known, known.num_begun, new, 0, limit)
-            if pages.lacking(known, work.rows) <= pages.available:
-                pages.grow(known, work.rows)
+            lacking = pages.lacking(known, work.rows)
+            if lacking <= pages.available:
+                pages.take(lacking)
                 chosen.append(work)
         return chosen
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from collections.abc import Sequence as SequenceOf
+from functools import cached_property
 from typing import NamedTuple
 
 from blockllm.engine.kv.cache import KVCache
@@ -37,11 +38,16 @@ class PlannedPages:
         """`sequences`: all known ones by number; `promised`: keys of pages that running prompts
         will publish."""
         self._cache, self._sequences, self._reuse = cache, sequences, reuse
-        self._running = {s.number: s for s in running if s.pool == pool}
+        self._pool, self._all_running = pool, running
         self.available = cache.pool.num_available
         self._promised, self._adds = promised, set[bytes]()
         self._adopted: set[int] = set()  # groups without a reference that the plan adopts
         self._prompts: dict[int, Prompt] = {}
+
+    @cached_property
+    def _running(self) -> dict[int, Sequence]:
+        """Those with pages of this cache; most turns of decoding never ask."""
+        return {s.number: s for s in self._all_running if s.pool == self._pool}
 
     @property
     def reserve(self) -> int:
@@ -66,8 +72,8 @@ class PlannedPages:
         groups = (group for run in sequence.kv.groups for group in run)
         return sum(len(group.pages) for group in groups if group.refs == 1)
 
-    def grow(self, known: Known, rows: int) -> None:
-        self.available -= self.lacking(known, rows)
+    def take(self, count: int) -> None:
+        self.available -= count
 
     def release(self, known: Known) -> None:
         self.available += self.held(known)

@@ -52,9 +52,10 @@ def plan_running(running: Sequence[Known], rows: Mapping[int, int], pages: Pages
     while position < len(alive):
         known = alive[position]
         granted = rows[known.number]
-        if not granted or pages.lacking(known, granted) <= pages.available:
+        lacking = pages.lacking(known, granted) if granted else 0
+        if lacking <= pages.available:
             if granted:
-                pages.grow(known, granted)
+                pages.take(lacking)
                 work.append(full_work(known, granted))
             position += 1
             continue

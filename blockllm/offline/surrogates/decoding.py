@@ -48,7 +48,7 @@ class Decoding:
         """Forget all tokens but the first `num_tokens`; their keys and values are written over."""
         sequence = self._sequence
         sequence.num_total = num_tokens
-        sequence.num_computed = min(sequence.num_computed, num_tokens)
+        sequence.restart(min(sequence.num_computed, num_tokens))
 
     @torch.inference_mode()
     def advance(self) -> torch.Tensor:
