@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from blockllm.api.errors import HttpError, describe
 
@@ -26,6 +30,21 @@ class Limits(NamedTuple):
     connections: int = 4096
 
 
+class _Quiet:
+    """A transport that passes over what is written behind its end, as asyncio's do: uvloop's raise,
+    and a client that has gone would look like a fault of ours."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Ends connections whose head, body or trailers do not end, and clients that do not read.
 
@@ -37,9 +56,10 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle_bytes = 0  # bytes since the last that began a message, were body, or ended it
     _deadline: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
+    _cycles: tuple[RequestResponseCycle, ...] = ()  # not answered yet; uvicorn knows the last only
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Quiet(transport)))
         if len(self.connections) > self.limits.connections:
             return self._refuse(503, "too many connections; try again later")
         self._expect(self.limits.head)
@@ -47,6 +67,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
         self._stop_reader_clock()
+        for cycle in self._cycles:  # of pipelined requests, the first is the one that runs
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -61,6 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if self._idle_bytes > MAX_HEAD_BYTES:
                 part = "trailers" if self._in_body else "head"
                 self._refuse(400, f"request {part}: longer than {MAX_HEAD_BYTES} bytes")
+        self._keep_clock()
 
     def on_message_begin(self) -> None:
         self._in_head = self._moved = True
@@ -78,6 +102,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head, self._in_body, self._moved = False, True, True
         self._expect(self.limits.body)
         super().on_headers_complete()
+        waiting = (cycle for cycle in self._cycles if not cycle.response_complete)
+        self._cycles = (*waiting, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._moved = True
@@ -110,6 +136,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = self.loop.call_later(seconds, self._expire, seconds) if seconds else None
+
+    def _keep_clock(self) -> None:
+        """Begin to count idle time anew where a body ended behind its answer: its bytes stopped
+        the clock that the answer had started."""
+        has_clock = self._deadline is not None or self.timeout_keep_alive_task is not None
+        if not (has_clock or self._answering() or self.transport.is_closing()):
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _expire(self, seconds: float) -> None:
         if self.flow.read_paused or (self._answering() and not self._in_body):

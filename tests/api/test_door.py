@@ -20,7 +20,8 @@ CHUNKED = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 class App:
-    """Answers after the body; `/endless` writes for ever. Notes how each call ended."""
+    """Answers after the body, `/early` before it; `/endless` writes for ever. Notes how each call
+    ended."""
 
     def __init__(self) -> None:
         self.ended: list[str] = []
@@ -28,7 +29,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
-        while message.get("more_body"):
+        while message.get("more_body") and scope["path"] != "/early":
             message = await receive()
         self.ended.append(message["type"])
         await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -52,8 +53,9 @@ class App:
 @contextlib.asynccontextmanager
 async def door(app: App, limits: Limits = QUICK) -> AsyncIterator[Callable[[], Awaitable[Open]]]:
     config = uvicorn.Config(
-        app, http=bounded_protocol(limits), ws="none", lifespan="off", log_config=None
-    )
+        app, http=bounded_protocol(limits), ws="none", lifespan="off", log_config=None,
+        timeout_keep_alive=1,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -119,6 +121,19 @@ def test_bytes_of_a_body_are_not_counted_to_the_next_head() -> None:
     assert answer.count(b"200 OK") == 2
 
 
+def test_a_body_that_ends_behind_its_answer_leaves_no_connection_open() -> None:
+    async def run() -> bytes:
+        async with door(App()) as connect:
+            reader, writer = await connect()
+            writer.write(b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\na")
+            answer = await reader.readuntil(b"0\r\n\r\n")
+            writer.write(b"b")
+            async with asyncio.timeout(3):
+                return answer + await reader.read()
+
+    assert asyncio.run(run()).count(b"200 OK") == 1
+
+
 def test_connections_over_the_limit_are_refused_and_come_in_later() -> None:
     async def run() -> tuple[bytes, bytes]:
         async with door(App()) as connect:
@@ -136,14 +151,15 @@ def test_connections_over_the_limit_are_refused_and_come_in_later() -> None:
 
 
 @pytest.mark.parametrize("half_closed", [False, True])
-def test_a_client_that_does_not_read_or_half_closes_is_ended(half_closed: bool) -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_client_that_does_not_read_or_half_closes_is_ended(count: int, half_closed: bool) -> None:
     app = App()
 
     async def run() -> None:
         async with door(app) as connect:
             _, writer = await connect()
             writer.transport.pause_reading()
-            writer.write(b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n")
+            writer.write(b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n" * count)
             await asyncio.sleep(0.1)
             if half_closed:
                 writer.write_eof()

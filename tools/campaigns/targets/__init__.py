@@ -20,6 +20,7 @@ TARGETS = {
     **dict.fromkeys(("settings", "size", "keys"), "settings"),
     **dict.fromkeys(("to_agent", "from_agent", "chains"), "messages"),
     "bodies": "bodies",
+    "connection": "http",
 }
 
 
