@@ -12,6 +12,7 @@ from tools.campaigns.targets import TARGETS, make
 
 SLOW = {"adapter_folder": 60, "catalogue_bytes": 60, "catalogue_values": 60, "packs": 40}
 USUAL = 400
+JUDGE_ANSWERS = ("packs", "connection")  # these raise nothing: what they say is looked at
 
 
 @pytest.fixture(scope="module")
@@ -26,4 +27,4 @@ def test_only_our_own_errors_come_out(scratch: Path, name: str) -> None:
     for data in inputs(target, seed=1, count=SLOW.get(name, USUAL)):
         judge(data)
     assert judge.report()["faults"] == []
-    assert 0 < judge.refused < judge.inputs or name == "packs"
+    assert 0 < judge.refused < judge.inputs or name in JUDGE_ANSWERS
