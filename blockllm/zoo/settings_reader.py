@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -14,6 +15,7 @@ from blockllm.zoo.foreign import read_foreign
 
 _MAX_BYTES = 16 << 20
 _MAX_INTEGER = 2**31 - 1
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
@@ -21,6 +23,8 @@ def read_json(path: Path, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     text = read_foreign(path, max_bytes)
     try:
         document = json.loads(text.decode("utf-8"))
+        if _SURROGATE.search(text):  # a lone one is no text: raises where there is one
+            json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged JSON: {error}") from error
     if not isinstance(document, dict):

@@ -35,6 +35,7 @@ DAMAGED = [
     ("chat_template.jinja", "a" * (1 << 20) + "b", "longer than 1048576 characters"),
     ("chat_template.jinja", "\xe9", "not UTF-8"),
     ("generation_config.json", "{", "damaged JSON"),
+    ("tokenizer_config.json", '{"bos_token": "\\ud83d"}', "surrogates not allowed"),
 ]
 
 
