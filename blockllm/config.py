@@ -86,6 +86,7 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_timeout: Annotated[float, Meta(ge=1, le=3600)] = 60.0
     reader_timeout: Annotated[float, Meta(ge=1, le=3600)] = 30.0
     max_connections: Count = 4096
+    text_workers: Annotated[int, Meta(ge=1, le=64)] = 2
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30)] = 4 * 1024 * 1024
     max_choices: Count = 16
     max_prompts: Count = 64

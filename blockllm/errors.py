@@ -11,6 +11,7 @@ BlockllmError
 │   ├── UnknownModel            no model has this name
 │   ├── CorruptStore            stored bytes are not what their id says
 │   └── StoreFull               the disk is full
+├── ContentFault                a template or tokenizer broke the limits of the process it runs in
 ├── RequestError                a client asked for something impossible (HTTP 4xx)
 │   ├── BadRequest              a field has a wrong value (400)
 │   ├── ContextTooLong          prompt and output exceed the model's context (400)
@@ -18,7 +19,8 @@ BlockllmError
 └── EngineError                 serving failed, not the client's fault (HTTP 5xx)
     ├── OutOfMemory             weights or KV pages do not fit the memory budget
     ├── Overloaded              too many requests wait already (503)
-    └── AgentDied               the agent process ended while it held the request (503)
+    ├── AgentDied               the agent process ended while it held the request (503)
+    └── WorkerDied              two processes ended while they read the request's text (503)
 """
 
 from __future__ import annotations
@@ -66,6 +68,15 @@ class CorruptStore(ZooError):
 
 class StoreFull(ZooError):
     """The file system of the zoo has no room left."""
+
+
+class ContentFault(BlockllmError):
+    """Foreign content broke the limits of the process that runs it. `part` says which content, the
+    message what it did, and `kind` that in one word: failed, size, time, memory, crash or off."""
+
+    def __init__(self, message: str, part: str = "", kind: str = "failed") -> None:
+        super().__init__(message)
+        self.part, self.kind = part, kind
 
 
 class RequestError(BlockllmError):
@@ -116,3 +127,18 @@ class AgentDied(EngineError):
     """The agent process that held the request ended; a new one is being started."""
 
     status = 503
+
+
+class WorkerDied(EngineError):
+    """Processes that read the request's text ended, and not by what they read."""
+
+    status = 503
+
+
+def error_of(kind: str, message: str, param: str | None = None) -> BlockllmError:
+    """The error of a class of this module, by name, that another process speaks of; an unknown
+    kind becomes an EngineError."""
+    found = globals().get(kind)
+    if not (isinstance(found, type) and issubclass(found, BlockllmError)):
+        return EngineError(message)
+    return found(message, param) if issubclass(found, RequestError) else found(message)

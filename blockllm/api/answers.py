@@ -147,7 +147,8 @@ class CompletionAnswer(msgspec.Struct, kw_only=True):
 
 class ModelEntry(msgspec.Struct, kw_only=True):
     """One served model; bytes are those of its weights. `loss` is what was measured of it: a
-    model that is not `exact` was rounded to its format.
+    model that is not `exact` was rounded to its format. `switched_off` names its texts' parts that
+    broke their limits too often.
     """
 
     id: str
@@ -168,6 +169,7 @@ class ModelEntry(msgspec.Struct, kw_only=True):
     format: str
     exact: bool
     loss: tuple[Measurement, ...]
+    switched_off: list[str] | UnsetType = UNSET
 
 
 class ModelList(msgspec.Struct):

@@ -8,7 +8,7 @@ import msgspec
 
 from blockllm.api.detokenize import make_detokenizer
 from blockllm.api.stops import StopFinder
-from blockllm.api.tokenizer import TextTokenizer
+from blockllm.api.tokenizer import TokenTable
 from blockllm.core import Finish, Request, TokenEvent, TokenLogprobs
 from blockllm.errors import EngineError
 
@@ -40,7 +40,7 @@ class Choice:
     """One request and its answer so far; feed() it the engine's events in order."""
 
     def __init__(
-        self, index: int, request: Request, tokenizer: TextTokenizer, rules: TextRules
+        self, index: int, request: Request, tokenizer: TokenTable, rules: TextRules
     ) -> None:
         self.index = index
         self.request = request

@@ -9,7 +9,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
-from blockllm.api.tokenizer import TextTokenizer
+from blockllm.api.tokenizer import TokenTable
 
 PROMPT_TAIL = 5  # tokens of context, enough to settle leading spaces
 MAX_WINDOW = 32  # tokens
@@ -27,7 +27,7 @@ class Detokenizer(Protocol):
 
 
 def make_detokenizer(
-    tokenizer: TextTokenizer, prompt: Sequence[int], skip_special: bool
+    tokenizer: TokenTable, prompt: Sequence[int], skip_special: bool
 ) -> Detokenizer:
     """The exact one for byte-level tokenizers, a window over decoded text for all others."""
     if tokenizer.is_byte_level:
@@ -38,7 +38,7 @@ def make_detokenizer(
 class ByteDetokenizer:
     """Concatenated text equals decoding all ids at once."""
 
-    def __init__(self, tokenizer: TextTokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: TokenTable, skip_special: bool) -> None:
         self._token_bytes = tokenizer.token_bytes
         self._token_text = tokenizer.token_text
         self._is_inside = False  # of a character
@@ -69,7 +69,7 @@ class WindowDetokenizer:
     characters may show another number of replacement signs.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, prompt: Sequence[int], skip_special: bool) -> None:
+    def __init__(self, tokenizer: TokenTable, prompt: Sequence[int], skip_special: bool) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._window = list(prompt[-PROMPT_TAIL:])

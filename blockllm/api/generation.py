@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from blockllm.api.choice import Choice, Piece, TextRules
-from blockllm.api.tokenizer import TextTokenizer
+from blockllm.api.tokenizer import TokenTable
 from blockllm.cluster.streams import Item, Mailbox, Sink
 from blockllm.core import Request, Sampling, TokenEvent
 from blockllm.errors import RequestError
@@ -145,7 +145,7 @@ def make_choices(
     prompts: Sequence[Sequence[int]],
     samplings: Sequence[Sampling],
     n: int,
-    tokenizer: TextTokenizer,
+    tokenizer: TokenTable,
     rules: TextRules,
 ) -> list[Choice]:
     """n requests per prompt; `template` has what they all share, `samplings` one per prompt.

@@ -15,10 +15,12 @@ import msgspec
 
 from blockllm.api import limits
 from blockllm.api.choice import Piece, TextRules
-from blockllm.api.conversation import plain_messages, read_messages
+from blockllm.api.conversation import read_messages
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.loop import OnLoop
 from blockllm.api.models import Models, ServedModel, Shelf, load_models
+from blockllm.api.text_calls import TASKS, chat_call, encode_call
+from blockllm.api.texts import naming
 from blockllm.cluster.agent import EnginePort, Loaded
 from blockllm.cluster.local import LocalAgent
 from blockllm.cluster.opening import open_engine
@@ -26,6 +28,8 @@ from blockllm.config import EngineSettings, default_zoo, load
 from blockllm.core import Request, Sampling, TokenLogprobs
 from blockllm.errors import BlockllmError
 from blockllm.observability.stats import EngineStats
+from blockllm.workers.inline import InProcess
+from blockllm.workers.single import SingleWorker
 
 Prompt = str | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
@@ -43,6 +47,7 @@ class Completion(msgspec.Struct):
 
 class LLM:
     """Loads models and serves them from a thread of this process; safe to use from any thread.
+    Tokenizers and templates work in a process beside it, within limits, as they do in a server.
 
     Errors are those of blockllm.errors: UnknownModel, OutOfMemory and ConfigError here,
     BadRequest, ContextTooLong, Overloaded and EngineError from every generating method.
@@ -61,9 +66,14 @@ class LLM:
 
         names = [models] if isinstance(models, str) else models
         folder = zoo or default_zoo()
-        with Zoo(folder).moment() as moment:
-            read = load_models(moment, names, settings.max_context)
-        self._start(read, lambda: open_engine(folder, read.chains, settings))
+        caller = SingleWorker(TASKS)
+        try:
+            with Zoo(folder).moment() as moment:
+                read = load_models(moment, names, settings.max_context, caller)
+            self._start(read, lambda: open_engine(folder, read.chains, settings), caller)
+        except BaseException:
+            caller.close()
+            raise
         try:
             self.models.require(names or ())
         except BlockllmError:
@@ -74,11 +84,16 @@ class LLM:
     def over(cls, shelf: Shelf, make_engine: Callable[[], EnginePort]) -> LLM:
         """An LLM over another engine and zoo, for tests and experiments."""
         llm = cls.__new__(cls)
-        llm._start(load_models(shelf, None), lambda: Loaded(make_engine()))
+        caller = InProcess(TASKS)
+        models = load_models(shelf, None, caller=caller)
+        llm._start(models, lambda: Loaded(make_engine()), caller)
         return llm
 
-    def _start(self, models: Models, load: Callable[[], Loaded]) -> None:
+    def _start(
+        self, models: Models, load: Callable[[], Loaded], caller: SingleWorker | InProcess
+    ) -> None:
         self.models = models
+        self._caller = caller
         self._agent = LocalAgent(load)
         self.models.leave_out(self._agent.left_out)
         atexit.register(self.close)  # a thread inside torch must not outlive the interpreter
@@ -99,6 +114,7 @@ class LLM:
         """Stop the thread; unfinished answers fail with AgentDied."""
         atexit.unregister(self.close)
         self._agent.close()
+        self._caller.close()
 
     @property
     def stats(self) -> EngineStats:
@@ -187,9 +203,18 @@ class LLM:
         unless `special_tokens_in_messages`. Raises BadRequest when there is no chat template.
         """
         found = self.models.find(model)
-        plain = plain_messages(read_messages(messages), found.template.knows_developer)
-        ids = found.prompts.ids(plain, as_tokens=special_tokens_in_messages)
-        return found.check_tokens(ids, "messages")
+        content, read = found.require_template(), read_messages(messages)
+        call = chat_call(content, read, {}, as_tokens=special_tokens_in_messages)
+        with naming(found.name, "messages"):
+            return found.check_tokens(self._caller.call(call), "messages")
+
+    def encode(self, text: str, model: str | None = None, add_special: bool = True) -> list[int]:
+        """The ids of a text; `add_special` adds what the tokenizer puts around texts. Raises
+        BadRequest when the model has no tokenizer, or no weights for one of the tokens."""
+        found = self.models.find(model)
+        call = encode_call(found.require_tokenizer(), text, add_special, "prompt")
+        with naming(found.name, "prompt"):
+            return found.check_tokens(self._caller.call(call), "prompt")
 
     def _plan(
         self,
@@ -201,12 +226,17 @@ class LLM:
         n: int,
     ) -> Generation:
         found = self.models.find(model)
-        ids = [_ids(found, prompt) for prompt in prompts]
+        ids = [self._ids(found, prompt) for prompt in prompts]
         stops = [stop] if isinstance(stop, str) else list(stop)
         rules = TextRules(limits.read_stops(stops, len(stops)))
         template = Request(id="", model=found.name, prompt=())
         samplings = [_sampling(found, sampling, len(each)) for each in ids]
         return Generation(agent, make_choices(template, ids, samplings, n, found.decoder, rules))
+
+    def _ids(self, model: ServedModel, prompt: Prompt) -> Sequence[int]:
+        ids = self.encode(prompt, model.name) if isinstance(prompt, str) else list(prompt)
+        limits.check_prompt(ids, model.max_context, "prompt")
+        return ids
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:
@@ -225,12 +255,6 @@ def _sampling(model: ServedModel, given: Sampling | None, num_prompt: int) -> Sa
     sampling = limits.check_sampling(Sampling(**own))
     most = min(sampling.max_tokens, model.max_context - num_prompt)
     return msgspec.structs.replace(sampling, max_tokens=most)
-
-
-def _ids(model: ServedModel, prompt: Prompt) -> Sequence[int]:
-    ids = model.encode(prompt, True, "prompt") if isinstance(prompt, str) else list(prompt)
-    limits.check_prompt(ids, model.max_context, "prompt")
-    return ids
 
 
 def _completions(generation: Generation, collected: list[list[Piece]]) -> list[Completion]:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from blockllm.api.answers import ChatLogprobs, CompletionLogprobs, TokenLogprob, TopLogprob
 from blockllm.api.choice import Piece
-from blockllm.api.tokenizer import TextTokenizer
+from blockllm.api.tokenizer import TokenTable
 from blockllm.core import TokenLogprobs
 
 LOWEST = -9999.0  # JSON has no infinity; OpenAI writes this for "hardly ever"
 
 
-def chat_logprobs(tokenizer: TextTokenizer, pieces: Sequence[Piece]) -> ChatLogprobs | None:
+def chat_logprobs(tokenizer: TokenTable, pieces: Sequence[Piece]) -> ChatLogprobs | None:
     """None when they were not asked for."""
     content = [
         _chat_token(tokenizer, token, logprobs.chosen, logprobs.top)
@@ -23,7 +23,7 @@ def chat_logprobs(tokenizer: TextTokenizer, pieces: Sequence[Piece]) -> ChatLogp
 
 
 def completion_logprobs(
-    tokenizer: TextTokenizer, pieces: Sequence[Piece]
+    tokenizer: TokenTable, pieces: Sequence[Piece]
 ) -> CompletionLogprobs | None:
     """None when they were not asked for."""
     answer = CompletionLogprobs([], [], [], [])
@@ -37,7 +37,7 @@ def completion_logprobs(
     return answer if answer.tokens else None
 
 
-def _candidates(tokenizer: TextTokenizer, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
+def _candidates(tokenizer: TokenTable, token: int, logprobs: TokenLogprobs) -> dict[str, float]:
     """The most likely tokens by name, and the chosen one when it is not among them."""
     named: dict[str, float] = {}
     for other, value in (*logprobs.top, (token, logprobs.chosen)):
@@ -46,7 +46,7 @@ def _candidates(tokenizer: TextTokenizer, token: int, logprobs: TokenLogprobs) -
 
 
 def _chat_token(
-    tokenizer: TextTokenizer, token: int, chosen: float, top: Sequence[tuple[int, float]]
+    tokenizer: TokenTable, token: int, chosen: float, top: Sequence[tuple[int, float]]
 ) -> TokenLogprob:
     rivals = []
     for other, value in top:
@@ -56,7 +56,7 @@ def _chat_token(
     return TokenLogprob(_text(data), _finite(chosen), list(data), rivals)
 
 
-def _name(tokenizer: TextTokenizer, token: int) -> str:
+def _name(tokenizer: TokenTable, token: int) -> str:
     """Text of a token; that of one which is no whole characters cannot be mistaken for another."""
     text = tokenizer.token_text(token)
     return "bytes:" + _escaped(tokenizer.token_bytes(token)) if text is None else text

@@ -1,4 +1,4 @@
-"""What the front end knows of each served model: card, tokenizer, chat template, fingerprint."""
+"""What the front end knows of each served model: card, token table, text files, fingerprint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Protocol
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from blockllm.api.prompts import ChatPrompts
-from blockllm.api.template import ChatTemplate
-from blockllm.api.text import ModelText, TextReader
-from blockllm.api.tokenizer import TextTokenizer
+from blockllm.api.text import Caller, ModelText, TextReader
+from blockllm.api.text_calls import TASKS, TextContent
+from blockllm.api.tokenizer import TokenTable
 from blockllm.chain import fingerprint
 from blockllm.core import Chain, EmbedFunction, ModelCard
 from blockllm.errors import (
@@ -24,6 +23,7 @@ from blockllm.errors import (
     ModelNotFound,
     UnknownModel,
 )
+from blockllm.workers.inline import InProcess
 
 MAX_SHOWN = 8  # names of models in an error
 
@@ -53,8 +53,8 @@ class ServedModel:
         self.max_context = max_context
         self.fingerprint = fingerprint
         self.defaults = text.defaults
-        self._tokenizer = text.tokenizer
-        self._template = text.template
+        self.content = text.content
+        self._tokens = text.tokens
         self._num_tokens = num_tokens
 
     @property
@@ -63,42 +63,38 @@ class ServedModel:
 
     @property
     def has_template(self) -> bool:
-        return self._template is not None
+        return bool(self.content.template)
 
     @property
-    def tokenizer(self) -> TextTokenizer:
-        """Raises BadRequest when the model came without one."""
-        if self._tokenizer is None:
+    def decoder(self) -> TokenTable:
+        """What makes text of ids; for a model without a tokenizer every answer is empty text."""
+        return _silent() if self._tokens is None else self._tokens
+
+    def require_tokenizer(self) -> TextContent:
+        """The files by which text becomes ids. Raises BadRequest when the model came without."""
+        if self._tokens is None:
             raise BadRequest(
                 f"model {self.name!r} has no tokenizer.json: give token ids as `prompt` of "
                 "/v1/completions",
                 "model",
             )
-        return self._tokenizer
+        return self.content
 
-    @property
-    def decoder(self) -> TextTokenizer:
-        """The tokenizer; for a model without one, one by which every answer is empty text."""
-        return _silent() if self._tokenizer is None else self._tokenizer
-
-    @functools.cached_property
-    def prompts(self) -> ChatPrompts:
-        """Makes prompts of conversations. Raises BadRequest when the model has no tokenizer or no
-        template."""
-        return ChatPrompts(self.template, self.tokenizer)
-
-    def encode(self, text: str, add_special: bool, param: str) -> list[int]:
-        """Ids of a text. Raises BadRequest, naming the field `param`, when the model has no
-        tokenizer or no weights for one of the tokens.
-        """
-        return self.check_tokens(self.tokenizer.encode(text, add_special, param), param)
+    def require_template(self) -> TextContent:
+        """The files by which conversations become ids. Raises BadRequest when the model came
+        without a tokenizer or a template."""
+        if not self.has_template:
+            raise BadRequest(
+                f"model {self.name!r} has no chat template: use /v1/completions", "model"
+            )
+        return self.require_tokenizer()
 
     def check_tokens(self, ids: list[int], param: str) -> list[int]:
         """The ids that the tokenizer made of a field. Raises BadRequest, naming the field, when the
         model has no weights for one of them."""
         stranger = max(ids, default=0)
         if self._num_tokens and stranger >= self._num_tokens:
-            token = self.tokenizer.token(stranger)
+            token = self.decoder.token(stranger)
             raise BadRequest(
                 f"{param}: the text has the token {token!r} (id {stranger}), which the model's "
                 f"tokenizer knows and its weights do not: they have {self._num_tokens} tokens",
@@ -106,19 +102,10 @@ class ServedModel:
             )
         return ids
 
-    @property
-    def template(self) -> ChatTemplate:
-        """Raises BadRequest when the model came without one."""
-        if self._template is None:
-            raise BadRequest(
-                f"model {self.name!r} has no chat template: use /v1/completions", "model"
-            )
-        return self._template
-
 
 @functools.cache
-def _silent() -> TextTokenizer:
-    return TextTokenizer(Tokenizer(BPE()))
+def _silent() -> TokenTable:
+    return TokenTable(Tokenizer(BPE()))
 
 
 class Models:
@@ -189,8 +176,14 @@ class Models:
         return found
 
 
-def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0) -> Models:
+def load_models(
+    shelf: Shelf,
+    names: Sequence[str] | None,
+    max_context: int = 0,
+    caller: Caller | None = None,
+) -> Models:
     """Read what the front end needs of these models (all, if None); equal tokenizers are shared.
+    `caller` opens tokenizers and templates; without one they are opened in this process.
 
     A model that was asked for by name has to be readable; of all models, unreadable ones are left
     out and named in the log.
@@ -204,7 +197,7 @@ def load_models(shelf: Shelf, names: Sequence[str] | None, max_context: int = 0)
         raise UnknownModel("the zoo holds no model: add one with `blockllm zoo add`")
     wanted = list(dict.fromkeys(names)) if names else list(cards)
     chains = shelf.chains(wanted)
-    reader = TextReader(shelf)
+    reader = TextReader(shelf, caller or InProcess(TASKS))
     models, unreadable = [], {}
     for name in wanted:
         try:

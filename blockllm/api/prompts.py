@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +10,14 @@ from blockllm.api.limits import check_prompt
 from blockllm.api.marks import ControlTokens, Messages, Variables
 from blockllm.api.template import ChatTemplate
 from blockllm.api.tokenizer import TextTokenizer
+
+TEMPLATE, TOKENIZER = "chat template", "tokenizer"  # the parts of a model that make a prompt
+
+At = Callable[[str, bool], None]
+
+
+def _untold(part: str, loads: bool) -> None:
+    """The caller does not ask which part works."""
 
 
 class ChatPrompts:
@@ -43,15 +51,19 @@ class ChatPrompts:
         add_special: bool = False,
         as_tokens: bool = False,
         max_context: int | None = None,
+        at: At = _untold,
     ) -> list[int]:
         """The prompt's ids. What messages and variables spell stays text, unless `as_tokens`.
 
         `add_special` adds what the tokenizer puts around other texts; templates write their own.
         Raises BadRequest when the template refuses, ContextTooLong when messages that spell control
         tokens do not fit into `max_context` tokens: telling these from text takes long.
+        `at` is told which part of the model works next, and whether it is only made ready.
         """
         variables = variables or {}
+        at(TEMPLATE, False)
         text = self._template.render(messages, add_generation_prompt, variables)
+        at(TOKENIZER, False)
         ids = self._tokenizer.encode(text, add_special, "messages")
         if as_tokens or self.is_ordinary(messages, variables):
             return ids
@@ -59,9 +71,13 @@ class ChatPrompts:
             check_prompt(ids, max_context, "messages")
 
         def render(messages: Messages, variables: Variables) -> str:
+            at(TEMPLATE, False)
             return self._template.render(messages, add_generation_prompt, variables)
 
         located = self.controls.locate(text, messages, variables, render)
+        at(TOKENIZER, True)
+        self._tokenizer.literal_encoder(self.controls.texts)
+        at(TOKENIZER, False)
         return self._tokenizer.encode_literal(*located, self.controls.texts, add_special)
 
 

@@ -27,6 +27,8 @@ from blockllm.api.models import Models, Shelf, load_models
 from blockllm.api.origins import admit_pages
 from blockllm.api.protocol import Limits, bounded_protocol
 from blockllm.api.serving import Serving
+from blockllm.api.text_calls import TASKS
+from blockllm.api.texts import Texts
 from blockllm.cluster.agent_main import AgentOptions
 from blockllm.cluster.messages import Progress
 from blockllm.cluster.supervisor import AGENT_COMMAND, Supervisor
@@ -34,6 +36,9 @@ from blockllm.config import ServerSettings
 from blockllm.errors import ConfigError, Overloaded
 from blockllm.observability.metrics import ServerMetrics
 from blockllm.observability.stats import EngineStats
+from blockllm.workers.ledger import Ledger
+from blockllm.workers.pool import Pool
+from blockllm.workers.single import SingleWorker
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OPEN = (
@@ -80,6 +85,9 @@ class Server:
         self._metrics = ServerMetrics(self._read_books)
         self._serving: Serving | None = None
         self._supervisor: Supervisor | None = None
+        self._ledger = Ledger()
+        self._reader = SingleWorker(TASKS)  # until the pool takes its process over
+        self._pool = Pool(TASKS, settings.text_workers, ledger=self._ledger)
         self._asked_to_stop = asyncio.Event()
         self._signalled = 0.0  # the clock of the first signal
 
@@ -108,6 +116,8 @@ class Server:
             await answering
             if self._supervisor is not None:
                 await self._supervisor.stop()
+            await self._pool.close()
+            self._reader.close()
             self._socket.close()
 
     def _on_signal(self) -> None:
@@ -135,6 +145,7 @@ class Server:
 
     async def _load(self, doorway: Doorway) -> None:
         """From names to an agent that serves them; then the doorway leads to the routes."""
+        self._reader.start()
         models = await asyncio.to_thread(self._read_models)
         self._supervisor = Supervisor(
             self._options,
@@ -144,16 +155,19 @@ class Server:
             lambda ready: models.leave_out(ready.left_out),
             self._settings.hang_timeout,
         )
-        await self._supervisor.start()
+        started = self._pool.start(*self._reader.hand_over())
+        await asyncio.gather(self._supervisor.start(), started)
         models.require(self._names or ())
         models.limit(self._supervisor.stats.max_context)
-        self._serving = Serving(self._settings, models, self._supervisor, self._metrics)
+        texts = Texts(self._pool, self._ledger, self._metrics.content_faults.add)
+        self._serving = Serving(self._settings, models, self._supervisor, self._metrics, texts)
         doorway.app = make_app(self._serving, self._keys)
         self._announce(self.address, models, self._supervisor.stats)
 
     def _read_models(self) -> Models:
         with self._open_shelf() as shelf:
-            return load_models(shelf, self._names, self._options.engine.max_context)
+            most = self._options.engine.max_context
+            return load_models(shelf, self._names, most, self._reader)
 
     def _make_http(self, app: ASGIApp) -> _HttpServer:
         return _HttpServer(

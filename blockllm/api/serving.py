@@ -16,10 +16,10 @@ from blockllm.api import limits, wire
 from blockllm.api.answers import PromptTokensDetails, Usage
 from blockllm.api.bodies import read_body
 from blockllm.api.choice import Choice, Piece, TextRules
-from blockllm.api.conversation import plain_messages, variables_of
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.keys import salt_of
 from blockllm.api.models import Models, ServedModel
+from blockllm.api.texts import Texts
 from blockllm.cluster.messages import Progress
 from blockllm.config import ServerSettings
 from blockllm.core import Request, Sampling
@@ -28,7 +28,7 @@ from blockllm.observability.metrics import ServerMetrics
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=msgspec.Struct)
-INLINE_CHARACTERS = 4096  # longer texts and conversations are read on another thread
+INLINE_IDS = 4096  # more are read on another thread
 
 
 class Caller(NamedTuple):
@@ -64,7 +64,10 @@ class Serving:
         models: Models,
         agent: SupervisedAgent,
         metrics: ServerMetrics,
+        texts: Texts | None = None,
     ) -> None:
+        """`texts`: without it the models' texts are read in this process, for tests."""
+        self.texts = texts or Texts()
         self.settings = settings
         self.models = models
         self.agent = agent
@@ -166,9 +169,11 @@ class Plan:
         return Usage(num_prompt, num_new, num_prompt + num_new, PromptTokensDetails(cached))
 
 
-async def encode(model: ServedModel, text: str, add_special: bool, param: str) -> list[int]:
-    """Tokenise the text of a field; long ones do not hold up the event loop."""
-    return await maybe_elsewhere(len(text), partial(model.encode, text, add_special, param))
+async def encode(
+    serving: Serving, model: ServedModel, text: str, add_special: bool, param: str
+) -> list[int]:
+    """Ids of the text of a field. Raises BadRequest."""
+    return await serving.texts.encode(model, text, add_special, param)
 
 
 async def chat_ids(
@@ -180,26 +185,10 @@ async def chat_ids(
 ) -> list[int]:
     """The prompt of a conversation. Raises BadRequest and ContextTooLong."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
-    prompts, variables = model.prompts, variables_of(fields)
-    size = len(msgspec.json.encode((messages, variables)))
-    read = partial(plain_messages, messages, model.template.knows_developer)
-    plain = await maybe_elsewhere(size, read)
     as_tokens = serving.settings.special_tokens_in_messages
-    if not as_tokens and size <= INLINE_CHARACTERS:
-        as_tokens = prompts.is_ordinary(plain, variables)  # then there is nothing to keep apart
-        size += 0 if as_tokens else INLINE_CHARACTERS  # it takes more than one rendering
-    make = partial(
-        prompts.ids,
-        plain,
-        fields.add_generation_prompt,
-        variables,
-        add_special,
-        as_tokens,
-        model.max_context,
-    )
-    return model.check_tokens(await maybe_elsewhere(size, make), "messages")
+    return await serving.texts.chat(model, messages, fields, add_special, as_tokens)
 
 
 async def maybe_elsewhere(size: int, work: Callable[[], T]) -> T:
-    """The result of `work` on this many characters or ids, on another thread if they are many."""
-    return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
+    """The result of `work` on this many ids, on another thread if they are many."""
+    return work() if size <= INLINE_IDS else await asyncio.to_thread(work)

@@ -45,7 +45,7 @@ class LocalPartner:
         return self._show(self._llm.chat_prompt(messages, self._model.name))
 
     def proceed(self, text: str) -> Iterator[str]:
-        return self._show(self._model.encode(text, add_special=True, param="prompt"))
+        return self._show(self._llm.encode(text, self._model.name))
 
     def _show(self, ids: list[int]) -> Iterator[str]:
         room = max(self._model.max_context - len(ids), 1)

@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from blockllm.api.template import ChatTemplate
-from blockllm.api.tokenizer import TextTokenizer
-from blockllm.zoo.text import TextFiles, find_text_files, load_tokenizer
+from tokenizers import Tokenizer
+
+from blockllm.api.text_calls import TextContent, open_call
+from blockllm.api.tokenizer import TokenTable
+from blockllm.errors import CheckpointError, ContentFault
+from blockllm.workers.call import Call, R
+from blockllm.zoo.text import TextFiles, find_text_files
 from blockllm.zoo.text.files import SETTINGS, TOKENIZER_FILES, read_object
 from blockllm.zoo.text.generation import read_generation
 from blockllm.zoo.text.template import find_template
-from blockllm.zoo.text.tokens import Tokens
-
-Read = tuple[TextTokenizer | None, Tokens]
 
 
 class Assets(Protocol):
@@ -26,49 +27,60 @@ class Assets(Protocol):
     def asset(self, name: str, file: str) -> Path | None: ...
 
 
-class ModelText(NamedTuple):
-    """A model's tokenizer and template, if it has them, and its own defaults of sampling fields."""
+class Caller(Protocol):
+    """Reads files for us; a SingleWorker or InProcess."""
 
-    tokenizer: TextTokenizer | None
-    template: ChatTemplate | None
+    def call(self, call: Call[R]) -> R: ...
+
+
+class ModelText(NamedTuple):
+    """A model's text files, what makes text of its ids, if it has that, and its own defaults of
+    sampling fields."""
+
+    content: TextContent
+    tokens: TokenTable | None
     defaults: Mapping[str, float | int]
 
 
 class TextReader:
-    """Reads tokenizers and templates; models with the same files share theirs."""
+    """Has tokenizers and templates read once; models with the same files share what is kept."""
 
-    def __init__(self, shelf: Assets) -> None:
+    def __init__(self, shelf: Assets, caller: Caller) -> None:
         self._shelf = shelf
-        self._read: dict[bytes, Read] = {}
-        # compiling a template takes milliseconds
-        self._templates: dict[tuple[str, tuple[tuple[str, str], ...]], ChatTemplate] = {}
+        self._caller = caller
+        self._tables: dict[str, TokenTable | None] = {}  # by digest of the tokenizer
+        self._sound: set[tuple[str, str]] = set()  # digests of tokenizers and templates
 
     def read(self, name: str, family: str) -> ModelText:
         """What a model of this name and family has.
 
-        Raises CheckpointError naming the file when one is damaged.
+        Raises CheckpointError naming the file when one is damaged, and for a template or tokenizer
+        that breaks its limits.
         """
         files = find_text_files(partial(self._shelf.asset, name))
-        tokenizer, tokens = self._tokenizer(files, family)
-        source = find_template(files)
-        template = source and self._template(source.text, tokens.texts)
-        return ModelText(tokenizer, template, read_generation(files).sampling)
-
-    def _template(self, source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
-        key = source, tuple(sorted(special_tokens.items()))
-        if key not in self._templates:
-            self._templates[key] = ChatTemplate(source, special_tokens)
-        return self._templates[key]
-
-    def _tokenizer(self, files: TextFiles, family: str) -> Read:
-        key = _digest(files, family)
-        if key not in self._read:
-            tokenizer, tokens = load_tokenizer(files, family)
-            self._read[key] = (tokenizer and TextTokenizer(tokenizer), tokens)
-        return self._read[key]
+        content = _content(files, family)
+        key = content.tokenizer, content.template
+        try:
+            if content.tokenizer not in self._tables:
+                decoding = self._caller.call(open_call(content, wants_decoding=True))
+                table = TokenTable(Tokenizer.from_str(decoding)) if decoding else None
+                self._tables[content.tokenizer] = table
+            elif key not in self._sound:
+                self._caller.call(open_call(content, wants_decoding=False))
+        except ContentFault as fault:
+            raise CheckpointError(f"its {fault.part} {fault}") from fault
+        self._sound.add(key)
+        return ModelText(content, self._tables[content.tokenizer], read_generation(files).sampling)
 
 
-def _digest(files: TextFiles, family: str) -> bytes:
+def _content(files: TextFiles, family: str) -> TextContent:
+    source = find_template(files)
+    template = hashlib.sha256(source.text.encode()).hexdigest() if source is not None else ""
+    paths = {file: str(path) for file, path in files.items()}
+    return TextContent(paths, family, _digest(files, family), template)
+
+
+def _digest(files: TextFiles, family: str) -> str:
     """Names what a tokenizer follows from."""
     settings = read_object(files, SETTINGS)
     settings.pop("chat_template", None)  # many fine-tunes differ in it only
@@ -77,4 +89,4 @@ def _digest(files: TextFiles, family: str) -> bytes:
         if file != SETTINGS:
             data = files[file].read_bytes() if file in files else b""
             digest.update(hashlib.sha256(data).digest())
-    return digest.digest()
+    return digest.hexdigest()

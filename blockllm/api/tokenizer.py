@@ -39,8 +39,8 @@ def _named(field: str) -> Iterator[None]:
         raise BadRequest(text, field) from error
 
 
-class TextTokenizer:
-    """One tokenizer, shared by every model that has the same file. Safe to use from any thread."""
+class TokenTable:
+    """What every id stands for: what is needed to make text of ids. Safe to use from any thread."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -49,37 +49,8 @@ class TextTokenizer:
         self.special_ids = frozenset(
             index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
-        self._literal: dict[frozenset[str], LiteralEncoder] = {}
-        self._lock = threading.Lock()
         self.token_bytes = functools.cache(self._token_bytes)
         self.token_text = functools.cache(self._token_text)
-
-    def encode(self, text: str, add_special: bool, field: str = "prompt") -> list[int]:
-        """Ids of the text; `add_special` adds what the post-processor adds, such as BOS. Raises
-        BadRequest, naming the field that the text is from, for what is not Unicode."""
-        with _named(field):
-            # unlike `encode`, this lets other threads run meanwhile
-            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
-        ids: list[int] = encoding.ids
-        return ids
-
-    def encode_literal(
-        self, text: str, spans: Sequence[Span], controls: frozenset[str], add_special: bool
-    ) -> list[int]:
-        """Ids of the prompt of messages; its spans are no control tokens, whatever they spell."""
-        with self._lock:  # one is made for a tokenizer and a template, when first needed
-            if controls not in self._literal:
-                self._literal[controls] = LiteralEncoder(self._tokenizer, controls)
-            encoder = self._literal[controls]
-        with _named("messages"):
-            return encoder.encode(text, spans, add_special)
-
-    def added_tokens(self) -> list[AddedToken]:
-        """The tokens that are matched in text before anything else; without the special ones when
-        the tokenizer takes these for text."""
-        added: list[AddedToken] = list(self._tokenizer.get_added_tokens_decoder().values())
-        splits = self._tokenizer.encode_special_tokens
-        return [token for token in added if not (token.special and splits)]
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
         """Text of the ids; ids without a token are skipped."""
@@ -111,3 +82,44 @@ class TextTokenizer:
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return bytes.fromhex(token[3:5])
         return token.replace("▁", " ").encode()
+
+
+class TextTokenizer(TokenTable):
+    """One whole tokenizer, shared by every model that has the same file."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self._literal: dict[frozenset[str], LiteralEncoder] = {}
+        self._lock = threading.Lock()
+
+    def encode(self, text: str, add_special: bool, field: str = "prompt") -> list[int]:
+        """Ids of the text; `add_special` adds what the post-processor adds, such as BOS. Raises
+        BadRequest, naming the field that the text is from, for what is not Unicode."""
+        with _named(field):
+            # unlike `encode`, this lets other threads run meanwhile
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
+        ids: list[int] = encoding.ids
+        return ids
+
+    def encode_literal(
+        self, text: str, spans: Sequence[Span], controls: frozenset[str], add_special: bool
+    ) -> list[int]:
+        """Ids of the prompt of messages; its spans are no control tokens, whatever they spell."""
+        encoder = self.literal_encoder(controls)
+        with _named("messages"):
+            return encoder.encode(text, spans, add_special)
+
+    def literal_encoder(self, controls: frozenset[str]) -> LiteralEncoder:
+        """Made for a tokenizer and a template when first needed, which takes as long as reading
+        the tokenizer."""
+        with self._lock:
+            if controls not in self._literal:
+                self._literal[controls] = LiteralEncoder(self._tokenizer, controls)
+            return self._literal[controls]
+
+    def added_tokens(self) -> list[AddedToken]:
+        """The tokens that are matched in text before anything else; without the special ones when
+        the tokenizer takes these for text."""
+        added: list[AddedToken] = list(self._tokenizer.get_added_tokens_decoder().values())
+        splits = self._tokenizer.encode_special_tokens
+        return [token for token in added if not (token.special and splits)]

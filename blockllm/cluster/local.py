@@ -16,11 +16,10 @@ from blockllm.cluster.messages import (
     Stats,
     Stop,
     Submit,
-    error_of,
 )
 from blockllm.cluster.streams import Sink, Streams
 from blockllm.core import Request
-from blockllm.errors import AgentDied, BlockllmError
+from blockllm.errors import AgentDied, BlockllmError, error_of
 from blockllm.observability.stats import EngineStats
 
 

@@ -91,16 +91,6 @@ ToAgent = Submit | Cancel | AskStats | Stop
 FromAgent = Progress | Ready | Tokens | Refused | Stats | Failed
 
 
-def error_of(kind: str, message: str, param: str | None = None) -> errors.BlockllmError:
-    """The error a message speaks of; an unknown kind becomes an EngineError."""
-    found = getattr(errors, kind, None)
-    if not (isinstance(found, type) and issubclass(found, errors.BlockllmError)):
-        return errors.EngineError(message)
-    if issubclass(found, errors.RequestError):
-        return found(message, param)
-    return found(message)
-
-
 def refusal(request: str, error: errors.BlockllmError) -> Refused:
     """The message that carries `error` to the request's sender."""
     param = error.param if isinstance(error, errors.RequestError) else None

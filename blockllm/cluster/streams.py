@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from blockllm.cluster.messages import Refused, Tokens, error_of
+from blockllm.cluster.messages import Refused, Tokens
 from blockllm.core import TokenEvent
-from blockllm.errors import BlockllmError
+from blockllm.errors import BlockllmError, error_of
 
 Item = TokenEvent | BlockllmError  # an error ends every request of its reader
 

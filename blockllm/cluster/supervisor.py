@@ -33,13 +33,12 @@ from blockllm.cluster.messages import (
     Stop,
     Submit,
     Tokens,
-    error_of,
 )
 from blockllm.cluster.streams import Sink, Streams
 from blockllm.cluster.watch import LOOKS, Watch, processor_seconds
 from blockllm.cluster.zmq_link import FrontLink
 from blockllm.core import Chain, Request
-from blockllm.errors import AgentDied, BadRequest, BlockllmError, EngineError
+from blockllm.errors import AgentDied, BadRequest, BlockllmError, EngineError, error_of
 from blockllm.observability.stats import EngineStats
 
 AGENT_COMMAND = (sys.executable, "-m", "blockllm.cluster.agent_main")

@@ -101,6 +101,7 @@ class ServerMetrics:
         self.first_token_seconds = Totals(names.MODEL_FIRST_TOKEN_SECONDS, "model_name")
         self.request_seconds = Totals(names.MODEL_REQUEST_SECONDS, "model_name")
         self.refused = Totals(names.REFUSED, "status")
+        self.content_faults = Totals(names.CONTENT_FAULTS, "model_name", "part")
         self._registry = CollectorRegistry()
         for collector in (AgentState(read), *vars(self).values()):
             if isinstance(collector, AgentState | FastHistogram | Totals):

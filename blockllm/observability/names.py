@@ -37,6 +37,9 @@ AGENT_RESTARTS = Metric("blockllm_agent_restarts", "Times the agent had to be st
 
 SUCCESS = Metric("blockllm_request_success", "Requests ended, by reason.")
 REFUSED = Metric("blockllm_requests_refused", "Answers with an error status, by status.")
+CONTENT_FAULTS = Metric(
+    "blockllm_content_faults", "Templates and tokenizers that broke their limits, by model."
+)
 MODEL_FIRST_TOKEN_SECONDS = Metric(
     "blockllm_model_first_token_seconds", "Sum over a model's requests: arrival to first token."
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from blockllm.api.text import TextReader
-from blockllm.api.tokenizer import TextTokenizer
+from blockllm.api.text_calls import TASKS, TextContent, encode_call
+from blockllm.api.texts import naming
 from blockllm.errors import ZooError
+from blockllm.workers.single import SingleWorker
 from blockllm.zoo import Zoo
 from blockllm.zoo.text.files import TOKENIZER
 
@@ -21,28 +24,45 @@ def windows(zoo: Zoo, models: Sequence[str], text: bytes, size: int) -> list[lis
     except UnicodeDecodeError as error:
         raise ZooError(f"the text is not UTF-8: {error}") from error
     first, *others = models
-    tokenizers = _tokenizers(zoo, models)
-    ids, start = _encode(tokenizers[first], decoded)
+    reader = _Reader(zoo)
+    ids, start = reader.encode(first, decoded)
     for other in others:
-        if tokenizers[other] is not tokenizers[first]:
+        if reader.tokenizer(other) != reader.tokenizer(first):
             has_file = zoo.asset(first, TOKENIZER) == zoo.asset(other, TOKENIZER)
-            if not has_file or _encode(tokenizers[other], decoded) != (ids, start):
+            if not has_file or reader.encode(other, decoded) != (ids, start):
                 raise ZooError(f"{first!r} and {other!r} have different tokenizers")
     step = max(1, size - len(start))
     return [start + ids[at : at + step] for at in range(0, len(ids), step)]
 
 
-def _tokenizers(zoo: Zoo, models: Sequence[str]) -> dict[str, TextTokenizer]:
-    reader = TextReader(zoo)
-    found = {}
-    for name in models:
-        tokenizer = reader.read(name, zoo.card(name).family).tokenizer
-        if tokenizer is None:
+@functools.cache
+def _worker() -> SingleWorker:
+    """One for all texts of this process."""
+    return SingleWorker(TASKS)
+
+
+class _Reader:
+    """The texts of a zoo's models, read in a worker."""
+
+    def __init__(self, zoo: Zoo) -> None:
+        self._zoo = zoo
+        self._caller = _worker()
+        self._reader = TextReader(zoo, self._caller)
+
+    def tokenizer(self, name: str) -> str:
+        """The digest of a model's tokenizer. Raises ZooError when it has none."""
+        return self._content(name).tokenizer
+
+    def encode(self, name: str, text: str) -> tuple[list[int], list[int]]:
+        """Ids of the text, and of what stands before any text."""
+        content = self._content(name)
+        with naming(name, None):
+            ids = self._caller.call(encode_call(content, text, add_special=False, field="text"))
+            start = self._caller.call(encode_call(content, "", add_special=True, field="text"))
+        return ids, start
+
+    def _content(self, name: str) -> TextContent:
+        read = self._reader.read(name, self._zoo.card(name).family)
+        if read.tokens is None:
             raise ZooError(f"{name!r} came without {TOKENIZER}: its text cannot be tokenised")
-        found[name] = tokenizer
-    return found
-
-
-def _encode(tokenizer: TextTokenizer, text: str) -> tuple[list[int], list[int]]:
-    """Ids of the text, and of what stands before any text."""
-    return tokenizer.encode(text, add_special=False), tokenizer.encode("", add_special=True)
+        return read.content

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from blockllm.api.conversation import read_messages
+from blockllm.api.models import ServedModel
+from blockllm.api.text_calls import TASKS, chat_call, encode_call
 from blockllm.core import Chain, Measurement, ModelCard
+from blockllm.workers.inline import InProcess
 
 CORPUS = ["The quick brown fox jumps over the lazy dog.", "def add(a, b):\n    return a + b\n"] * 20
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>"]
@@ -56,6 +61,16 @@ def sentencepiece_like_tokenizer() -> Tokenizer:
         ]
     )
     return tokenizer
+
+
+def encode(model: ServedModel, text: str, add_special: bool) -> list[int]:
+    """What a worker makes of a text."""
+    return InProcess(TASKS).call(encode_call(model.content, text, add_special, "prompt"))
+
+
+def chat_ids(model: ServedModel, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """What a worker makes of a conversation."""
+    return InProcess(TASKS).call(chat_call(model.content, read_messages(messages), {}))
 
 
 class FakeZoo:

@@ -21,6 +21,7 @@ from blockllm.errors import BlockllmError
 from tests.api.family import FakeZoo
 from tests.cluster.fake_agent import COMMAND, ROOT
 
+WORKER = "blockllm.workers.main"
 PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.api.serving import run; run()"
 
 
@@ -33,6 +34,20 @@ def run() -> None:
         run_server(lambda: shelf, zoo, None, EngineSettings(), settings, COMMAND)
     except BlockllmError as error:
         sys.exit(f"error: {error}")
+
+
+def children_of(pid: int, word: str, without: bool = False) -> list[int]:
+    """Child processes that have, or have not, a word in their command line."""
+    lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = [int(child) for each in lists for child in each]
+    return [child for child in children if (word in _command(child)) is not without]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has ended
+        return ""
 
 
 class RunningServer:
@@ -81,14 +96,13 @@ class RunningServer:
             time.sleep(0.02)
 
     def has_agent(self) -> bool:
-        return bool(self._children())
+        return bool(children_of(self.process.pid, WORKER, without=True))
 
     def agent_pid(self) -> int:
-        return int(self._children()[0])
+        return children_of(self.process.pid, WORKER, without=True)[0]
 
-    def _children(self) -> list[str]:
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return path.read_text().split()
+    def worker_pids(self) -> list[int]:
+        return children_of(self.process.pid, WORKER)
 
     def cpu_seconds(self) -> float:
         """CPU time of the HTTP process so far."""

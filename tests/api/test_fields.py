@@ -15,6 +15,7 @@ from blockllm.api.keys import KeyRing
 from blockllm.api.models import Models, ServedModel
 from blockllm.api.parse import parse
 from blockllm.api.text import ModelText
+from blockllm.api.text_calls import TextContent
 from blockllm.core import ModelCard
 from blockllm.errors import BadRequest, ModelNotFound
 from tests.api.test_auth import InstantAgent, make
@@ -83,7 +84,7 @@ NAMES = sorted({*f"{OPENAI} {VLLM} {SGLANG} {LLAMA_CPP}".split()})
 ASKED = {"verbosity": "low", "include_reasoning": False, "reasoning_format": "deepseek"}
 ASKED |= {"modalities": ["audio"], "tool_choice": "required", "function_call": {"name": "f"}}
 ASKED_OTHERWISE = 7
-NO_TEXT = ModelText(None, None, {})
+NO_TEXT = ModelText(TextContent({}, "llama"), None, {})
 
 
 def implemented(path: str) -> set[str]:

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from blockllm.api.models import Models
+from tests.api.family import chat_ids, encode
 from tests.api.serving import RunningServer
 from tests.cluster.fake_engine import ERROR
 
@@ -21,8 +22,7 @@ def client(server: RunningServer):
 
 
 def rendered(models: Models) -> list[int]:
-    model = models.find("base")
-    return model.tokenizer.encode(model.template.render(HELLO), False)
+    return chat_ids(models.find("base"), HELLO)
 
 
 def test_chat(client: openai.OpenAI, models: Models):
@@ -92,7 +92,7 @@ def test_stop_strings_and_ids(client: openai.OpenAI, models: Models):
     answer = client.chat.completions.create(model="base", messages=HELLO, stop="k bro")
     assert answer.choices[0].message.content == "The quic"
     assert answer.choices[0].finish_reason == "stop"
-    token = models.find("base").tokenizer.encode(" brown", False)[0]
+    token = encode(models.find("base"), " brown", False)[0]
     extra = {"stop_token_ids": [token], "return_token_ids": True}
     answer = client.chat.completions.create(model="base", messages=HELLO, extra_body=extra)
     assert answer.choices[0].message.content == "The quick"
@@ -140,8 +140,7 @@ def test_completion_stream_with_ids_and_logprobs(client: openai.OpenAI, models: 
             prompts += getattr(choice, "prompt_token_ids", None) or []
             text += choice.text
             offsets += choice.logprobs.text_offset
-    tokenizer = models.find("base").tokenizer
-    assert prompts == tokenizer.encode("The quick brown", True)
+    assert prompts == encode(models.find("base"), "The quick brown", True)
     assert ids == (prompts * 2)[:6]
     assert text == whole.choices[0].text
     assert offsets == whole.choices[0].logprobs.text_offset

@@ -17,6 +17,7 @@ import pytest
 from blockllm import LLM
 from blockllm.errors import CheckpointError, ModelNotFound
 from blockllm.zoo import Zoo
+from tests.api.serving import WORKER, children_of
 from tests.makers import make_checkpoint, make_lora, make_tokenizer
 
 VOCABULARY = 300
@@ -48,8 +49,7 @@ class Served:
         return self._log.read_text()
 
     def agent(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return int(children.split()[0])
+        return children_of(self.process.pid, WORKER, without=True)[0]
 
     def kill_agent(self) -> None:
         """Kill it and wait until another one is ready."""

@@ -8,6 +8,7 @@ import pytest
 from blockllm.api.keys import KeyRing
 from blockllm.api.models import Models, ServedModel
 from blockllm.api.text import ModelText
+from blockllm.api.text_calls import TextContent
 from blockllm.core import ModelCard
 from tests.api.test_auth import KEYS, make
 
@@ -56,7 +57,10 @@ def test_listings_do_not_show_where_weights_came_from():
         ModelCard("tuned", "lora", "llama", parent="base", root=path),
         ModelCard("small", "compressed", "llama", parent="base", root=path),
     ]
-    served = [ServedModel(card, 8, "fp_x", ModelText(None, None, {}), 0) for card in cards]
+    served = [
+        ServedModel(card, 8, "fp_x", ModelText(TextContent({}, "llama"), None, {}), 0)
+        for card in cards
+    ]
     answer = make(Models(served), KeyRing([]))[2].get("/v1/models")
     assert path not in answer.text
     roots = {entry["id"]: entry["root"] for entry in msgspec.json.decode(answer.content)["data"]}

@@ -51,8 +51,7 @@ def test_every_way_from_text_to_tokens(folder: Path):
     greedy = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     tokens = model.generate(torch.tensor([plain]), **greedy)[0, len(plain) :].tolist()
     with LLM("model", zoo=str(folder / "zoo"), threads=1, memory="100M") as llm:
-        served = llm.models.find("model")
-        assert served.encode(TEXT, True, "prompt") == plain
+        assert llm.encode(TEXT) == plain
         assert llm.chat_prompt(MESSAGES) == chat
         (answer,) = llm.generate(TEXT, sampling=Sampling(max_tokens=12, temperature=0))
         assert answer.token_ids == tokens

@@ -23,7 +23,6 @@ from blockllm.cluster.messages import (
     Submit,
     ToAgent,
     Tokens,
-    error_of,
     refusal,
 )
 from blockllm.cluster.zmq_link import AgentLink, Codec, FrontLink
@@ -145,9 +144,9 @@ def test_inproc_passes_messages_as_they_are():
 def test_errors_survive_the_wire():
     error = errors.ContextTooLong("too long", "prompt")
     message = refusal("r", error)
-    back = error_of(message.kind, message.message, message.param)
+    back = errors.error_of(message.kind, message.message, message.param)
     assert type(back) is errors.ContextTooLong
     assert (str(back), back.param) == ("too long", "prompt")
-    assert type(error_of("annotations", "x")) is errors.EngineError
-    assert type(error_of("OutOfMemory", "x")) is errors.OutOfMemory
+    assert type(errors.error_of("annotations", "x")) is errors.EngineError
+    assert type(errors.error_of("OutOfMemory", "x")) is errors.OutOfMemory
     assert refusal("r", errors.Overloaded("y")) == Refused("r", "Overloaded", "y", None)

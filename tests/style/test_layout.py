@@ -16,9 +16,10 @@ import blockllm
 PACKAGE = Path(blockllm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # each imports only leftwards
-ROOMS = ["zoo", "chain", "engine", "cluster", "api", "offline", "bench", "cli"]
+ROOMS = ["workers", "zoo", "chain", "engine", "cluster", "api", "offline", "bench", "cli"]
 NOUNS = {"core", "errors", "config"}
 FORBIDDEN = {
+    "workers": {"torch", "tokenizers", "jinja2", "numpy", "starlette"},
     "zoo": {"torch", "transformers", "peft"},
     "chain": {"torch", "transformers", "peft"},
     "cluster": {"starlette", "uvicorn", "transformers"},

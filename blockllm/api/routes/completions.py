@@ -55,7 +55,7 @@ async def _read_prompts(
 ) -> list[list[int]]:
     prompt = body.prompt
     if isinstance(prompt, str):
-        return [await encode(model, prompt, body.add_special_tokens, "prompt")]
+        return [await encode(serving, model, prompt, body.add_special_tokens, "prompt")]
     if prompt and all(isinstance(element, int) for element in prompt):
         return [[element for element in prompt if isinstance(element, int)]]
     limits.check_count("prompt", len(prompt), serving.settings.max_prompts, least=1)
@@ -64,7 +64,7 @@ async def _read_prompts(
         if isinstance(element, int):
             raise BadRequest("prompt: ids cannot stand beside texts or lists", "prompt")
         if isinstance(element, str):
-            element = await encode(model, element, body.add_special_tokens, "prompt")
+            element = await encode(serving, model, element, body.add_special_tokens, "prompt")
         prompts.append(element)
     return prompts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,12 +17,12 @@ def routes(serving: Serving) -> list[Route]:
     """The listing and its entries."""
 
     async def everything(request: Request) -> Response:
-        return json_response(ModelList([_entry(model) for model in serving.models]))
+        return json_response(ModelList([_entry(serving, model) for model in serving.models]))
 
     async def one(request: Request) -> Response:
         if not request.path_params["name"]:  # a slash behind the listing's path
             return await everything(request)
-        return json_response(_entry(serving.models.find(request.path_params["name"])))
+        return json_response(_entry(serving, serving.models.find(request.path_params["name"])))
 
     return [
         Route("/v1/models", everything, methods=["GET"]),
@@ -29,7 +30,7 @@ def routes(serving: Serving) -> list[Route]:
     ]
 
 
-def _entry(model: ServedModel) -> ModelEntry:
+def _entry(serving: Serving, model: ServedModel) -> ModelEntry:
     card = model.card
     return ModelEntry(
         id=card.name,
@@ -48,4 +49,5 @@ def _entry(model: ServedModel) -> ModelEntry:
         format=card.format,
         exact=card.exact,
         loss=card.loss,
+        switched_off=serving.texts.off(model) or UNSET,
     )

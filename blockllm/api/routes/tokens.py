@@ -29,7 +29,8 @@ def routes(serving: Serving) -> list[Route]:
         if body.messages is not None:
             ids = await chat_ids(serving, model, body.messages, body, bool(add_special))
         else:
-            ids = await encode(model, body.prompt or "", add_special in (None, True), "prompt")
+            adds = add_special in (None, True)
+            ids = await encode(serving, model, body.prompt or "", adds, "prompt")
         answer = TokenizeAnswer(len(ids), model.max_context, ids)
         if body.return_token_strs:
             answer.token_strs = await maybe_elsewhere(len(ids), partial(_names, model, ids))
@@ -40,8 +41,7 @@ def routes(serving: Serving) -> list[Route]:
         model = serving.models.find(body.model)
         if any(not 0 <= token <= limits.MAX_TOKEN_ID for token in body.tokens):
             raise limits.refuse("tokens", "an id out of range", f"0 to {limits.MAX_TOKEN_ID}")
-        decode = partial(model.tokenizer.decode, body.tokens, skip_special=False)
-        return json_response(DetokenizeAnswer(await maybe_elsewhere(len(body.tokens), decode)))
+        return json_response(DetokenizeAnswer(await serving.texts.decode(model, body.tokens)))
 
     return [
         Route("/tokenize", tokenize, methods=["POST"]),
@@ -50,4 +50,4 @@ def routes(serving: Serving) -> list[Route]:
 
 
 def _names(model: ServedModel, ids: list[int]) -> list[str]:
-    return [model.tokenizer.token(token) or "" for token in ids]
+    return [model.decoder.token(token) or "" for token in ids]

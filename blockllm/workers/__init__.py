@@ -1,0 +1,1 @@
+"""Processes that run foreign content within limits of memory and time; they know nothing of it."""
