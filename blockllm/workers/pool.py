@@ -28,6 +28,7 @@ from blockllm.workers.ledger import Ledger
 from blockllm.workers.process import Worker, WorkerEnded
 
 MAX_WAITING = 2048  # calls
+CLOSING_SECONDS = 0.005  # between looks
 RETRY_SECONDS = 1.0  # before a worker is started again that could not start
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ class Pool:
         replacing.add_done_callback(self._replacing.discard)
 
     async def _start_another(self, worker: Worker) -> None:
-        await asyncio.to_thread(worker.kill)
+        worker.kill()
+        await asyncio.to_thread(worker.end)
         self._held.pop(worker, None)
         self.replaced += 1
         if not worker.num_answers:  # perhaps it cannot start
@@ -182,8 +184,9 @@ class Pool:
             if not waiting.found.done():
                 waiting.found.set_exception(Overloaded("the server is shutting down"))
         self._waiting.clear()
-        await asyncio.gather(*(asyncio.to_thread(worker.kill) for worker in self._held))
-        while self._replacing:
-            await asyncio.wait(self._replacing)
-        await asyncio.gather(*(asyncio.to_thread(worker.kill) for worker in self._idle))
+        for worker in (*self._held, *self._idle):
+            worker.kill()
+        while self._held or self._replacing:  # each call takes leave of its worker
+            await asyncio.sleep(CLOSING_SECONDS)
+        await asyncio.gather(*(asyncio.to_thread(worker.end) for worker in self._idle))
         self._idle.clear()

@@ -122,9 +122,8 @@ class Worker:
             return self._process.wait()
 
     def kill(self) -> None:
-        """End the process whatever it does."""
+        """Take the process's life, whatever it does; what asks it gets WorkerEnded."""
         self._process.kill()
-        self.end()
 
     def _release(self) -> None:
         self._channel.close()

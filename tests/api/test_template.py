@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockllm.api import template as template_module
 from blockllm.api.template import ChatTemplate
 from blockllm.errors import BadRequest
 
@@ -118,7 +114,6 @@ def test_variables_stand_before_special_tokens_and_absent_ones():
         "{{ 10 ** 1000000000 }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
-        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{{ range(10**9) | list }}",
         "{% for a in range(90000) %}{{ 'x' * 1000 }}{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -128,10 +123,7 @@ def test_variables_stand_before_special_tokens_and_absent_ones():
         "{% include 'other' %}",
     ],
 )
-def test_a_hostile_or_refusing_template_is_a_bad_request(
-    source: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(template_module, "MAX_SECONDS", 0.1)
+def test_a_refusing_template_is_a_bad_request(source: str):
     with pytest.raises(BadRequest, match="chat template"):
         ChatTemplate(source, {}).render(MESSAGES)
 
@@ -152,21 +144,3 @@ def test_variables_reach_the_template_but_not_the_reserved_ones():
 def test_content_is_never_read_as_a_template(content: str):
     template = ChatTemplate("{{ messages[0].content }}", {})
     assert template.render([{"role": "user", "content": content}]) == content
-
-
-def test_renderings_at_once_do_not_lengthen_each_others_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(template_module, "MAX_SECONDS", 0.1)
-    template = ChatTemplate(
-        "{% if messages[0].content == 'long' %}{% for a in range(99999) %}"
-        "{% for b in range(99999) %}{% set x = messages[0].content %}{% endfor %}{% endfor %}"
-        "{% endif %}",
-        {},
-    )
-    with ThreadPoolExecutor(1) as pool:
-        endless = pool.submit(template.render, [{"role": "user", "content": "long"}])
-        patience = time.monotonic() + 5
-        while not endless.done() and time.monotonic() < patience:
-            template.render([{"role": "user", "content": "short"}])
-        assert time.monotonic() < patience
-    with pytest.raises(BadRequest, match="ran too long"):
-        endless.result()

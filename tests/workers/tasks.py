@@ -1,0 +1,110 @@
+"""Tasks of tests: some keep to the limits, others break one each."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+
+import msgspec
+
+from blockllm.errors import BadRequest
+from blockllm.workers.call import Call, Handler, Handlers, Run
+
+MODULE = "tests.workers.tasks"
+
+
+class Wish(msgspec.Struct):
+    """What to do with a number, and for how long at most."""
+
+    number: int = 0
+    seconds: float = 0.2
+
+
+def call(task: str, number: int = 0, content: str = "", **fields: float) -> Call[int]:
+    contents = {"content": content} if content else {}
+    patience = fields.pop("patience", 20.0)
+    return Call(task, Wish(number, **fields), int, contents, "prompt", patience)
+
+
+def handlers() -> Handlers:
+    functions = (double, burn, grow, abort, die, sleep, refuse, fail, panic, pid, flood, escape)
+    return {function.__name__: Handler(Wish, function) for function in functions}
+
+
+class Panic(BaseException):
+    """As the tokenizers library's."""
+
+
+def double(wish: Wish, run: Run) -> int:
+    return 2 * wish.number
+
+
+def burn(wish: Wish, run: Run) -> int:
+    run.at("content", wish.seconds)
+    while True:
+        pass
+
+
+def grow(wish: Wish, run: Run) -> int:
+    run.at("content")
+    return len(bytearray(1 << 40))
+
+
+def abort(wish: Wish, run: Run) -> int:
+    run.at("content")
+    os.abort()
+
+
+def die(wish: Wish, run: Run) -> int:
+    """As by an operator, or by a machine without memory: the first so many times."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def sleep(wish: Wish, run: Run) -> int:
+    run.at("content")
+    time.sleep(wish.number)
+    return wish.number
+
+
+def refuse(wish: Wish, run: Run) -> int:
+    raise BadRequest("prompt: not this one", "prompt")
+
+
+def fail(wish: Wish, run: Run) -> int:
+    run.at("content")
+    raise KeyError("no such token")
+
+
+def panic(wish: Wish, run: Run) -> int:
+    run.at("content")
+    raise Panic("index out of bounds")
+
+
+def pid(wish: Wish, run: Run) -> int:
+    return os.getpid()
+
+
+def flood(wish: Wish, run: Run) -> object:
+    run.at("content")
+    return "a" * wish.number
+
+
+def escape(wish: Wish, run: Run) -> int:
+    """Of what a worker gives up: how many things it can still do."""
+    ways = (lambda: os.write(os.memfd_create("x"), b"a" * 10), os.fork, _open_many)
+    return sum(map(_succeeds, ways))
+
+
+def _open_many() -> None:
+    for _ in range(100):
+        os.open("/dev/null", os.O_RDONLY)
+
+
+def _succeeds(way: object) -> bool:
+    try:
+        return way() is not ctypes  # type: ignore[operator]
+    except (OSError, MemoryError):
+        return False

@@ -1,0 +1,200 @@
+"""The pool: limits are kept, faults are their request's, workers are replaced, nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from blockllm.errors import BadRequest, ContentFault, Overloaded, WorkerDied
+from blockllm.workers.call import Limits
+from blockllm.workers.ledger import Ledger
+from blockllm.workers.pool import Pool
+from tests.workers.tasks import MODULE, call
+
+LIMITS = Limits(memory=64 << 20, answer=1 << 16)
+
+
+@contextlib.asynccontextmanager
+async def pool_of(size: int, ledger: Ledger | None = None) -> AsyncIterator[Pool]:
+    pool = Pool(MODULE, size, LIMITS, ledger)
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def in_pool(size: int, work: Callable[[Pool], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with pool_of(size) as pool:
+            await work(pool)
+
+    asyncio.run(main())
+
+
+FAULTS = {
+    "burn": ("time", "took longer"),
+    "grow": ("memory", "more memory"),
+    "abort": ("crash", "ended the process"),
+    "panic": ("crash", "index out of bounds"),
+}
+
+
+def test_every_fault_is_its_requests_and_a_new_worker_takes_the_place():
+    async def work(pool: Pool) -> None:
+        first = await pool.run(call("pid"))
+        for task, (kind, words) in FAULTS.items():
+            with pytest.raises(ContentFault, match=words) as caught:
+                await pool.run(call(task, content=task))
+            assert (caught.value.kind, caught.value.part) == (kind, "content")
+            assert await pool.run(call("double", 4)) == 8
+        assert first not in [await pool.run(call("pid")), *pool.pids]
+        assert pool.replaced == len(FAULTS)
+
+    in_pool(1, work)
+
+
+def test_errors_that_break_no_limit_keep_the_worker():
+    async def work(pool: Pool) -> None:
+        first = await pool.run(call("pid"))
+        with pytest.raises(BadRequest, match="not this one") as caught:
+            await pool.run(call("refuse", content="c"))
+        assert caught.value.param == "prompt"
+        for task, number, words in (("fail", 0, "KeyError"), ("flood", 1 << 17, "larger result")):
+            for _ in range(9):
+                with pytest.raises(ContentFault, match=words):
+                    await pool.run(call(task, number, content="c"))
+        assert await pool.run(call("pid")) == first
+        assert pool.ledger.off({"content": "c"}) == []
+
+    in_pool(1, work)
+
+
+def test_a_worker_that_does_not_answer_is_killed():
+    async def work(pool: Pool) -> None:
+        started = time.monotonic()
+        with pytest.raises(ContentFault, match="took longer"):
+            await pool.run(call("sleep", 60, "c", patience=1.5))
+        assert time.monotonic() - started < 10
+        assert await pool.run(call("double", 1)) == 2
+
+    in_pool(1, work)
+
+
+def test_a_worker_that_another_ends_costs_nothing():
+    async def work(pool: Pool) -> None:
+        await asyncio.gather(*(pool.run(call("double")) for _ in pool.pids))
+        for pid in pool.pids:
+            os.kill(pid, signal.SIGTERM)  # of a service manager: it is the server's to stop them
+        asked = asyncio.ensure_future(pool.run(call("sleep", 1, "c")))
+        await asyncio.sleep(0.3)
+        (busy,) = (worker.pid for worker in pool._held)
+        os.kill(busy, signal.SIGKILL)
+        assert await asked == 1
+        with pytest.raises(WorkerDied):  # twice in a row: then it is said, and may be the content's
+            await pool.run(call("die", content="c"))
+        assert pool.ledger.is_suspect({"content": "c"})
+
+    in_pool(2, work)
+
+
+def test_others_are_answered_beside_content_that_takes_all_its_time():
+    async def work(pool: Pool) -> None:
+        pool.ledger.book("content", {"content": "bad"})
+        burning = [asyncio.ensure_future(pool.run(call("burn", 0, "bad"))) for _ in range(4)]
+        await asyncio.sleep(0)
+        while not all(task.done() for task in burning):
+            assert await pool.run(call("double", 3, "good")) == 6
+            assert len(pool._held) <= 1
+            await asyncio.sleep(0.01)
+        for task in burning:
+            with pytest.raises(ContentFault):
+                await task
+
+    in_pool(2, work)
+
+
+def test_content_is_switched_off_after_some_faults_and_on_again_later():
+    now = [0.0]
+    ledger = Ledger(3, 100.0, lambda: now[0])
+    bad, good = {"template": "b", "tokenizer": "t"}, {"template": "g", "tokenizer": "t"}
+    for second in (0, 10, 20):
+        ledger.check(bad)
+        now[0] = second
+        ledger.book("template", bad)
+    with pytest.raises(ContentFault, match=r"switched off.*3 times within 100 s") as caught:
+        ledger.check(bad)
+    assert (caught.value.part, caught.value.kind) == ("template", "off")
+    assert ledger.off(bad) == ["template"] and ledger.off(good) == []
+    ledger.check(good)
+    assert ledger.is_suspect(bad) and not ledger.is_suspect(good)
+    now[0] = 101.0
+    ledger.check(bad)
+    now[0] = 200.0
+    assert not ledger.is_suspect(bad)
+
+
+def test_a_call_that_is_cancelled_frees_its_worker():
+    async def work(pool: Pool) -> None:
+        asked = asyncio.ensure_future(pool.run(call("sleep", 60)))
+        waiting = asyncio.ensure_future(pool.run(call("double", 1)))
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        assert await waiting == 2
+
+    in_pool(1, work)
+
+
+def test_closing_ends_what_runs_and_what_waits():
+    async def main() -> None:
+        pool = Pool(MODULE, 1, LIMITS)
+        await pool.start()
+        running = asyncio.ensure_future(pool.run(call("sleep", 60)))
+        waiting = asyncio.ensure_future(pool.run(call("double", 1)))
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await pool.close()
+        for task in (running, waiting):
+            with pytest.raises((Overloaded, WorkerDied)):
+                await task
+        assert time.monotonic() - started < 4
+        with pytest.raises(Overloaded):
+            await pool.run(call("double", 1))
+
+    asyncio.run(main())
+
+
+def test_no_process_and_no_descriptor_is_left():
+    def books() -> tuple[int, list[str]]:
+        lists = Path("/proc/self/task").glob("*/children")
+        children = [child for each in lists for child in each.read_text().split()]
+        return len(os.listdir("/proc/self/fd")), sorted(children)
+
+    async def work(pool: Pool) -> None:
+        for _ in range(2):
+            for task in ("abort", "grow"):
+                with pytest.raises(ContentFault):
+                    await pool.run(call(task))
+
+    in_pool(1, work)  # what the first event loop leaves is not the pool's
+    before = books()
+    in_pool(2, work)
+    assert books() == before
+
+
+def test_a_worker_gives_up_what_no_task_needs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("BLOCKLLM_API_KEY", "k")
+
+    async def work(pool: Pool) -> None:
+        assert await pool.run(call("escape")) == (1 if os.geteuid() == 0 else 0)  # root may fork
+        (pid,) = pool.pids
+        assert "BLOCKLLM_API_KEY" not in Path(f"/proc/{pid}/environ").read_text()
+
+    in_pool(1, work)
