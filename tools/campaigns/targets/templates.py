@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from blockllm.errors import BadRequest
 from tools.campaigns.draws import Draws, edited, flipped
 from tools.campaigns.oracle import Target
 
-SECONDS = 0.2  # of one rendering; a server gives more
+SECONDS = 0.2  # of computing one rendering; a server gives more
 CHARACTERS = 1 << 16
 MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
@@ -136,9 +137,8 @@ PIECES = (
 
 def template(_scratch: Path) -> Target:
     """A template's source, with conversations that may be anything a client can send."""
-    for name, value in (("MAX_SECONDS", SECONDS), ("MAX_CHARACTERS", CHARACTERS)):
-        if hasattr(templates, name):
-            setattr(templates, name, value)
+    templates.MAX_CHARACTERS = CHARACTERS
+    signal.signal(signal.SIGPROF, _refuse)  # a worker would end
 
     def run(data: bytes) -> None:
         draws = Draws(data)
@@ -150,6 +150,10 @@ def template(_scratch: Path) -> Target:
     rests = [b"\3" + bytes(16) + text.encode() for text in INTACT]
     built = [bytes([i % 3]) + bytes(range(16)) + bytes(range(i, i + 24)) for i in range(0, 96, 8)]
     return Target((*rests, *built), run, 2048)
+
+
+def _refuse(number: int, frame: object) -> None:
+    raise BadRequest("the chat template took longer than is allowed", "messages")
 
 
 def _source(draws: Draws, kind: int) -> str:
@@ -171,9 +175,12 @@ def _render(source: str, conversation: Any) -> None:
     if not all(isinstance(message, dict) for message in conversation):
         return
     messages = plain_messages(read_messages(conversation), made.knows_developer)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         text = made.render(messages, True, {"documents": [{"a": 1}], "x": "y"})
     except BadRequest as error:
         msgspec.json.encode(str(error).encode("utf-8", "replace"))
         raise
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     assert len(text) <= CHARACTERS
