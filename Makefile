@@ -14,8 +14,9 @@ DEMO_ZOO := out/demo-zoo
 PORT ?= 8000
 GPU_OUT := out/gpu
 SPEC ?=
+MINUTES ?= 120
 
-.PHONY: install demo serve test check fuzz oracle wheel newest lowest constraints gpu clean
+.PHONY: install demo serve test check fuzz oracle wheel newest lowest constraints soak gpu clean
 
 install: $(VENV)/.installed
 
@@ -88,6 +89,11 @@ constraints: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
 		--no-annotate --custom-compile-command "make constraints" \
 		--constraint $(VENV)/torch.txt --output-file constraints.txt pyproject.toml
+
+# A server by the clock: steady mixed load, a zoo that changes, agents that are killed.
+soak: $(VENV)/.dev
+	$(BIN)/python -m tools.soak --requests 100000000 --minutes-limit $(MINUTES) --rate 3 \
+		--kill-minutes 15 --changes --memory 34MiB
 
 # On a machine with a CUDA device: the GPU tests, the kernels' times, and with SPEC=FILE a comparison.
 gpu: $(VENV)/.dev

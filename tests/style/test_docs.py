@@ -124,7 +124,9 @@ def test_commands_exist(path: Path) -> None:
             assert set(goals) <= set(targets), command
         elif words[0] == "python":
             if words[2].startswith(("tools.", "blockllm.")):
-                assert (ROOT / f"{words[2].replace('.', '/')}.py").exists(), command
+                module = ROOT / words[2].replace(".", "/")
+                places = (module.with_suffix(".py"), module / "__main__.py")
+                assert any(place.exists() for place in places), command
         else:
             check_options(command, words[1:])
 

@@ -8,10 +8,10 @@ import pytest
 
 from blockllm.zoo import Zoo
 from tests.makers import make_checkpoint, make_lora
-from tools import soak
 from tools.demo import FAMILY, MODELS
-from tools.soak_cases import WAYS, Author
-from tools.soak_watch import ENOUGH_SAMPLES, Metrics, Sample, trends
+from tools.soak import run as soak
+from tools.soak.cases import WAYS, Author
+from tools.soak.watch import ENOUGH_SAMPLES, Metrics, Sample, trends
 
 AT_REST = Metrics(0, 0, 0, 0, 0, 0, 0, 0)
 
@@ -34,7 +34,7 @@ def test_sixty_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("BLOCKLLM_MEMORY", "128MiB")
     monkeypatch.setenv("BLOCKLLM_DTYPE", "float32")
     options = soak.Options(requests=60, concurrency=12, seed=3, minutes_limit=1)
-    report, wrong = soak.run(build_zoo(tmp_path), options)
+    report, wrong = soak.run(build_zoo(tmp_path), options, tmp_path / "soak.json")
     assert wrong == []
     assert report["requests"] == 60
     assert report["greedy_answers_compared"] > 10
@@ -50,7 +50,9 @@ def test_cases_follow_from_the_seed() -> None:
 
 def test_growing_memory_is_noticed() -> None:
     samples = [
-        Sample(i * 100, i, {"server": 60_000_000, "agent": 60_000_000 + i * 500_000}, AT_REST)
+        Sample(
+            i * 100, i, {"server": 60_000_000, "agent": 60_000_000 + i * 500_000}, {}, {}, AT_REST
+        )
         for i in range(2 * ENOUGH_SAMPLES)
     ]
     server, agent = trends(samples)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -17,25 +19,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx2
 from rich.console import Console
 from rich.table import Table
 
 from tools.demo import FAMILY, MODELS, ROOT, build_zoo, free_port, start_server, stop_server
-from tools.soak_cases import Author, Case
-from tools.soak_client import Client, read_answer
-from tools.soak_watch import Metrics, Sample, Trend, read_metrics, resident, trends
+from tools.soak.cases import Author, Case
+from tools.soak.client import Client, read_answer
+from tools.soak.disturb import Disturbed, change_zoo, kill_agents, quiet
+from tools.soak.plot import draw
+from tools.soak.watch import (
+    Metrics,
+    Sample,
+    Trend,
+    descriptors,
+    read_metrics,
+    resident,
+    trends,
+)
 
 CONSOLE = Console()
 REPLAYS = 200
+LOOK_SECONDS = 5.0
+BURST, BURST_EVERY = 30, 200  # so many of so many requests come at once, so that pages run out
+KEYS = ("soak-of-the-first-tenant", "soak-of-the-second-tenant", "soak-of-the-third-tenant")
 
 
 class Options(NamedTuple):
-    """How long and how hard."""
+    """How long and how hard. With `rate`, requests come at that many a second whatever the server
+    does; else `concurrency` clients ask without a pause."""
 
     requests: int
     concurrency: int
     seed: int
     minutes_limit: float
+    rate: float = 0.0
+    kill_minutes: float = 0.0  # the agent is killed that often; 0: never
+    changes: bool = False  # models are added to the zoo and removed under the server
 
 
 class Outcome(NamedTuple):
@@ -47,35 +67,56 @@ class Outcome(NamedTuple):
     last: Metrics
     ties: int
     replayed: int
+    seen: Disturbed
+    start: float
 
 
-async def soak(server: subprocess.Popen[bytes], port: int, options: Options) -> Outcome:
+async def soak(
+    server: subprocess.Popen[bytes], port: int, options: Options, zoo: Path, out: Path
+) -> Outcome:
     """Play all cases, let the server come to rest, and replay greedy questions alone."""
-    client, samples = Client(port, options.concurrency), list[Sample]()
+    seen = quiet()
+    client, samples = Client(port, options.concurrency, KEYS, seen), list[Sample]()
     cards = (await client.get("/v1/models")).json()["data"]
     models = {card["id"]: int(card["max_model_len"]) for card in cards}
     author = Author(options.seed, models, num_greedy=max(8, options.requests // 20))
     start = time.monotonic()
     issued = _issued(author.cases(options.requests), start, options.minutes_limit)
-    done = 0
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(httpx2.HTTPError):  # it may be starting again
+                samples.append(await _look(server, client, sum(client.tally.ways.values()), start))
+                _write(out.with_suffix(".samples.json"), samples)
 
     async def work() -> None:
-        nonlocal done
         for case in issued:
             await client.send(case)
-            done += 1
-            if done % max(10, options.requests // 50) == 0:
-                samples.append(await _look(server, client, done, start))
-                _tell(samples[-1])
 
-    await asyncio.gather(*(work() for _ in range(options.concurrency)))
+    async def pace() -> None:
+        async with asyncio.TaskGroup() as under_way:
+            for case in issued:
+                under_way.create_task(client.send(case))
+                if case.number % BURST_EVERY >= BURST:
+                    await asyncio.sleep(random.Random(case.number).expovariate(options.rate))
+
+    beside = [asyncio.create_task(look())]
+    if options.changes:
+        beside.append(asyncio.create_task(change_zoo(zoo, FAMILY / "lora-a", seen)))
+    if options.kill_minutes:
+        beside.append(asyncio.create_task(kill_agents(server.pid, options.kill_minutes, seen)))
+    workers = [pace()] if options.rate else [work() for _ in range(options.concurrency)]
+    await asyncio.gather(*workers)
+    for task in beside:
+        task.cancel()
     seconds = time.monotonic() - start
     await _rest(client)
     replayed = await _replay_alone(client)
     ties = sum([await client.is_tie(mismatch) for mismatch in client.tally.mismatches])
     last = await _rest(client)
     await client.close()
-    return Outcome(seconds, client, samples, last, ties, replayed)
+    return Outcome(seconds, client, samples, last, ties, replayed, seen, start)
 
 
 def _issued(cases: Iterator[Case], start: float, minutes: float) -> Iterator[Case]:
@@ -87,13 +128,19 @@ def _issued(cases: Iterator[Case], start: float, minutes: float) -> Iterator[Cas
 
 async def _look(server: subprocess.Popen[bytes], client: Client, done: int, start: float) -> Sample:
     metrics = read_metrics((await client.get("/metrics")).text)
-    return Sample(done, time.monotonic() - start, resident(server.pid), metrics)
+    recent = sorted(client.latencies) or [0.0]
+    client.latencies.clear()
+    latency = {
+        share: recent[min(len(recent) - 1, len(recent) * share // 100)] for share in (50, 99)
+    }
+    seconds, pid = time.monotonic() - start, server.pid
+    return Sample(done, seconds, resident(pid), descriptors(pid), latency, metrics)
 
 
-def _tell(sample: Sample) -> None:
-    rss = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in sample.rss.items())
-    pages = f"{sample.metrics.used_pages:.0f} pages used"
-    CONSOLE.print(f"{sample.requests} requests in {sample.seconds:.0f} s; {rss}; {pages}")
+def _write(path: Path, samples: list[Sample]) -> None:
+    """What was seen so far, so that a run that is cut off leaves it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([{**s._asdict(), "metrics": s.metrics._asdict()} for s in samples]))
 
 
 async def _rest(client: Client, patience: float = 20) -> Metrics:
@@ -120,13 +167,14 @@ def judge(outcome: Outcome, found: list[Trend]) -> list[str]:
     """What is wrong; [] when all is well."""
     tally, last = outcome.client.tally, outcome.last
     wrong = tally.problems[:20]
-    unexplained = len(tally.mismatches) - outcome.ties
+    unexplained, kills = len(tally.mismatches) - outcome.ties, len(outcome.seen.kills)
+    wrong += outcome.seen.problems[:20]
     for is_wrong, what in (
         (any(status >= 500 for status in tally.statuses), f"5xx: {dict(tally.statuses)}"),
         (unexplained > 0, f"{unexplained} greedy answers differ from the first one"),
         (not last.is_idle, f"not at rest at the end: {last}"),
-        (last.restarts > 0, f"the agent was restarted {last.restarts:.0f} times"),
-        (last.errors > 0, f"{last.errors:.0f} ended in an error"),
+        (last.restarts != kills, f"{last.restarts:.0f} restarts of {kills} killed agents"),
+        (last.errors > 0 and not kills, f"{last.errors:.0f} ended in an error"),
         (not tally.firsts, "no greedy request was answered"),
     ):
         wrong += [what] if is_wrong else []
@@ -151,6 +199,8 @@ def facts(outcome: Outcome, found: list[Trend]) -> dict[str, Any]:
         "mismatches": len(tally.mismatches),
         "of_them_ties_in_fp32": outcome.ties,
         "problems": len(tally.problems),
+        "zoo_changes": outcome.seen.changes[0],
+        "agent_kills_at": [round(kill - outcome.start) for kill in outcome.seen.kills],
         "preemptions": outcome.last.preemptions,
         "at_rest": outcome.last._asdict(),
         "most_pages_used": max((s.metrics.used_pages for s in outcome.samples), default=0),
@@ -192,15 +242,22 @@ def prepare(zoo: Path, family: Path) -> None:
             Zoo(zoo).add(folder.name, folder)
 
 
-def run(zoo: Path, options: Options) -> tuple[dict[str, Any], list[str]]:
-    """Start a server on the zoo, soak it, stop it. Returns the report and what is wrong."""
+def run(zoo: Path, options: Options, out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Start a server on the zoo, soak it, stop it. Returns the report and what is wrong; `out` gets
+    samples meanwhile and a picture behind it."""
     port = free_port()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    keys = out.with_suffix(".keys")
+    keys.write_text("".join(f"tenant-{i}:{key}\n" for i, key in enumerate(KEYS)))
+    os.environ["BLOCKLLM_API_KEY_FILE"] = str(keys)
     server = start_server(zoo, port, stay=False)
     try:
-        outcome = asyncio.run(soak(server, port, options))
+        outcome = asyncio.run(soak(server, port, options, zoo, out))
         found = trends(outcome.samples)
         report, wrong = facts(outcome, found), judge(outcome, found)
         stop_server(server)
+        if outcome.samples:
+            draw(outcome.samples, report["agent_kills_at"], out.with_suffix(".png"))
         return report, wrong
     finally:
         if server.poll() is None:
@@ -216,15 +273,25 @@ def main() -> None:
     parser.add_argument("--family", type=Path, default=FAMILY, help="models if the zoo is empty")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak.json")
     parser.add_argument("--minutes-limit", type=float, default=60.0)
+    parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: no pause")
+    parser.add_argument("--kill-minutes", type=float, default=0.0, help="0: no agent is killed")
+    parser.add_argument("--changes", action="store_true", help="the zoo changes meanwhile")
     parser.add_argument("--memory", default="66MiB", help="small, so that pages run out too")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     # one dtype and little memory, whatever the machine; the server reads its environment
     os.environ |= {"BLOCKLLM_DTYPE": "float32", "BLOCKLLM_MEMORY": given.memory}
     prepare(given.zoo, given.family)
-    options = Options(given.requests, given.concurrency, given.seed, given.minutes_limit)
-    report, wrong = run(given.zoo, options)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    options = Options(
+        given.requests,
+        given.concurrency,
+        given.seed,
+        given.minutes_limit,
+        given.rate,
+        given.kill_minutes,
+        given.changes,
+    )
+    report, wrong = run(given.zoo, options, given.out)
     given.out.write_text(json.dumps({**report, "wrong": wrong}, indent=2), encoding="utf-8")
     CONSOLE.print(show(report))
     for line in wrong:

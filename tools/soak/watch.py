@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +34,14 @@ class Metrics(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One look at the processes; `rss` is in bytes by process."""
+    """One look at the processes; `rss` is in bytes, `latency` the seconds of whole answers since
+    the look before, by percentile."""
 
     requests: int
     seconds: float
     rss: dict[str, int]
+    descriptors: dict[str, int]
+    latency: dict[int, float]
     metrics: Metrics
 
 
@@ -79,20 +82,35 @@ def read_metrics(text: str) -> Metrics:
 
 def resident(server: int) -> dict[str, int]:
     """Resident bytes of the HTTP process and of its agent process."""
-    return {"server": _status(server), "agent": sum(map(_status, _children(server)))}
+    return {"server": _status(server), "agent": sum(map(_status, children(server)))}
 
 
-def _children(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield int(child)
-            yield from _children(int(child))
+def descriptors(server: int) -> dict[str, int]:
+    """Open files and sockets of the HTTP process and of its agent process."""
+    return {"server": _open_files(server), "agent": sum(map(_open_files, children(server)))}
+
+
+def children(pid: int) -> list[int]:
+    """All processes that a process has started, and theirs; [] for one that is gone."""
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [int(child), *children(int(child))]
+    return found
 
 
 def _status(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError):  # it may end meanwhile
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _open_files(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return 0
 
 

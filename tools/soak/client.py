@@ -7,15 +7,21 @@ import contextlib
 import json
 import socket
 import struct
+import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import httpx2
 
-from tools.soak_cases import Case
+from tools.soak.cases import Case
+from tools.soak.disturb import Disturbed
 
 TIE = 1e-3  # logprobs closer than this are equal for fp32 sums in another order
-JSON = {"content-type": "application/json"}
+
+
+class _Unready(Exception):
+    """The agent was killed a moment ago."""
 
 
 class Choice(NamedTuple):
@@ -61,12 +67,17 @@ class Tally:
 class Client:
     """Sends cases to one server."""
 
-    def __init__(self, port: int, concurrency: int) -> None:
-        self.tally = Tally()
-        self._port = port
+    def __init__(self, port: int, concurrency: int, keys: Sequence[str], seen: Disturbed) -> None:
+        """`keys`: one per tenant, used in turn; `seen`: what happens around."""
+        self.tally, self._seen = Tally(), seen
+        self._port, self._keys = port, keys
+        self.latencies: list[float] = []  # seconds of whole answers, until the next look
         limits = httpx2.Limits(max_connections=concurrency + 4)
         self._http = httpx2.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=120, limits=limits
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=120,
+            limits=limits,
+            headers={"authorization": f"Bearer {keys[0]}"},
         )
 
     async def close(self) -> None:
@@ -82,11 +93,18 @@ class Client:
     async def send(self, case: Case) -> None:
         """Play one case to its end; whatever is wrong lands in the tally."""
         ways = {"abort": self._stream, "stream": self._stream, "kill": self._kill}
+        start = time.monotonic()
         try:
             outcome = await ways.get(case.way, self._plain)(case)
+            if outcome == "answered":
+                self.latencies.append(time.monotonic() - start)
+        except _Unready:
+            outcome = "refused while the agent started again"
         except (httpx2.HTTPError, OSError, ValueError, KeyError) as error:
-            self._complain(case, f"{type(error).__name__}: {error}")
-            outcome = "failed"
+            outcome = "ended with the agent"
+            if not self._seen.excuses(start):
+                self._complain(case, f"{type(error).__name__}: {error}")
+                outcome = "failed"
         self.tally.ways[f"{case.way}: {outcome}"] += 1
 
     async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +118,9 @@ class Client:
         patience = case.patience if case.way == "disconnect" else None
         try:
             async with asyncio.timeout(patience):
-                response = await self._http.post(case.path, content=case.body, headers=JSON)
+                response = await self._http.post(
+                    case.path, content=case.body, headers=self._headers(case)
+                )
         except TimeoutError:
             return "left"
         self._check_status(case, response)
@@ -113,7 +133,9 @@ class Client:
 
     async def _stream(self, case: Case) -> str:
         events: list[dict[str, Any]] = []
-        request = self._http.stream("POST", case.path, content=case.body, headers=JSON)
+        request = self._http.stream(
+            "POST", case.path, content=case.body, headers=self._headers(case)
+        )
         async with request as response:
             self._check_status(case, response)
             async for line in response.aiter_lines():
@@ -129,7 +151,8 @@ class Client:
     async def _kill(self, case: Case) -> str:
         """Send all or a part of the request, then reset the connection."""
         _, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        head = f"POST {case.path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = f"POST {case.path} HTTP/1.1\r\nhost: x\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in self._headers(case).items())
         data = f"{head}content-length: {len(case.body)}\r\n\r\n".encode() + case.body
         writer.write(data[: int(len(data) * case.patience)])
         with contextlib.suppress(ConnectionError):
@@ -140,7 +163,16 @@ class Client:
         writer.transport.abort()
         return "left"
 
+    def _request(self, case: Case) -> dict[str, Any]:
+        return {"url": case.path, "content": case.body, "headers": self._headers(case)}
+
+    def _headers(self, case: Case) -> dict[str, str]:
+        key = self._keys[case.number % len(self._keys)]
+        return {"content-type": "application/json", "authorization": f"Bearer {key}"}
+
     def _check_status(self, case: Case, response: httpx2.Response) -> None:
+        if response.status_code == 503 and self._seen.excuses(time.monotonic()):
+            raise _Unready
         self.tally.statuses[response.status_code] += 1
         if response.status_code != case.status:
             self._complain(case, f"status {response.status_code}, not {case.status}")
