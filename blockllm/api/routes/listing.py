@@ -1,12 +1,14 @@
-"""GET /v1/models and /v1/models/{id}."""
+"""GET /v1/models, /v1/models/{id} and /openapi.json."""
 
 from __future__ import annotations
 
+import msgspec
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from blockllm.api import openapi
 from blockllm.api.answers import ModelEntry, ModelList
 from blockllm.api.errors import json_response
 from blockllm.api.models import ServedModel
@@ -14,7 +16,8 @@ from blockllm.api.serving import Serving
 
 
 def routes(serving: Serving) -> list[Route]:
-    """The listing and its entries."""
+    """The listing and its entries, and the description of all routes."""
+    described = msgspec.json.encode(openapi.document(serving.settings))
 
     async def everything(request: Request) -> Response:
         return json_response(ModelList([_entry(serving, model) for model in serving.models]))
@@ -24,7 +27,11 @@ def routes(serving: Serving) -> list[Route]:
             return await everything(request)
         return json_response(_entry(serving, serving.models.find(request.path_params["name"])))
 
+    async def description(request: Request) -> Response:
+        return Response(described, media_type="application/json")
+
     return [
+        Route("/openapi.json", description, methods=["GET"]),
         Route("/v1/models", everything, methods=["GET"]),
         Route("/v1/models/{name:path}", one, methods=["GET"]),
     ]
