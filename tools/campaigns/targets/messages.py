@@ -23,14 +23,13 @@ from blockllm.cluster.messages import (
     Submit,
     ToAgent,
     Tokens,
-    error_of,
 )
 from blockllm.cluster.streams import Item, Streams
 from blockllm.cluster.zmq_link import Codec
 from blockllm.config import EngineSettings
 from blockllm.core import Finish, Request, Sampling, TokenEvent, TokenLogprobs
 from blockllm.engine import Engine
-from blockllm.errors import EngineError
+from blockllm.errors import EngineError, error_of
 from blockllm.observability.stats import EngineStats
 from tools.campaigns import makings
 from tools.campaigns.documents import words_of
