@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,15 +11,16 @@ import msgspec
 
 from blockllm.core import EmbedFunction, Function, HeadFunction, Layer, Measurement, Target, Tensor
 from blockllm.errors import ZooError
-from blockllm.zoo import records
 from blockllm.zoo.assets import store_assets
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.digest import layer_digest
-from blockllm.zoo.folder import Folder, publish, remove
+from blockllm.zoo.folder import Folder
 from blockllm.zoo.header import Entry
 from blockllm.zoo.packs import PackWriter
 from blockllm.zoo.records import Record, Targets
 from blockllm.zoo.snapshot import Snapshot, make_target
+from blockllm.zoo.staging import Stage
+from blockllm.zoo.writing import publish_model, stage_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,7 +76,7 @@ def assemble(folder: Folder, catalog: Catalog, wish: Assembly) -> tuple[Record, 
     Raises a ZooError or OSError, and then folder and catalogue are as before.
     """
 
-    def store(snapshot: Snapshot, writer: PackWriter) -> Record:
+    def store(stage: Stage, snapshot: Snapshot, writer: PackWriter) -> Record:
         like = snapshot.record(wish.like)
         layers = tuple(_store_layer(layer, writer) for layer in wish.layers)
         _check(layers)
@@ -82,7 +84,7 @@ def assemble(folder: Folder, catalog: Catalog, wish: Assembly) -> tuple[Record, 
         # an adapter finds its base's files by itself
         assets = like.assets if not parent else {}
         if wish.own:
-            assets, moves = store_assets(wish.own.files, folder)
+            assets, moves = store_assets(wish.own.files, folder, stage)
             writer.moves += moves
         return msgspec.structs.replace(
             like,
@@ -97,37 +99,10 @@ def assemble(folder: Folder, catalog: Catalog, wish: Assembly) -> tuple[Record, 
             exact=wish.exact,
         )
 
-    return write(folder, catalog, wish.name, store, loss=wish.own.loss if wish.own else None)
-
-
-def write(
-    folder: Folder,
-    catalog: Catalog,
-    name: str,
-    store: Callable[[Snapshot, PackWriter], Record],
-    advance: Callable[[int], None] = lambda nbytes: None,
-    loss: Measurement | None = None,
-) -> tuple[Record, int]:
-    """Let `store` write packs and describe a model, and make both visible with its measured loss,
-    or nothing of it."""
-    with catalog.reading() as connection:
-        records.check_free(connection, name)
-        writer = PackWriter(folder, lambda t: records.find_tensor(connection, t), advance)
-        try:
-            record = store(Snapshot(connection), writer)
-            published = publish(writer.moves)
-        finally:
-            folder.drop_temporary()
-    try:
-        with catalog.writing() as connection:
-            records.insert(connection, record)
-            if loss:
-                records.insert_measurement(connection, loss)
-    except BaseException:
-        for path in published:
-            remove(path)
-        raise
-    return record, writer.num_bytes
+    with folder.staging() as stage:
+        staged = stage_model(folder, stage, catalog, wish.name, partial(store, stage))
+        publish_model(catalog, staged, wish.own.loss if wish.own else None)
+    return staged.record, staged.writer.num_bytes
 
 
 class ArraySource:

@@ -11,6 +11,7 @@ from blake3 import blake3
 from blockllm.errors import ZooError
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.foreign import is_there
+from blockllm.zoo.staging import Stage
 from blockllm.zoo.text.files import (
     ADDED_TOKENS,
     SETTINGS,
@@ -30,15 +31,21 @@ _BESIDE = {
 }
 
 
-def find_assets(source: Path) -> dict[str, Path]:
-    """The asset files of a checkpoint folder, also what is there and cannot be read."""
-    return {file: source / file for file in ASSET_FILES if is_there(source / file)}
+def copy_assets(source: Path, scratch: Path) -> dict[str, Path]:
+    """Copies of the asset files of a checkpoint folder: what is checked is what is stored. Raises
+    CheckpointError for what is there and cannot be read."""
+    found = {}
+    for file in ASSET_FILES:
+        if is_there(source / file):
+            found[file] = scratch / file
+            found[file].write_bytes(read_bytes(source / file))
+    return found
 
 
 def store_assets(
-    files: Mapping[str, Path], folder: Folder
+    files: Mapping[str, Path], folder: Folder, stage: Stage
 ) -> tuple[dict[str, str], list[tuple[Path, Path]]]:
-    """Copy asset files to temporary files.
+    """Copy asset files into a stage.
 
     Returns the stored name of each file, and the moves that publish them.
     """
@@ -49,7 +56,7 @@ def store_assets(
         names[file] = asset_name(data, Path(file).suffix)
         final = folder.asset(names[file])
         if not final.exists():
-            moves.append((_write(folder.new_temporary(), data), final))
+            moves.append((_write(stage.new_temporary(), data), final))
     return names, moves
 
 

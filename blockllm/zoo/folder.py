@@ -1,18 +1,18 @@
 """The zoo's folder: where files lie, how they get there whole, which process may write.
 
-catalog.sqlite   lock   packs/ab/<name>.pack   assets/ab/<hash>.json   tmp/<files being written>
+catalog.sqlite   lock   packs/ab/<name>.pack   assets/ab/<hash>.json   tmp/<stage>/<new files>
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from blockllm.errors import ZooError
+from blockllm.zoo.staging import Stage, drop_stages, hold_stage, is_at
 
 
 class Folder:
@@ -47,9 +47,9 @@ class Folder:
         """Path of an asset, named (hash).(suffix); it need not exist."""
         return self.root / "assets" / name[:2] / name
 
-    def new_temporary(self) -> Path:
-        """A fresh path for a file being written."""
-        return self.temporary / uuid.uuid4().hex
+    def staging(self) -> AbstractContextManager[Stage]:
+        """A place for new files, with or without the write lock; the zoo must be there."""
+        return hold_stage(self.temporary)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -59,7 +59,7 @@ class Folder:
         self.check_there()
         with self._locked():
             self.check_there()
-            self.drop_temporary()
+            drop_stages(self.temporary)
             yield
 
     @contextmanager
@@ -72,7 +72,7 @@ class Folder:
             is_new = not self.catalog.exists()
             try:
                 create()
-                self.drop_temporary()
+                drop_stages(self.temporary)
                 yield
             except BaseException:
                 if is_new:
@@ -93,7 +93,7 @@ class Folder:
                 continue
             with file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if not _is_at(file.fileno(), self.root / "lock"):
+                if not is_at(file.fileno(), self.root / "lock"):
                     continue  # the holder removed it with the zoo that it had made
                 for name in _FOLDERS:
                     (self.root / name).mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ class Folder:
                 return
 
     def _unmake(self, absent: list[Path]) -> None:
-        self.drop_temporary()
+        drop_stages(self.temporary)
         for path in self.root.glob("catalog.sqlite*"):
             remove(path)
         for path in (*self.root.glob("*/??"), *(self.root / name for name in _FOLDERS)):
@@ -109,10 +109,6 @@ class Folder:
         remove(self.root / "lock")
         for path in absent:
             _remove_empty(path)
-
-    def drop_temporary(self) -> int:
-        """Remove what killed writers left behind; returns bytes. Only under the write lock."""
-        return sum(remove(path) for path in self.temporary.iterdir())
 
     def num_bytes(self) -> int:
         """Bytes of all files of the zoo."""
@@ -158,13 +154,6 @@ def remove(path: Path) -> int:
     except FileNotFoundError:
         return 0
     return size
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _remove_empty(folder: Path) -> None:

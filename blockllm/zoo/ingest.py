@@ -1,45 +1,34 @@
-"""Adding one model, whole or not at all.
+"""Adding an opened model: read into a stage, then published.
 
-headers checked → new tensors into temporary packs, synced → renamed → one catalogue transaction
+Only the second is done under the zoo's write lock, so that a slow or a stuck folder stops nothing
+but its own adding.
 """
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from contextlib import suppress
+from pathlib import PurePath
 from typing import NamedTuple
 
 import msgspec
 
-from blockllm.errors import UnknownModel, ZooError
-from blockllm.zoo.adapters import choose_kind, store_adapter
+from blockllm.errors import CorruptStore, UnknownModel
+from blockllm.zoo.adapters import store_adapter
 from blockllm.zoo.adapters.stack import rescale
-from blockllm.zoo.assemble import write
-from blockllm.zoo.assets import find_assets, find_files, has_own, store_assets
+from blockllm.zoo.assets import find_files, has_own, store_assets
 from blockllm.zoo.catalog import Catalog
-from blockllm.zoo.checkpoint import open_adapter
-from blockllm.zoo.contents import look_at
 from blockllm.zoo.folder import Folder
-from blockllm.zoo.model import open_checkpoint, store_checkpoint
+from blockllm.zoo.model import store_checkpoint
+from blockllm.zoo.opening import OpenedAdapter, OpenedModel
 from blockllm.zoo.packs import PackWriter
 from blockllm.zoo.records import Record, embedding_rows
 from blockllm.zoo.reports import Progress
 from blockllm.zoo.snapshot import Snapshot
-from blockllm.zoo.text.conversion import convert
+from blockllm.zoo.staging import Stage
 from blockllm.zoo.text.facts import TextFacts, read_facts
-from blockllm.zoo.text.files import TOKENIZER
+from blockllm.zoo.writing import Staged, is_current, publish_model, stage_model
 
-
-class Wish(NamedTuple):
-    """What to add: the name it gets, its folder, what the user called that, the base's name, the
-    format of its linears ("int8"; None: as they are), and the factor of an adapter's scale.
-    """
-
-    name: str
-    folder: Path
-    root: str
-    base: str | None
-    format: str | None
-    scale: float | None
+Opened = OpenedModel | OpenedAdapter
 
 
 class Ingested(NamedTuple):
@@ -50,28 +39,57 @@ class Ingested(NamedTuple):
     notes: tuple[str, ...]
 
 
-def ingest(folder: Folder, catalog: Catalog, wish: Wish, progress: Progress) -> Ingested:
-    """Add a model under the zoo's write lock.
+def add_beside_others(
+    folder: Folder, catalog: Catalog, opened: Opened, progress: Progress
+) -> Ingested | None:
+    """Add a model, waiting for other writers only to publish it. None, and nothing is changed, if
+    they have changed meanwhile what it shares with the zoo or is based on.
 
     Raises a ZooError or OSError, and then folder and catalogue are as before.
     """
+    # the weights of a removed base may go while they are read
+    with folder.staging() as stage, suppress(CorruptStore, FileNotFoundError):
+        staged, notes = _stage(folder, stage, catalog, opened, progress)
+        progress("waiting for other writers", 0, 0)
+        with folder.writing():
+            if is_current(folder, catalog, staged):
+                publish_model(catalog, staged)
+                return Ingested(staged.record, staged.writer.num_bytes, notes)
+    return None
+
+
+def add_locked(folder: Folder, catalog: Catalog, opened: Opened, progress: Progress) -> Ingested:
+    """Add a model; the caller holds the write lock.
+
+    Raises a ZooError or OSError, and then folder and catalogue are as before.
+    """
+    with folder.staging() as stage:
+        staged, notes = _stage(folder, stage, catalog, opened, progress)
+        publish_model(catalog, staged)
+    return Ingested(staged.record, staged.writer.num_bytes, notes)
+
+
+def _stage(
+    folder: Folder, stage: Stage, catalog: Catalog, opened: Opened, progress: Progress
+) -> tuple[Staged, tuple[str, ...]]:
     ticker = _Ticker(progress)
-    notes: list[str] = []
+    notes = list(opened.notes)
 
     def store(snapshot: Snapshot, writer: PackWriter) -> Record:
-        contents = look_at(wish.folder)
-        notes.extend(contents.notes)
-        job = _Job(wish, find_assets(wish.folder), snapshot, writer, ticker, notes)
-        store_one = _store_adapter if contents.is_adapter else _store_model
-        record, facts = store_one(job, folder)
+        if isinstance(opened, OpenedModel):
+            record, facts = _store_model(opened, writer, ticker)
+        else:
+            record, facts, more = _store_adapter(opened, folder, snapshot, writer, ticker)
+            notes.extend(more)
         rows = embedding_rows(record)
         notes.extend(facts.notes_of(rows))
-        assets, moves = store_assets(job.own, folder)
+        assets, moves = store_assets(opened.own, folder, stage)
         writer.moves += moves
         return msgspec.structs.replace(record, assets=assets, eos_ids=facts.ends_within(rows))
 
-    record, stored_bytes = write(folder, catalog, wish.name, store, ticker.advance)
-    return Ingested(record, stored_bytes, tuple(notes))
+    name = opened.wish.name
+    staged = stage_model(folder, stage, catalog, name, store, ticker.advance)
+    return staged, tuple(notes)
 
 
 class _Ticker:
@@ -87,56 +105,29 @@ class _Ticker:
         self._progress("reading", self._done, self.total)
 
 
-class _Job(NamedTuple):
-    """One model on its way: its own text files, the zoo as it is, and where everything goes."""
-
-    wish: Wish
-    own: dict[str, Path]
-    snapshot: Snapshot
-    writer: PackWriter
-    ticker: _Ticker
-    notes: list[str]
+def _store_model(
+    opened: OpenedModel, writer: PackWriter, ticker: _Ticker
+) -> tuple[Record, TextFacts]:
+    ticker.total = opened.checkpoint.num_bytes
+    record = store_checkpoint(opened.checkpoint, opened.wish.name, opened.wish.root, writer)
+    return record, opened.facts._replace(ends=record.eos_ids + opened.facts.ends)
 
 
-def _store_model(job: _Job, folder: Folder) -> tuple[Record, TextFacts]:
-    wish, own = job.wish, job.own
-    if wish.base is not None:
-        raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it takes no base")
-    if wish.scale is not None:
-        raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it has no scale")
-    checkpoint = open_checkpoint(wish.folder, as_int8=wish.format == "int8")
-    with checkpoint.files:
-        converted = convert(wish.folder, own, checkpoint.family)
-        if converted:
-            job.notes.append(converted.note)
-        if converted and converted.text is not None:
-            own[TOKENIZER] = folder.new_temporary()
-            own[TOKENIZER].write_text(converted.text, "utf-8")
-        facts = read_facts(own, own, checkpoint.family)
-        job.notes.extend(checkpoint.notes)
-        job.ticker.total = checkpoint.num_bytes
-        record = store_checkpoint(checkpoint, wish.name, wish.root, job.writer)
-    return record, facts._replace(ends=record.eos_ids + facts.ends)
-
-
-def _store_adapter(job: _Job, folder: Folder) -> tuple[Record, TextFacts]:
-    wish, own = job.wish, job.own
-    if wish.format is not None:
-        raise ZooError(f"{wish.root} is an adapter: it takes the format of its base")
-    kind = choose_kind(wish.folder)
-    base = _find_base(job.snapshot, wish.base, kind.base)
-    facts, assets = TextFacts(), job.snapshot.assets(base.name)
+def _store_adapter(
+    opened: OpenedAdapter, folder: Folder, snapshot: Snapshot, writer: PackWriter, ticker: _Ticker
+) -> tuple[Record, TextFacts, tuple[str, ...]]:
+    wish, own, kind, weights, _ = opened
+    base = _find_base(snapshot, wish.base, kind.base)
+    facts, assets = TextFacts(), snapshot.assets(base.name)
     if has_own(own, assets, folder):  # trainers save the base's files again, which take a second
         facts = read_facts(find_files(own, assets, folder), own, base.family)
-    with open_adapter(wish.folder, kind.files, kind.saving) as weights:
-        plan = kind.read(weights.tensors, base.layers)
-        job.notes.extend(plan.notes)
-        job.ticker.total = plan.nbytes
-        if wish.scale is not None:
-            plan = rescale(plan, wish.scale)
-        record = store_adapter(plan, wish.name, wish.root, base, job.writer)
-        weights.check_unchanged()
-    return record, facts._replace(ends=facts.ends + base.eos_ids)
+    plan = kind.read(weights.tensors, base.layers)
+    ticker.total = plan.nbytes
+    if wish.scale is not None:
+        plan = rescale(plan, wish.scale)
+    record = store_adapter(plan, wish.name, wish.root, base, writer)
+    weights.check_unchanged()
+    return record, facts._replace(ends=facts.ends + base.eos_ids), plan.notes
 
 
 def _find_base(snapshot: Snapshot, given: str | None, recorded: str) -> Record:

@@ -16,6 +16,7 @@ from blockllm.errors import CheckpointError, CorruptStore
 from blockllm.zoo.digest import pack_name, tensor_hasher
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.header import Entry
+from blockllm.zoo.staging import Stage
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -43,20 +44,24 @@ class PackWriter:
     """Turns tensors of a checkpoint into tensors of the zoo, writing only what is new.
 
     `find` says where a tensor lies that the zoo has; `advance` is told the bytes read. The packs
-    are temporary until `moves` are carried out; `num_bytes` counts what was written.
+    lie in `stage` until `moves` are carried out; `num_bytes` counts what was written, `known` are
+    tensors that the zoo has.
     """
 
     def __init__(
         self,
         folder: Folder,
+        stage: Stage,
         find: Callable[[str], Tensor | None],
         advance: Callable[[int], None],
     ) -> None:
         self.moves: list[tuple[Path, Path]] = []
         self.num_bytes = 0
         self._folder = folder
+        self._stage = stage
         self._find = find
         self._advance = advance
+        self.known: dict[str, Tensor] = {}
         self._added: dict[str, Tensor] = {}
         self._hashes: dict[Readable, str] = {}
 
@@ -87,7 +92,7 @@ class PackWriter:
                 f"pack {tensor.pack} is damaged; `zoo verify` names the models to remove, then "
                 "`zoo gc` and add them again"
             )
-        self._added[name] = tensor
+        self._added[name] = self.known[name] = tensor
         return True
 
     def _hash(self, source: Readable) -> str:
@@ -106,7 +111,7 @@ class PackWriter:
         return str(hasher.hexdigest())
 
     def _write(self, fresh: dict[str, Readable]) -> None:
-        temporary = self._folder.new_temporary()
+        temporary = self._stage.new_temporary()
         placed: list[_Placed] = []
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:

@@ -22,8 +22,9 @@ from blockllm.zoo.assets import check_asset, find_asset
 from blockllm.zoo.cards import read_cards
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
-from blockllm.zoo.ingest import Wish, ingest
+from blockllm.zoo.ingest import Ingested, Opened, add_beside_others, add_locked
 from blockllm.zoo.moment import Moment
+from blockllm.zoo.opening import Wish, open_source
 from blockllm.zoo.records import Record, Targets
 from blockllm.zoo.renewal import renew_ends
 from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, silent
@@ -84,14 +85,29 @@ class Zoo:
         if scale is not None and not math.isfinite(scale):
             raise ZooError(f"scale: expected a finite number, got {scale}")
         with _disk_errors():
-            folder = find_folder(source)
-        progress("waiting for other writers", 0, 0)
-        with _disk_errors(), self._folder.growing(self._create_catalog):
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
-            wish = Wish(name, folder, root, base, format, scale)
-            record, stored, notes = ingest(self._folder, self._catalog, wish, progress)
+            wish = Wish(name, find_folder(source), root, base, format, scale)
+            with open_source(wish) as opened:
+                record, stored, notes = self._add(opened, progress)
         return self._report(record, stored, started, notes)
+
+    def _add(self, opened: Opened, progress: Progress) -> Ingested:
+        added = None
+        if self._has_models():  # and so stays, whatever other writers do
+            added = add_beside_others(self._folder, self._catalog, opened, progress)
+        if added is None:
+            progress("waiting for other writers", 0, 0)
+            with self._folder.growing(self._create_catalog):
+                added = add_locked(self._folder, self._catalog, opened, progress)
+        return added
+
+    def _has_models(self) -> bool:
+        try:
+            with self._reading() as connection:
+                return connection.execute("SELECT 1 FROM model").fetchone() is not None
+        except ZooError:  # a first add that another process makes has not made the tables yet
+            return False
 
     def assemble(
         self,

@@ -91,7 +91,7 @@ def test_killed_at_any_call(
     zoo.remove("sibling")
     zoo.gc()
     chooser = random.Random(0)
-    limits = [chooser.randrange(1, total) for _ in range(KILLS - 1)]
+    limits = [chooser.randrange(total // 2, total) for _ in range(KILLS - 1)]
     killed = 0
     for limit in [*limits, total]:
         process = start(root, "sibling", family[1], limit, format or "")
@@ -117,10 +117,11 @@ def test_killed_at_any_time(tmp_path: Path, family: tuple[Path, Path]) -> None:
 
 
 def test_killed_add_leaves_only_what_gc_removes(tmp_path: Path, llama: Path) -> None:
+    total = int(start(tmp_path / "other", "model", llama).communicate()[0].split()[-1])
     root = tmp_path / "zoo"
-    Zoo(root)
-    process = start(root, "model", llama, 600)
+    process = start(root, "model", llama, total * 9 // 10)
     process.communicate()
+    assert list(root.glob("tmp/*/*"))
     zoo = Zoo(root)
     assert zoo.cards() == []
     assert zoo.add("model", llama).stored_bytes > 0
