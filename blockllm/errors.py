@@ -15,7 +15,8 @@ BlockllmError
 ├── RequestError                a client asked for something impossible (HTTP 4xx)
 │   ├── BadRequest              a field has a wrong value (400)
 │   ├── ContextTooLong          prompt and output exceed the model's context (400)
-│   └── ModelNotFound           no such model is served (404)
+│   ├── ModelNotFound           no such model is served (404)
+│   └── TooManyRequests         a tenant has its share of the line already (429)
 └── EngineError                 serving failed, not the client's fault (HTTP 5xx)
     ├── OutOfMemory             weights or KV pages do not fit the memory budget
     ├── Overloaded              too many requests wait already (503)
@@ -105,6 +106,13 @@ class ModelNotFound(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class TooManyRequests(RequestError):
+    """As many requests of the tenant wait as its share of the line has places."""
+
+    status = 429
+    code = "rate_limit_exceeded"
 
 
 class EngineError(BlockllmError):

@@ -48,7 +48,7 @@ def describe(error: BaseException) -> tuple[int, ErrorAnswer]:
 def error_response(error: BaseException) -> Response:
     """The whole HTTP answer for an error."""
     status, answer = describe(error)
-    headers = {"retry-after": str(RETRY_SECONDS)} if status == 503 else {}
+    headers = {"retry-after": str(RETRY_SECONDS)} if status in (429, 503) else {}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return json_response(answer, status, headers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from itertools import count
 
 import torch
@@ -16,11 +15,13 @@ from blockllm.engine.kv.cache import KVCache, SequenceKV
 from blockllm.engine.kv.planned import PlannedPages, Prompt
 from blockllm.engine.pace import Load, Pace
 from blockllm.engine.policies import POLICIES
+from blockllm.engine.policies.tenants import may_wait
 from blockllm.engine.queues import Paused
 from blockllm.engine.sequence import RouteState, Sequence
 from blockllm.engine.turn import Turn, make_turn
+from blockllm.engine.waiting import WaitingLines
 from blockllm.engine.work import Plan, Policy, View, check
-from blockllm.errors import BadRequest, ModelNotFound, Overloaded
+from blockllm.errors import BadRequest, ModelNotFound, Overloaded, TooManyRequests
 
 
 class Scheduler:
@@ -40,7 +41,7 @@ class Scheduler:
         self._numbers = count(1)
         self._by_id: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingLines()
         self._running: list[Sequence] = []  # by age
         self._promised: set[bytes] = set()  # keys of pages that running prompts will publish
         self._hidden = HiddenStore()
@@ -67,12 +68,21 @@ class Scheduler:
         if request.id in self._by_id:
             raise BadRequest(f"id: a request with id {request.id!r} is being served", "id")
         check_request(request, state, self._caches[state.kv_class])
-        if len(self._waiting) >= self._settings.max_waiting:
-            raise Overloaded(f"{len(self._waiting)} requests wait already; try again later")
+        self._check_line(request.tenant)
         number = next(self._numbers)
         sequence = Sequence(request, state, self._settings.page_size, number)
         self._by_id[request.id] = self._by_number[number] = sequence
-        self._waiting.append(sequence)
+        self._waiting.add(sequence)
+
+    def _check_line(self, tenant: str) -> None:
+        waiting, most = len(self._waiting), self._settings.max_waiting
+        if waiting >= most:
+            raise Overloaded(f"{waiting} requests wait already; try again later")
+        own = self._waiting.num_of(tenant)
+        if tenant and not may_wait(own, waiting, most):
+            raise TooManyRequests(
+                f"{own} of your requests wait already, your share of {most}; try again later"
+            )
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, whatever it is doing; unknown ids are ignored."""
@@ -110,7 +120,7 @@ class Scheduler:
         shared = (self._by_number, self._running, self._promised, self._settings.prefix_cache)
         return View(
             running=self._running,
-            waiting=self._waiting,
+            waiting=self._waiting.lines,
             pages=[PlannedPages(pool, cache, *shared) for pool, cache in enumerate(self._caches)],
             max_rows=self._max_rows(),
             max_sequences=self._settings.max_sequences,
@@ -122,7 +132,7 @@ class Scheduler:
         if self._pace is None:
             return limit
         running = (sequence for sequence in self._running if sequence.remaining > 1)
-        prompt = next(running, None) or next(iter(self._waiting), None)
+        prompt = next(running, None) or self._waiting.first()
         if prompt is None:
             return limit
         decoding = [_load(s) for s in self._running if s.remaining == 1]
@@ -156,11 +166,11 @@ class Scheduler:
         self._release(sequence)
         sequence.restart(0)
         sequence.was_preempted = True
-        self._waiting.appendleft(sequence)
+        self._waiting.put_back(sequence)
 
     def _admit(self, sequence: Sequence, prompt: Prompt) -> None:
         state = sequence.state
-        self._waiting.remove(sequence)
+        self._waiting.admit(sequence)
         self._running.append(sequence)
         cache = self._caches[sequence.pool]
         sequence.kv = cache.open(state.kv, sequence.hashes, prompt.found)

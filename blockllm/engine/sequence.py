@@ -95,7 +95,7 @@ class Sequence:
     ) -> None:
         self.request = request
         self.number = number  # what plans call it
-        self.model = request.model
+        self.model, self.tenant = request.model, request.tenant
         self.pool = state.kv_class  # the KV cache that its pages are of
         self.num_stops = len(state.stops)
         self.state = state

@@ -7,7 +7,7 @@ how far, and beside which others, is the policy's to decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -46,6 +46,8 @@ class Known(Protocol):
     def number(self) -> int: ...
     @property
     def model(self) -> str: ...
+    @property
+    def tenant(self) -> str: ...
     @property
     def pool(self) -> int: ...
     @property
@@ -123,11 +125,11 @@ class Pages(Protocol):
 
 
 class View(NamedTuple):
-    """All that a policy sees. `waiting` is in the order of admission and read lazily: a plan must
-    not look at all requests."""
+    """All that a policy sees. It must not look at all requests that wait."""
 
     running: Sequence[Known]  # by age
-    waiting: Iterable[Known]
+    # by tenant, each in order of arrival and none empty; the tenant admitted longest ago is first
+    waiting: Mapping[str, Sequence[Known]]
     pages: Sequence[Pages]  # by pool
     max_rows: int  # of this turn; rows that pass a part of their stops count for that part
     max_sequences: int  # that run at once
@@ -154,7 +156,7 @@ def check(plan: Plan, view: View) -> None:
     for number in plan.preempt:
         known = running.pop(number)
         view.pages[known.pool].release(known)
-    waiting = {known.number: known for known in view.waiting}
+    waiting = {known.number: known for line in view.waiting.values() for known in line}
     admitted = {number: waiting[number] for number in plan.admit}
     assert len(admitted) == len(plan.admit), "a sequence is admitted twice"
     assert not (admitted and plan.preempt), "what is preempted would be first in line"

@@ -18,6 +18,7 @@ class FakeSequence:
     num_new: int
     held: int = 0  # pages
     model: str = "m"
+    tenant: str = ""
     pool: int = 0
     num_stops: int = 4
     num_computed: int = 0
@@ -72,4 +73,7 @@ def make_view(
     """A view of one pool."""
     sequences = {each.number: each for each in (*running, *waiting)}
     pool = FakePages(sequences, **pages)  # type: ignore[arg-type]
-    return View(list(running), list(waiting), [pool], max_rows, max_sequences)
+    lines: dict[str, list[Known]] = {}
+    for known in waiting:
+        lines.setdefault(known.tenant, []).append(known)
+    return View(list(running), lines, [pool], max_rows, max_sequences)

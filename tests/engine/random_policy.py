@@ -58,7 +58,9 @@ class RandomPolicy:
     def _admit(self, view: View) -> list[Work]:
         admitted: list[Work] = []
         slots = view.max_sequences - len(view.running)
-        for known in view.waiting:  # in any order: each may be left out
+        waiting = [known for line in view.waiting.values() for known in line]
+        self._random.shuffle(waiting)
+        for known in waiting:
             if self._random.random() < 0.3 or len(admitted) >= slots:
                 continue
             pages = view.pages[known.pool]

@@ -13,13 +13,13 @@ class ByModel:
 
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`. Looks at all requests, as the servers that it stands for do."""
-        waiting = list(view.waiting)
+        waiting = [known for line in view.waiting.values() for known in line]
         for model in model_order([*view.running, *waiting]):
+            running = [known for known in view.running if known.model == model]
             own = view._replace(
-                running=[known for known in view.running if known.model == model],
-                waiting=[known for known in waiting if known.model == model],
-                max_sequences=view.max_sequences
-                - sum(known.model != model for known in view.running),
+                running=running,
+                waiting={"": own} if (own := [k for k in waiting if k.model == model]) else {},
+                max_sequences=view.max_sequences - len(view.running) + len(running),
             )
             plan = Chunked().plan(own)
             if plan.work or plan.preempt:

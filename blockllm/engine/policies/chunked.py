@@ -1,19 +1,24 @@
-"""Rows that only need their next token first, then prompts in order of arrival, cut to the budget.
+"""Rows that only need their next token first, then prompts, cut to the budget.
 
-When pages run out, the youngest sequence is preempted. Waiting requests are admitted in order of
-arrival while rows, slots and pages last (chunked prefill: Sarathi-Serve, arXiv 2403.02310).
+Tenants share it, and a tenant's prompts come in order of arrival. When pages run out, the youngest
+sequence is preempted. Waiting requests are admitted in turn while rows, slots and pages last
+(chunked prefill: Sarathi-Serve, arXiv 2403.02310).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from blockllm.engine.policies.tenants import (
+    LOOK_AHEAD,
+    give_way,
+    in_turn,
+    newcomers,
+    split_prompts,
+)
 from blockllm.engine.work import Admission, Known, Pages, Plan, View, Work, full_work
-
-# How many waiting requests one turn looks at; keeps a turn's cost independent of the queue.
-LOOK_AHEAD = 64
 
 
 class Chunked:
@@ -21,18 +26,31 @@ class Chunked:
 
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`."""
-        preempted, work = [], []
-        rows = view.max_rows
-        for pool, pages in enumerate(view.pages):
-            own = [known for known in view.running if known.pool == pool]
-            kept, lost = plan_running(own, split_rows(own, rows), pages)
-            preempted += lost
-            work += kept
-            rows -= sum(each.rows for each in kept)
+        ahead = newcomers(view)
+        rows = _split_rows(view.running, view.max_rows, ahead)
+        work, preempted = plan_pools(view, rows)
         if preempted:
             return Plan(tuple(preempted), (), tuple(work))
-        admitted = admit(view, rows, view.max_sequences - len(view.running))
+        left = view.max_rows - sum(each.rows for each in work)
+        admitted = admit(view, left)
+        if ahead and not admitted:
+            victim = give_way(view, ahead)
+            if victim is not None:
+                kept = (each for each in work if each.sequence != victim.number)
+                return Plan((victim.number,), (), tuple(kept))
         return Plan((), tuple(each.sequence for each in admitted), (*work, *admitted))
+
+
+def plan_pools(view: View, rows: Mapping[int, int]) -> RunningPlan:
+    """New rows of running sequences as far as pages last; `rows`: how many each may begin."""
+    work: list[Work] = []
+    preempted: list[int] = []
+    for pool, pages in enumerate(view.pages):
+        own = [known for known in view.running if known.pool == pool]
+        kept, lost = plan_running(own, rows, pages)
+        work += kept
+        preempted += lost
+    return RunningPlan(work, preempted)
 
 
 class RunningPlan(NamedTuple):
@@ -65,21 +83,23 @@ def plan_running(running: Sequence[Known], rows: Mapping[int, int], pages: Pages
     return RunningPlan(work, preempted)
 
 
-def split_rows(running: Iterable[Known], max_rows: int) -> dict[int, int]:
-    """Single rows first, then chunks of prompts in order, until the budget is used."""
-    ordered = sorted(running, key=lambda known: known.num_new != 1)  # stable: age is kept
-    rows = {}
-    for known in ordered:
-        granted = min(known.num_new, max_rows)
-        rows[known.number] = granted
-        max_rows -= granted
-    return rows
+def _split_rows(running: Sequence[Known], max_rows: int, ahead: Sequence[Known]) -> dict[int, int]:
+    """Single rows first, then chunks of prompts, until the budget is used."""
+    rows, prompts = {}, []
+    for known in running:
+        if known.num_new == 1:
+            rows[known.number] = min(1, max_rows)
+            max_rows -= rows[known.number]
+        else:
+            prompts.append(known)
+    return rows | split_prompts(prompts, max_rows, ahead)
 
 
-def admit(view: View, rows: int, slots: int) -> list[Work]:
-    """Rows of waiting sequences that are admitted, in order; all of their stops."""
+def admit(view: View, rows: int) -> list[Work]:
+    """Rows of waiting sequences that are admitted, in turn; all of their stops."""
     admitted: list[Work] = []
-    for known in islice(view.waiting, LOOK_AHEAD):
+    slots = view.max_sequences - len(view.running)
+    for known in islice(in_turn(view), LOOK_AHEAD) if view.waiting else ():
         if rows <= 0 or len(admitted) >= slots:
             break
         pages = view.pages[known.pool]

@@ -7,10 +7,11 @@ once instead of once per chunk: that is what pays where weights are many, as in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from blockllm.engine.policies.chunked import admit, plan_running
+from blockllm.engine.policies.chunked import admit, plan_pools
+from blockllm.engine.policies.tenants import in_turn, split_prompts
 from blockllm.engine.work import Known, Plan, View, Work
 
 
@@ -27,11 +28,14 @@ class Layered:
         in_flight = any(known.paused for known in view.running)
         # each row of a wave passes one stop in a turn, at least
         room = 0 if in_flight else budget * _fewest_stops(view)
-        work, preempted = _running(view, _split_rows(view.running, decoding, room))
+        rows = dict.fromkeys(decoding, 1)
+        prompts = [known for known in view.running if known.number not in decoding]
+        rows |= split_prompts(prompts, room)
+        work, preempted = plan_pools(view, rows)
         wave = [each for each in work if each.sequence not in decoding]
         admitted: list[Work] = []
         if room and not wave and not preempted:
-            admitted = admit(view, room, view.max_sequences - len(view.running))
+            admitted = admit(view, room)
             wave += admitted
         for known in view.running:
             if known.number not in preempted:
@@ -48,31 +52,8 @@ def _decodes(known: Known) -> bool:
 
 
 def _fewest_stops(view: View) -> int:
-    ahead = [*view.running, *islice(view.waiting, 1)]
+    ahead = [*view.running, *islice(in_turn(view), 1)] if view.waiting else view.running
     return min((known.num_stops for known in ahead if not _decodes(known)), default=1)
-
-
-def _split_rows(running: Sequence[Known], decoding: set[int], room: int) -> dict[int, int]:
-    """New rows of each sequence: one where it decodes, and as much of its prompt as fits."""
-    rows = {}
-    for known in running:
-        if known.number in decoding:
-            rows[known.number] = 1
-        else:
-            rows[known.number] = min(known.num_new, room)
-            room -= rows[known.number]
-    return rows
-
-
-def _running(view: View, rows: Mapping[int, int]) -> tuple[list[Work], list[int]]:
-    work: list[Work] = []
-    preempted: list[int] = []
-    for pool, pages in enumerate(view.pages):
-        own = [known for known in view.running if known.pool == pool]
-        kept, lost = plan_running(own, rows, pages)
-        work += kept
-        preempted += lost
-    return work, preempted
 
 
 def _paused(known: Known) -> Iterator[Work]:
