@@ -51,6 +51,7 @@ check: $(VENV)/.dev
 # The standing campaigns, far beyond what `make test` runs of each; hours of one core in all.
 fuzz: $(VENV)/.dev
 	$(BIN)/python $(PIP) --constraint $(VENV)/pins.txt --no-build-isolation --editable ".[demo,dev,fuzz]"
+	$(BIN)/python -m tools.campaigns.traces
 	$(BIN)/python -m tools.campaigns.files
 
 # The oracle without kept answers: the reference is asked anew, and its answers are kept.

@@ -11,7 +11,7 @@ from blockllm.engine import Engine
 from blockllm.engine.policies import Layered
 from blockllm.zoo import Zoo
 from tests.driver import Answer, least_memory, request, run, settings, step
-from tests.engine.random_policy import RandomPolicy
+from tools.campaigns.random_policy import RandomPolicy
 
 MODELS = ["base", "upper", "other", "lora-all", "lora-upper", "lonely"]
 SEEDS = 12
