@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -352,7 +352,7 @@ class Measurement(msgspec.Struct, frozen=True):
     model: str
     reference: str
     perplexity: float
-    reference_perplexity: float
+    reference_perplexity: Annotated[float, msgspec.Meta(gt=0)]
     kl: float  # mean over tokens of KL(reference || model) of the next token's distribution, nats
     agreement: float  # share of positions where both find the same next token most likely
     num_tokens: int
@@ -372,7 +372,7 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `kind` is "full", the kind of adapter, "compressed" (a full fine-tune kept as a lossy delta),
     or how it was assembled. `format` is "int8" or the weights' dtype; a model that is not `exact`
-    computes something else than what was added.
+    computes something else than what was added. `damaged` says why a model cannot be used.
     """
 
     name: str
@@ -391,3 +391,4 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     max_context: int = 0
     created: float = 0.0
     loss: tuple[Measurement, ...] = ()
+    damaged: str = ""

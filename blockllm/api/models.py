@@ -20,6 +20,7 @@ from blockllm.errors import (
     BadRequest,
     BlockllmError,
     CheckpointError,
+    CorruptStore,
     ModelNotFound,
     UnknownModel,
 )
@@ -196,11 +197,14 @@ def load_models(
     if not cards:
         raise UnknownModel("the zoo holds no model: add one with `blockllm zoo add`")
     wanted = list(dict.fromkeys(names)) if names else list(cards)
-    chains = shelf.chains(wanted)
+    chains: dict[str, Chain] = {}
     reader = TextReader(shelf, caller or InProcess(TASKS))
     models, unreadable = [], {}
     for name in wanted:
         try:
+            if cards[name].damaged:
+                raise CorruptStore(cards[name].damaged)
+            chains |= shelf.chains([name])
             models.append(_read_model(reader, cards[name], chains[name], max_context))
         except (BlockllmError, OSError, ValueError) as error:
             unreadable[name] = str(error)

@@ -7,16 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import msgspec
-
 from blockllm.core import Layer, Measurement, ModelCard
+from blockllm.errors import CorruptStore
 from blockllm.zoo.records import stored_format
+from blockllm.zoo.rows import MODEL_COLUMNS, ModelRow, check, decode
 from blockllm.zoo.snapshot import Snapshot
 
-_MODELS = (
-    "SELECT m.name, m.kind, m.family, p.name, m.root, m.dtype, m.max_context, m.created, m.exact"
-    " FROM model m LEFT JOIN model p ON p.id = m.parent ORDER BY m.created, m.id"
-)
 _TARGETS = (
     "SELECT model.name, tensor FROM model JOIN target ON model = model.id"
     " JOIN target_tensor ON target = target.id"
@@ -24,37 +20,48 @@ _TARGETS = (
 
 
 def read_cards(connection: sqlite3.Connection) -> list[ModelCard]:
-    """All models, oldest first, with the bytes that each shares and owns."""
+    """All models, oldest first, with the bytes that each shares and owns. Of one whose rows are
+    damaged the card says that and little else."""
     snapshot = Snapshot(connection)
     sizes = _read_sizes(connection, snapshot)
-    losses = _read_measurements(connection)
+    losses, damaged = _read_measurements(connection)
+    damaged |= snapshot.unread
     cards = []
-    for name, kind, family, parent, root, dtype, max_context, created, exact in connection.execute(
-        _MODELS
-    ):
-        size, blocks = sizes[name], snapshot.blocks(name)
-        layers = (snapshot.layers[digest] for digest in snapshot.outlines[name].layers)
-        cards.append(
-            ModelCard(
-                name=name,
-                kind=kind,
-                family=family,
-                parent=parent,
-                root=root,
-                dtype=dtype,
-                format=stored_format(layers, dtype),
-                exact=bool(exact),
-                num_blocks=len(blocks),
-                num_shared_blocks=sum(snapshot.riders[block.id] > 1 for block in blocks),
-                total_bytes=size.total,
-                own_bytes=size.own,
-                shared_bytes=size.total - size.own,
-                max_context=max_context,
-                created=created,
-                loss=losses.get(name, ()),
-            )
-        )
+    for values in connection.execute(f"SELECT {MODEL_COLUMNS} ORDER BY m.created, m.id"):
+        name = values[1] if isinstance(values[1], str) and values[1] else f"(row {values[0]})"
+        try:
+            row = check(values, ModelRow, "model")
+            if name in damaged:
+                raise CorruptStore(damaged[name])
+            cards.append(_card(row, snapshot, sizes[name], losses.get(name, ())))
+        except CorruptStore as error:
+            cards.append(ModelCard(name, "damaged", "", damaged=str(error)))
     return cards
+
+
+def _card(
+    row: ModelRow, snapshot: Snapshot, size: _Size, loss: tuple[Measurement, ...]
+) -> ModelCard:
+    blocks = snapshot.blocks(row.name)
+    layers = (snapshot.layers[digest] for digest in snapshot.outlines[row.name].layers)
+    return ModelCard(
+        name=row.name,
+        kind=row.kind,
+        family=row.family,
+        parent=row.parent,
+        root=row.root,
+        dtype=row.dtype,
+        format=stored_format(layers, row.dtype),
+        exact=bool(row.exact),
+        num_blocks=len(blocks),
+        num_shared_blocks=sum(snapshot.riders[block.id] > 1 for block in blocks),
+        total_bytes=size.total,
+        own_bytes=size.own,
+        shared_bytes=size.total - size.own,
+        max_context=row.max_context,
+        created=row.created,
+        loss=loss,
+    )
 
 
 class _Size(NamedTuple):
@@ -71,7 +78,7 @@ def _read_sizes(connection: sqlite3.Connection, snapshot: Snapshot) -> dict[str,
     stacked = {stack: _tensors(snapshot.layers[digest] for digest in stack) for stack in riders}
     changes: dict[str, set[str]] = {name: set() for name in stacks}
     for name, tensor in connection.execute(_TARGETS):
-        if tensor not in stacked[stacks[name]]:
+        if name in stacks and tensor not in stacked[stacks[name]]:
             changes[name].add(tensor)
     owners = Counter(tensor for tensors in changes.values() for tensor in tensors)
     for stack, count in riders.items():
@@ -79,7 +86,8 @@ def _read_sizes(connection: sqlite3.Connection, snapshot: Snapshot) -> dict[str,
             owners[tensor] += count
 
     def measure(tensors: set[str]) -> _Size:
-        sizes = [(tensor, snapshot.tensors[tensor].nbytes) for tensor in tensors]
+        known = (snapshot.tensors.get(tensor) for tensor in tensors)
+        sizes = [(tensor.hash, tensor.nbytes) for tensor in known if tensor]
         own = sum(nbytes for tensor, nbytes in sizes if owners[tensor] == 1)
         return _Size(sum(nbytes for _, nbytes in sizes), own)
 
@@ -95,10 +103,17 @@ def _tensors(layers: Iterable[Layer]) -> set[str]:
     return {tensor.hash for layer in layers for tensor in layer.tensors.values()}
 
 
-def _read_measurements(connection: sqlite3.Connection) -> dict[str, tuple[Measurement, ...]]:
-    decoder = msgspec.json.Decoder(Measurement)
+def _read_measurements(
+    connection: sqlite3.Connection,
+) -> tuple[dict[str, tuple[Measurement, ...]], dict[str, str]]:
+    """What was measured by model, and of which models that cannot be read."""
     found: dict[str, list[Measurement]] = {}
-    for (value,) in connection.execute("SELECT value FROM measurement"):
-        measurement = decoder.decode(value)
-        found.setdefault(measurement.model, []).append(measurement)
-    return {name: tuple(sorted(made, key=lambda m: m.created)) for name, made in found.items()}
+    damaged: dict[str, str] = {}
+    sql = "SELECT name, value FROM measurement JOIN model ON id = model"
+    for name, value in connection.execute(sql):
+        try:
+            found.setdefault(name, []).append(decode(value, Measurement, "table measurement"))
+        except CorruptStore as error:
+            damaged[name] = f"what was measured of it: {error}; measure it again"
+    losses = {name: tuple(sorted(made, key=lambda m: m.created)) for name, made in found.items()}
+    return losses, damaged

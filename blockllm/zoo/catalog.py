@@ -13,8 +13,16 @@ import msgspec
 from blockllm.errors import CorruptStore, StoreFull, ZooError
 
 # format n of the catalogue is what the first n scripts make; older ones are brought up to date
-_SCRIPTS = ("schema.sql", "measurement.sql", "deltas.sql", "ends.sql")
+_SCRIPTS = ("schema.sql", "measurement.sql", "deltas.sql", "ends.sql", "seals.sql")
 _VERSION = len(_SCRIPTS)
+# what SQLite says on a full disk where it does not say SQLITE_FULL: a quota, its shared memory
+_FULL_TOO = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
+# the file may be sound, but it cannot be used now
+_UNUSABLE = (
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
+)  # fmt: skip
 # how long a transaction waits for another process's commit, which takes milliseconds
 _BUSY_SECONDS = 30.0
 
@@ -25,9 +33,10 @@ class Catalog:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def create(self, renew: Callable[[sqlite3.Connection], None]) -> None:
+    def create(self, renew: Callable[[sqlite3.Connection, int], None]) -> None:
         """Make the tables that are not there; only under the zoo's write lock. `renew` brings what
-        an older program wrote up to date, in the same transaction.
+        an older format (its number is the second argument) wrote up to date, in the same
+        transaction.
         """
         with self._connection("rwc") as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -43,7 +52,7 @@ class Catalog:
             if missing:
                 connection.executescript("\n".join(["BEGIN;", *missing]))
                 if version:
-                    renew(connection)
+                    renew(connection, version)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
                 connection.execute("COMMIT")
 
@@ -95,12 +104,37 @@ class Catalog:
             try:
                 connection.execute("PRAGMA foreign_keys = ON")
                 connection.execute("PRAGMA synchronous = FULL")
+                connection.text_factory = _text
                 yield connection
             finally:
                 connection.close()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise StoreFull(f"{self._path.parent}: no room left on the disk") from error
-            raise ZooError(f"{self._path}: {error}") from error
-        except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
-            raise CorruptStore(f"{self._path}: {error}") from error
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            # SQLite's own messages quote names of the file, which may be no text any more
+            raise self._damaged(error) from error
+
+    def _explain(self, error: sqlite3.Error) -> ZooError:
+        """What SQLite or Python's module says, as one of our errors."""
+        code = getattr(error, "sqlite_errorcode", None)  # none where Python's module found it
+        kind = None if code is None else code & 0xFF
+        if kind == sqlite3.SQLITE_FULL or code in _FULL_TOO:
+            return StoreFull(f"{self._path.parent}: no room left on the disk, or a quota used up")
+        if kind in _UNUSABLE:
+            return ZooError(f"{self._path}: {error}")
+        return self._damaged(error)
+
+    def _damaged(self, error: Exception) -> CorruptStore:
+        what = " ".join(str(error).split())[:300]  # SQLite quotes its scripts, lines and all
+        return CorruptStore(
+            f"the catalogue {self._path} is damaged: {what}. Put a copy of it back, or add the"
+            " models to a new zoo"
+        )
+
+
+def _text(data: bytes) -> str | bytes:
+    """Text of the catalogue; what is none stays bytes, which every typed row refuses."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data

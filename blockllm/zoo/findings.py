@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
+from blockllm.zoo.seals import FINDING, check_finding, finding_seal
+
 Found = TypeVar("Found")
 
 
@@ -15,17 +17,20 @@ def insert(
     connection: sqlite3.Connection, kind: str, subject: str, object: str, value: msgspec.Struct
 ) -> None:
     """Add or replace a finding. Inside the caller's transaction."""
-    connection.execute(
-        "INSERT OR REPLACE INTO finding VALUES (?, ?, ?, ?, ?)",
-        [kind, subject, object, msgspec.json.encode(value).decode(), time.time()],
-    )
+    row = [kind, subject, object, msgspec.json.encode(value).decode(), time.time()]
+    sql = "INSERT OR REPLACE INTO finding VALUES (?, ?, ?, ?, ?, ?)"
+    connection.execute(sql, [*row, finding_seal(*row)])
 
 
 def read(
     connection: sqlite3.Connection, kind: str, type: type[Found]
 ) -> dict[tuple[str, str], Found]:
-    """All findings of a kind by subject and object, oldest first."""
+    """All findings of a kind by subject and object, oldest first. Raises CorruptStore for one that
+    is not what was written or not of the type."""
     decoder = msgspec.json.Decoder(type)
-    sql = "SELECT subject, object, value FROM finding WHERE kind = ? ORDER BY created"
-    rows = connection.execute(sql, [kind])
-    return {(subject, object): decoder.decode(value) for subject, object, value in rows}
+    found = {}
+    for row in connection.execute(f"{FINDING} WHERE kind = ? ORDER BY created", [kind]):
+        check_finding(*row)
+        _, subject, object, value, *_ = row
+        found[subject, object] = decoder.decode(value)
+    return found

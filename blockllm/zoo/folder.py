@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from blockllm.errors import ZooError
+from blockllm.errors import CorruptStore, ZooError
 from blockllm.zoo.staging import Stage, drop_stages, hold_stage, is_at
 
 
@@ -37,6 +37,17 @@ class Folder:
             raise ZooError(
                 f"no zoo at {self.root}: {found}; the first `blockllm zoo add NAME PATH_OR_HUB_ID "
                 f"--zoo {self.root}` makes one"
+            )
+
+    def check_catalog(self) -> None:
+        """Raise CorruptStore if there are packs but nothing in the catalogue: the next `gc` would
+        take them for what no model needs."""
+        size = self.catalog.stat().st_size if self.catalog.exists() else 0
+        if size < _LEAST_BYTES and self.stored():
+            state = "empty" if self.catalog.exists() else "gone"
+            raise CorruptStore(
+                f"the catalogue {self.catalog} is {state}, but there are packs beside it: put a"
+                " copy of it back, or make a new zoo in another folder"
             )
 
     def pack(self, name: str) -> Path:
@@ -119,6 +130,7 @@ class Folder:
         return [*self.root.glob("packs/??/*.pack"), *self.root.glob("assets/??/*")]
 
 
+_LEAST_BYTES = 100  # of an SQLite file: shorter ones are taken for new
 _FOLDERS = ("packs", "assets", "tmp")
 _OWN = {"lock", *_FOLDERS, "catalog.sqlite-journal"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder, remove
 from blockllm.zoo.reports import GcReport
+from blockllm.zoo.soundness import check_models, check_packs
 
 NEEDED_TENSORS = "SELECT tensor FROM layer_tensor UNION SELECT tensor FROM target_tensor"
 
@@ -12,13 +13,18 @@ NEEDED_TENSORS = "SELECT tensor FROM layer_tensor UNION SELECT tensor FROM targe
 def collect(folder: Folder, catalog: Catalog) -> GcReport:
     """Remove unneeded files and rows under the zoo's write lock. A pack stays whole while one of
     its tensors is needed.
+
+    Raises CorruptStore, and then nothing was removed, when the catalogue is damaged: what it does
+    not name any more may still be needed.
     """
     with catalog.writing() as connection:
+        check_models(connection)
         dropped = connection.execute(
             "DELETE FROM tensor WHERE pack NOT IN"
             f" (SELECT pack FROM tensor WHERE hash IN ({NEEDED_TENSORS}))"
         ).rowcount
         packs = connection.execute("SELECT DISTINCT pack FROM tensor").fetchall()
+        check_packs(connection)
         assets = connection.execute("SELECT DISTINCT name FROM asset").fetchall()
     kept = {folder.pack(row[0]) for row in packs} | {folder.asset(row[0]) for row in assets}
     sizes = [remove(path) for path in folder.stored() if path not in kept]

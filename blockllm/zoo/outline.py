@@ -4,14 +4,18 @@ have equal outlines, so what follows from outlines costs little however many ada
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import msgspec
+from blockllm.errors import CorruptStore
+from blockllm.zoo.rows import Index, decode
 
 _OUTLINES = (
-    "SELECT name,"
-    " (SELECT json_group_array(json_array(position, layer)) FROM model_layer WHERE model = m.id),"
-    " (SELECT json_group_array(json_array(position, module)) FROM target WHERE model = m.id)"
+    "SELECT id, name,"
+    " (SELECT json_group_array(json_array(position, CAST(layer AS TEXT)))"
+    " FROM model_layer WHERE model = m.id),"
+    " (SELECT json_group_array(json_array(position, CAST(module AS TEXT)))"
+    " FROM target WHERE model = m.id)"
     " FROM model m ORDER BY created, id"
 )
 
@@ -27,23 +31,42 @@ class Outline(NamedTuple):
         return dict(self.changed).get(position, frozenset())
 
 
-def read_outlines(connection: sqlite3.Connection) -> dict[str, Outline]:
-    """The outlines of all models, oldest first. Equal outlines are one object."""
-    known: dict[tuple[str, str], Outline] = {}
-    found = {}
-    for name, layers, modules in connection.execute(_OUTLINES):
+def read_outlines(
+    connection: sqlite3.Connection, check: Callable[[Sequence[str]], object]
+) -> tuple[dict[str, Outline], dict[str, str]]:
+    """The outlines of all models, oldest first, and why others cannot be read. Equal outlines are
+    one object. `check` raises CorruptStore for digests that make no model.
+    """
+    known: dict[tuple[str, str], Outline | str] = {}
+    found: dict[str, Outline] = {}
+    damaged: dict[str, str] = {}
+    for row, name, layers, modules in connection.execute(_OUTLINES):
+        if not isinstance(name, str) or not name:
+            damaged[f"(row {row})"] = f"table model, row {row}: its name is damaged"
+            continue
         if (layers, modules) not in known:
-            known[layers, modules] = _outline(layers, modules)
-        found[name] = known[layers, modules]
-    return found
+            known[layers, modules] = _outline(layers, modules, check)
+        outline = known[layers, modules]
+        if isinstance(outline, str):
+            damaged[name] = f"model {name!r} is damaged: {outline}; remove it and add it again"
+        else:
+            found[name] = outline
+    return found, damaged
 
 
-def _outline(layers: str, modules: str) -> Outline:
-    decoder = msgspec.json.Decoder(list[tuple[int, str]])
-    changed: dict[int, set[str]] = {}
-    for position, module in decoder.decode(modules):
-        changed.setdefault(position, set()).add(module)
-    return Outline(
-        layers=tuple(digest for _, digest in sorted(decoder.decode(layers))),
-        changed=tuple((position, frozenset(changed[position])) for position in sorted(changed)),
-    )
+def _outline(layers: str, modules: str, check: Callable[[Sequence[str]], object]) -> Outline | str:
+    """An outline, or why there is none."""
+    places = list[tuple[Index, str]]
+    try:
+        stack = sorted(decode(layers, places, "table model_layer"))
+        digests = tuple(digest for _, digest in stack)
+        if [position for position, _ in stack] != list(range(len(stack))):
+            raise CorruptStore("table model_layer: positions are not in a row")
+        check(digests)
+        changed: dict[int, set[str]] = {}
+        for position, module in decode(modules, places, "table target"):
+            changed.setdefault(position, set()).add(module)
+    except CorruptStore as error:
+        return str(error)
+    changes = ((position, frozenset(changed[position])) for position in sorted(changed))
+    return Outline(digests, tuple(changes))

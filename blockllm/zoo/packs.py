@@ -74,20 +74,21 @@ class PackWriter:
         hashes = {key: self._hash(source) for key, source in sources.items()}
         fresh: dict[str, Readable] = {}
         for key, name in hashes.items():
-            if not self._known(name):
+            if not self._known(name, sources[key].entry):
                 fresh.setdefault(name, sources[key])
         if fresh:
             self._write(fresh)
         return {key: self._added[name] for key, name in hashes.items()}
 
-    def _known(self, name: str) -> bool:
+    def _known(self, name: str, entry: Entry) -> bool:
         if name in self._added:
             return True
         tensor = self._find(name)
         if tensor is None:
             return False
         path = self._folder.pack(tensor.pack)
-        if not path.exists() or path.stat().st_size < tensor.offset + tensor.nbytes:
+        is_same = (tensor.dtype, tensor.shape) == (entry.dtype, entry.shape)  # the hash covers both
+        if not (is_same and path.exists() and path.stat().st_size >= tensor.offset + tensor.nbytes):
             raise CorruptStore(
                 f"pack {tensor.pack} is damaged; `zoo verify` names the models to remove, then "
                 "`zoo gc` and add them again"

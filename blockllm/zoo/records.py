@@ -11,6 +11,8 @@ import msgspec
 from blockllm.core import EmbedFunction, Layer, Measurement, Target, Tensor, target_tensors
 from blockllm.errors import NameTaken, UnknownModel, ZooError
 from blockllm.zoo.digest import target_settings
+from blockllm.zoo.rows import make_tensor
+from blockllm.zoo.seals import seal_model
 
 Targets = dict[int, dict[str, tuple[Target, ...]]]  # by position, by module
 
@@ -65,12 +67,10 @@ def check_free(connection: sqlite3.Connection, name: str) -> None:
 
 
 def find_tensor(connection: sqlite3.Connection, tensor: str) -> Tensor | None:
-    """The stored tensor of this hash."""
-    sql = "SELECT dtype, shape, pack, offset FROM tensor WHERE hash = ?"
+    """The stored tensor of this hash. Raises CorruptStore when its row is damaged."""
+    sql = "SELECT hash, dtype, shape, pack, offset FROM tensor WHERE hash = ?"
     row = connection.execute(sql, [tensor]).fetchone()
-    if row is None:
-        return None
-    return Tensor(tensor, row[0], msgspec.json.decode(row[1], type=tuple[int, ...]), *row[2:])
+    return None if row is None else make_tensor(*row)
 
 
 def insert(connection: sqlite3.Connection, record: Record) -> None:
@@ -86,6 +86,7 @@ def insert(connection: sqlite3.Connection, record: Record) -> None:
         ],
     )
     model = cursor.lastrowid
+    assert model is not None
     connection.executemany(
         "INSERT OR IGNORE INTO tensor VALUES (?, ?, ?, ?, ?)",
         [(t.hash, t.dtype, _json(t.shape), t.pack, t.offset) for t in record.tensors().values()],
@@ -103,6 +104,7 @@ def insert(connection: sqlite3.Connection, record: Record) -> None:
         "INSERT INTO asset VALUES (?, ?, ?)",
         [(model, file, name) for file, name in record.assets.items()],
     )
+    seal_model(connection, model)
 
 
 def insert_measurement(connection: sqlite3.Connection, measurement: Measurement) -> None:
@@ -112,6 +114,7 @@ def insert_measurement(connection: sqlite3.Connection, measurement: Measurement)
         "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?)",
         [model, measurement.reference, measurement.text, _json(measurement)],
     )
+    seal_model(connection, model)
 
 
 def delete(connection: sqlite3.Connection, name: str) -> None:
@@ -120,24 +123,11 @@ def delete(connection: sqlite3.Connection, name: str) -> None:
     """
     model = _model_id(connection, name)
     sql = "SELECT name FROM model WHERE parent = ? ORDER BY name"
-    children = [row[0] for row in connection.execute(sql, [model])]
+    children = [str(row[0]) for row in connection.execute(sql, [model])]
     if children:
         raise ZooError(f"{name!r} is the base of {', '.join(children)}: remove those first")
     connection.execute("DELETE FROM model WHERE id = ?", [model])
     connection.execute("DELETE FROM layer WHERE digest NOT IN (SELECT layer FROM model_layer)")
-
-
-def read_assets(connection: sqlite3.Connection, name: str) -> list[dict[str, str]]:
-    """Stored names of a model's own asset files, then of what it is based on, and so on; raises
-    UnknownModel."""
-    model: int | None = _model_id(connection, name)
-    found = []
-    while model is not None:
-        sql = "SELECT file, name FROM asset WHERE model = ?"
-        found.append(dict(connection.execute(sql, [model]).fetchall()))
-        sql = "SELECT parent FROM model WHERE id = ?"
-        model = connection.execute(sql, [model]).fetchone()[0]
-    return found
 
 
 def _model_id(connection: sqlite3.Connection, name: str) -> int:

@@ -11,10 +11,21 @@ from blockllm.errors import ZooError
 from blockllm.zoo.assets import find_files
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.records import Record, embedding_rows
+from blockllm.zoo.seals import seal_all
 from blockllm.zoo.snapshot import Snapshot
 from blockllm.zoo.text.facts import TextFacts, read_facts
 
 logger = logging.getLogger(__name__)
+
+
+_KNOWS_ENDS = 4  # the first format that looked for end tokens everywhere
+
+
+def renew(folder: Folder, connection: sqlite3.Connection, version: int) -> None:
+    """Bring what a format before this one wrote up to date. Inside the caller's transaction."""
+    if version < _KNOWS_ENDS:
+        renew_ends(folder, connection)
+    seal_all(connection)
 
 
 def renew_ends(folder: Folder, connection: sqlite3.Connection) -> None:
@@ -22,7 +33,7 @@ def renew_ends(folder: Folder, connection: sqlite3.Connection) -> None:
     only tokenizer files name. What config.json says beside generation_config.json is not known any
     more. Inside the caller's transaction.
     """
-    snapshot = Snapshot(connection)
+    snapshot = Snapshot(connection, sealed=False)
     ends: dict[str, tuple[int, ...]] = {}
     for name, record in snapshot.records.items():  # oldest first: a base before its adapters
         facts = _facts(folder, snapshot, record)

@@ -11,25 +11,37 @@ from blockllm.core import Tensor
 from blockllm.errors import CheckpointError
 from blockllm.zoo.assets import asset_name, find_files
 from blockllm.zoo.checkpoint import Source
-from blockllm.zoo.digest import layer_digest, pack_name, tensor_hasher
+from blockllm.zoo.digest import pack_name, tensor_hasher
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.header import Entry
 from blockllm.zoo.records import Record
 from blockllm.zoo.reports import Problem, Progress, VerifyReport
 from blockllm.zoo.snapshot import Snapshot
+from blockllm.zoo.soundness import find_problems
 from blockllm.zoo.text.facts import read_facts
 
 
 def verify(folder: Folder, connection: sqlite3.Connection, progress: Progress) -> VerifyReport:
-    """Hash all tensors and assets again, look between tensors for anything but zeros, and derive
-    the names of packs and layers anew.
+    """Check the catalogue, hash all tensors and assets again, look between tensors for anything but
+    zeros, and derive the names of packs and layers anew.
     """
     snapshot = Snapshot(connection)
+    problems = list(find_problems(connection, snapshot))
+    try:
+        return _verify_files(folder, snapshot, problems, progress)
+    except sqlite3.DatabaseError:
+        if not problems:
+            raise
+        return VerifyReport(0, 0, 0, tuple(problems))
+
+
+def _verify_files(
+    folder: Folder, snapshot: Snapshot, problems: list[Problem], progress: Progress
+) -> VerifyReport:
     packs: dict[str, list[Tensor]] = {}
     for tensor in snapshot.tensors.values():
         packs.setdefault(tensor.pack, []).append(tensor)
     total = sum(tensor.nbytes for tensor in snapshot.tensors.values())
-    problems = list(_check_names(snapshot))
     checker = _PackChecker(folder)
     for pack, tensors in packs.items():
         progress("verifying", checker.num_bytes, total)
@@ -88,13 +100,6 @@ class _PackChecker:
         except CheckpointError:
             return False
         return str(hasher.hexdigest()) == tensor.hash
-
-
-def _check_names(snapshot: Snapshot) -> Iterator[Problem]:
-    for layer in snapshot.layers.values():
-        if layer_digest(layer.function, layer.tensors) != layer.digest:
-            users = _users(snapshot, list(layer.tensors.values()))
-            yield Problem(f"layer {layer.digest}", "its function or tensors were changed", users)
 
 
 def _check_assets(folder: Folder, snapshot: Snapshot) -> Iterator[Problem]:

@@ -18,7 +18,6 @@ from blockllm.core import Chain, Layer, Measurement, ModelCard
 from blockllm.errors import StoreFull, UnknownModel, ZooError
 from blockllm.zoo import findings, garbage, records, verification
 from blockllm.zoo.assemble import AnyTargets, Assembly, NewLayer, OwnFacts, assemble
-from blockllm.zoo.assets import check_asset, find_asset
 from blockllm.zoo.cards import read_cards
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
@@ -26,7 +25,7 @@ from blockllm.zoo.ingest import Ingested, Opened, add_beside_others, add_locked
 from blockllm.zoo.moment import Moment
 from blockllm.zoo.opening import Wish, open_source
 from blockllm.zoo.records import Record, Targets
-from blockllm.zoo.renewal import renew_ends
+from blockllm.zoo.renewal import renew
 from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, silent
 from blockllm.zoo.snapshot import Snapshot
 from blockllm.zoo.source import check_name, find_folder
@@ -198,7 +197,7 @@ class Zoo:
         with self._reading() as connection:
             tensors = Snapshot(connection).tensors
             needed = connection.execute(garbage.NEEDED_TENSORS)
-            return sum(tensors[name].nbytes for (name,) in needed)
+            return sum(tensors[name].nbytes for (name,) in needed if name in tensors)
 
     def disk_bytes(self) -> int:
         """Bytes of all files of the zoo."""
@@ -233,10 +232,8 @@ class Zoo:
 
         An adapter without the file has that of what it is based on. Raises UnknownModel.
         """
-        check_asset(file)
         with self._reading() as connection:
-            stored = find_asset(file, records.read_assets(connection, name))
-        return self._folder.asset(stored) if stored else None
+            return Moment(self._folder, connection).asset(name, file)
 
     def pack_path(self, pack: str) -> Path:
         """The file that holds a pack's tensors at their offsets; it is never changed."""
@@ -261,7 +258,8 @@ class Zoo:
             yield connection
 
     def _create_catalog(self) -> None:
-        self._catalog.create(partial(renew_ends, self._folder))
+        self._folder.check_catalog()
+        self._catalog.create(partial(renew, self._folder))
 
     @contextmanager
     def _snapshot(self) -> Iterator[Snapshot]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import blockllm.zoo.catalog
+from blockllm.core import ModelCard
 from blockllm.zoo import Zoo
 from blockllm.zoo.catalog import Catalog
 from tests.makers import make_lora
@@ -51,6 +52,29 @@ def make_older(catalog: Path, version: int) -> None:
     old.rename(catalog)
 
 
+def make_unsealed(connection: sqlite3.Connection, version: int) -> None:
+    """Take away the checksums that formats before 5 did not have."""
+    for table in ("model", "finding"):
+        connection.execute(f"ALTER TABLE {table} DROP COLUMN seal")
+    connection.execute(f"PRAGMA user_version = {version}")
+
+
+def test_what_had_no_checksums_is_sealed_and_keeps_its_ends(
+    zoo: Zoo, tmp_path: Path, llama: Path
+) -> None:
+    zoo.add("model", llama)
+    zoo.record_finding("kind", "a", "b", zoo.card("model"))
+    catalog = tmp_path / "zoo" / "catalog.sqlite"
+    with sqlite3.connect(catalog) as connection:
+        connection.execute("UPDATE model SET eos_ids = '[5]'")  # renewal of ends would add others
+        make_unsealed(connection, 4)
+    connection.close()
+    again = Zoo(tmp_path / "zoo")
+    assert again.chain("model").eos_ids == (5,)
+    assert len(again.findings("kind", ModelCard)) == 1
+    assert again.verify().is_sound
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_an_older_catalogue_is_brought_up_to_date(
     zoo: Zoo, tmp_path: Path, llama: Path, version: int
@@ -85,13 +109,13 @@ def test_ends_that_older_formats_did_not_look_for_are_found(zoo: Zoo, tmp_path: 
     zoo.assemble("made", "base", zoo.layers("base"))
     before = {name: chain.eos_ids for name, chain in zoo.chains().items()}
     assert before["tuned"] == before["again"] == (7, 2, 3)
+    path = zoo.asset("damaged", "tokenizer.json")
+    assert path is not None
     catalog = tmp_path / "zoo" / "catalog.sqlite"
     with sqlite3.connect(catalog) as connection:
         connection.execute("UPDATE model SET eos_ids = '[2]'")
-        connection.execute("PRAGMA user_version = 3")
+        make_unsealed(connection, 3)
     connection.close()
-    path = zoo.asset("damaged", "tokenizer.json")
-    assert path is not None
     path.write_text("{")
     again = Zoo(tmp_path / "zoo")
     assert {name: chain.eos_ids for name, chain in again.chains().items()} == before

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from blockllm.errors import CheckpointError
 from blockllm.zoo import Zoo, ingest
 from blockllm.zoo.assets import asset_name
+from blockllm.zoo.seals import seal_all
 from blockllm.zoo.text.facts import TextFacts
 from tests.makers import make_lora
 from tests.zoo.conftest import contents
@@ -83,6 +84,7 @@ def test_verify_names_what_an_older_program_took(zoo: Zoo, tmp_path: Path, llama
     path.write_bytes(b"{% for %}")
     with sqlite3.connect(tmp_path / "zoo" / "catalog.sqlite") as connection:
         connection.execute("UPDATE asset SET name = ? WHERE name = ?", [name, stored.name])
+        seal_all(connection)
     connection.close()
     (problem,) = zoo.verify().problems
     assert (problem.where, problem.models) == ("text files", ("base", "tuned"))
