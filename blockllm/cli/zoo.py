@@ -51,19 +51,29 @@ def ls(folder: Folder, as_json: Json = False) -> None:
     zoo = _open(folder)
     cards = zoo.cards()
     if as_json:
-        return print_json(cards)
+        print_json(cards)
+        return _fail_for(cards)
     if not cards:
         print(f"no models in {folder}; add one with: blockllm zoo add NAME PATH_OR_HUB_ID")
         return None
     table = make_table(*_LISTED)
-    for card in cards:
+    for card in (card for card in cards if not card.damaged):
         blocks = f"{card.num_blocks} ({card.num_shared_blocks} shared)"
         sizes = [size_text(n) for n in (card.total_bytes, card.own_bytes, card.shared_bytes)]
         facts = [card.name, card.kind, card.family, card.format, card.parent or ""]
         table.add_row(*facts, str(card.max_context), blocks, *sizes)
     print_table(table, _LEAST_WANTED)
     print(_totals_line(zoo, cards))
-    return None
+    return _fail_for(cards)
+
+
+def _fail_for(cards: Sequence[ModelCard]) -> None:
+    """Exit status 1 if there are damaged models; standard error names them."""
+    damaged = [card for card in cards if card.damaged]
+    for card in damaged:
+        print(f"error: {card.damaged}", file=sys.stderr)
+    if damaged:
+        raise typer.Exit(1)
 
 
 def _totals_line(zoo: Zoo, cards: Sequence[ModelCard]) -> str:
