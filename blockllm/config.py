@@ -18,6 +18,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 PREFIX = "BLOCKLLM_"
 _OTHER_VARIABLES = ("ZOO", "BENCH_KEYS")  # behind the prefix
+_MAX_FILE = 4 << 20  # bytes
 _SECRET = frozenset({"api_key"})  # settings whose values are not shown
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -188,12 +189,24 @@ def _closest(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
+def read_text(name: str, file: str) -> str:
+    """The UTF-8 text of a file of settings. Raises ConfigError, which begins with `name`."""
+    try:
+        with open(file, "rb") as opened:
+            data = opened.read(_MAX_FILE + 1)
+        if len(data) > _MAX_FILE:
+            raise ConfigError(f"{name}: longer than {_MAX_FILE >> 20} MiB")
+        return data.decode()
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not UTF-8 text") from error
+
+
 def _from_file(file: str, section: str) -> dict[str, Any]:
     try:
-        document = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"settings file {file}: {error.strerror}") from error
-    except ValueError as error:  # not TOML, or not text
+        document = tomllib.loads(read_text(f"settings file {file}", file))
+    except ValueError as error:  # not TOML
         raise ConfigError(f"settings file {file}: {error}") from error
     unknown = set(document) - {"engine", "server"}
     if unknown:

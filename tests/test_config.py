@@ -133,3 +133,8 @@ def test_a_misspelt_variable_for_keys_is_an_error(name: str, monkeypatch: pytest
     monkeypatch.setenv(name, "secret")
     with pytest.raises(ConfigError, match=f"{name}: there is no such variable.*BLOCKLLM_API_KEY"):
         refuse_misspelt_keys()
+
+
+def test_an_endless_settings_file_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="settings file /dev/zero: longer than 4 MiB"):
+        load(ServerSettings, "server", "/dev/zero", {})

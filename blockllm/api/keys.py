@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
+from blockllm.config import read_text
 from blockllm.errors import ConfigError
 
 
@@ -68,16 +68,17 @@ def own_key(keys: str, file: str) -> str:
 
 
 def read_entries(keys: str, file: str) -> list[str]:
-    """Comma-separated entries, then a file's, one per line (# comments). Raises ConfigError for a
-    file that cannot be read or holds no key."""
-    entries = keys.split(",") if keys else []
+    """Those of the setting and then a file's, one per line each; in a file # begins a comment.
+    Raises ConfigError for a file that cannot be read or holds no key, and for a comma in the
+    setting: it may stand in a key or between two, and a wrong guess would make a weak one."""
+    entries = keys.split("\n") if keys else []
+    if "," in keys:
+        raise ConfigError(
+            "api_key: has a comma, which may be part of a key; put several keys, or one with a "
+            "comma, into the file of api_key_file, one per line"
+        )
     if file:
-        try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(f"api_key_file {file}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"api_key_file {file}: not UTF-8 text") from error
+        lines = read_text(f"api_key_file {file}", file).splitlines()
         found = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise ConfigError(f"api_key_file {file}: holds no key")

@@ -54,7 +54,7 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
 ) -> None:
     """Serve models over HTTP until SIGTERM or Ctrl-C; a second signal ends it at once."""
-    given = {**locals(), "api_key": ",".join(api_key) if api_key else None}
+    given = {**locals(), "api_key": "\n".join(api_key) if api_key else None}
     refuse_misspelt_keys()
     engine = load(EngineSettings, "engine", config, flags_of(EngineSettings, given))
     server = load(ServerSettings, "server", config, flags_of(ServerSettings, given))

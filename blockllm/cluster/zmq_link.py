@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ import zmq
 from blockllm.cluster.messages import FromAgent, ToAgent
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024  # a 4 MiB body holds at most ~2 M ids, 5 bytes each
-_SCHEME = "ipc://"
+_SCHEME, _SOCKET = "ipc://", "agent"
 FLUSH_MS = 2000  # how long a closing end waits for its last messages to leave
 
 T = TypeVar("T")
@@ -65,6 +67,16 @@ def remove_folder(address: str) -> None:
         path.parent.rmdir()
 
 
+def _private_folder() -> Path:
+    """A new folder of ours alone (mode 0700), where a socket's path is not too long for one."""
+    for place in (None, "/tmp"):  # TMPDIR may be deep
+        folder = Path(tempfile.mkdtemp(prefix="blockllm-", dir=place))
+        if len(os.fsencode(folder / _SOCKET)) <= zmq.IPC_PATH_MAX_LEN:
+            return folder
+        folder.rmdir()
+    raise OSError(errno.ENAMETOOLONG, "the path of the temporary folder is too long for a socket")
+
+
 class AgentLink:
     """The agent's end: blocking."""
 
@@ -102,8 +114,8 @@ class FrontLink:
     """
 
     def __init__(self, deliver: Callable[[FromAgent], None]) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="blockllm-"))  # mode 0700: ours alone
-        self.address = f"{_SCHEME}{folder / 'agent'}"
+        folder = _private_folder()
+        self.address = f"{_SCHEME}{folder / _SOCKET}"
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._bind()
         self._encoder = msgspec.msgpack.Encoder()

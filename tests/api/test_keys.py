@@ -14,7 +14,7 @@ from blockllm.errors import ConfigError
 def test_keys_belong_to_tenants_and_are_kept_as_digests(tmp_path: Path):
     file = tmp_path / "keys"
     file.write_text("# our keys\nacme:k1\n\nacme:k2\nk3\n")
-    keys = read_keys("solo,other:k4", str(file))
+    keys = read_keys("solo\nother:k4", str(file))
     assert keys.tenant_of(b"k1") == keys.tenant_of(b"k2") == "acme"
     assert keys.tenant_of(b"k4") == "other"
     anonymous = {keys.tenant_of(b"k3"), keys.tenant_of(b"solo")}
@@ -51,10 +51,25 @@ def test_a_key_is_the_bytes_of_its_text(tmp_path: Path):
         read_keys(os.fsdecode(b"t:\xff"), "")
 
 
-@pytest.mark.parametrize("keys", ["a,", ",", "a,,b", " "])
+@pytest.mark.parametrize("keys", ["a\n", "\n", "a\n\nb", " ", "t:"])
 def test_a_key_that_was_left_empty_is_an_error(keys: str):
     with pytest.raises(ConfigError, match="empty key"):
         read_keys(keys, "")
+
+
+@pytest.mark.parametrize("keys", ["t:Xk7,a", "a,b", ","])
+def test_a_comma_makes_no_second_key(tmp_path: Path, keys: str):
+    with pytest.raises(ConfigError, match="has a comma"):
+        read_keys(keys, "")
+    (tmp_path / "keys").write_text("t:Xk7,a\n")
+    ring = read_keys("", str(tmp_path / "keys"))
+    assert ring.tenant_of(b"Xk7,a") == "t"
+    assert ring.tenant_of(b"a") is ring.tenant_of(b"Xk7") is None
+
+
+def test_an_endless_file_of_keys_is_an_error():
+    with pytest.raises(ConfigError, match="longer than 4 MiB"):
+        read_keys("", "/dev/zero")
 
 
 def test_a_client_sends_the_first_key_without_its_tenant(tmp_path: Path):

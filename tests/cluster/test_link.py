@@ -150,3 +150,19 @@ def test_errors_survive_the_wire():
     assert type(errors.error_of("annotations", "x")) is errors.EngineError
     assert type(errors.error_of("OutOfMemory", "x")) is errors.OutOfMemory
     assert refusal("r", errors.Overloaded("y")) == Refused("r", "Overloaded", "y", None)
+
+
+def test_a_deep_temporary_folder_does_not_make_the_path_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+
+    async def listen() -> str:
+        link = FrontLink(lambda message: None)
+        link.close()
+        return link.address
+
+    assert asyncio.run(listen()).startswith("ipc:///tmp/blockllm-")
+    assert list(deep.iterdir()) == []
