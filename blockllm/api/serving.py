@@ -14,7 +14,7 @@ from starlette.requests import Request as HttpRequest
 
 from blockllm.api import limits, wire
 from blockllm.api.answers import PromptTokensDetails, Usage
-from blockllm.api.bodies import read_body
+from blockllm.api.bodies import UnreadBodies, read_body
 from blockllm.api.choice import Choice, Piece, TextRules
 from blockllm.api.generation import AgentPort, Generation, make_choices
 from blockllm.api.keys import salt_of
@@ -29,6 +29,7 @@ from blockllm.observability.metrics import ServerMetrics
 T = TypeVar("T")
 Body = TypeVar("Body", bound=msgspec.Struct)
 INLINE_IDS = 4096  # more are read on another thread
+UNREAD_BODIES = 32  # bodies of the largest size that may be under way at once
 
 
 class Caller(NamedTuple):
@@ -74,10 +75,12 @@ class Serving:
         self.metrics = metrics
         self.draining = False
         self.num_in_flight = 0
+        self._unread = UnreadBodies(UNREAD_BODIES * settings.max_body_bytes)
 
     async def read(self, request: HttpRequest, kind: type[Body]) -> Body:
-        """The body of a request, within the limit."""
-        return await read_body(request, kind, self.settings.max_body_bytes)
+        """The body of a request, within the limits."""
+        with self._unread.of(request.scope["state"]["tenant"]) as take:
+            return await read_body(request, kind, self.settings.max_body_bytes, take)
 
     @contextlib.contextmanager
     def in_flight(self) -> Iterator[None]:

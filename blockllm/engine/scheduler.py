@@ -15,13 +15,13 @@ from blockllm.engine.kv.cache import KVCache, SequenceKV
 from blockllm.engine.kv.planned import PlannedPages, Prompt
 from blockllm.engine.pace import Load, Pace
 from blockllm.engine.policies import POLICIES
-from blockllm.engine.policies.tenants import may_wait
 from blockllm.engine.queues import Paused
 from blockllm.engine.sequence import RouteState, Sequence
 from blockllm.engine.turn import Turn, make_turn
 from blockllm.engine.waiting import WaitingLines
 from blockllm.engine.work import Plan, Policy, View, check
 from blockllm.errors import BadRequest, ModelNotFound, Overloaded, TooManyRequests
+from blockllm.shares import has_room
 
 
 class Scheduler:
@@ -79,7 +79,7 @@ class Scheduler:
         if waiting >= most:
             raise Overloaded(f"{waiting} requests wait already; try again later")
         own = self._waiting.num_of(tenant)
-        if tenant and not may_wait(own, waiting, most):
+        if tenant and not has_room(own, waiting, most):
             raise TooManyRequests(
                 f"{own} of your requests wait already, your share of {most}; try again later"
             )

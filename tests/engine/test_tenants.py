@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from blockllm.core import Request
 from blockllm.engine import Engine
 from blockllm.engine.policies import Chunked
-from blockllm.engine.policies.tenants import in_turn, may_wait, split_prompts
+from blockllm.engine.policies.tenants import in_turn, split_prompts
 from blockllm.errors import Overloaded, TooManyRequests
+from blockllm.shares import has_room
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, settings, step
 from tests.engine.fake_view import FakeSequence, make_view
@@ -67,7 +68,7 @@ def test_a_newcomer_gets_the_slot_of_the_youngest_of_the_tenant_with_most() -> N
 def test_lines_leave_room_for_newcomers() -> None:
     def fill(*shares: int) -> int:
         own = 0
-        while may_wait(own, own + sum(shares), 12):
+        while has_room(own, own + sum(shares), 12):
             own += 1
         return own
 

@@ -18,13 +18,6 @@ from blockllm.engine.work import Known, View
 LOOK_AHEAD = 64
 
 
-def may_wait(own: int, waiting: int, most: int) -> bool:
-    """Whether a tenant of whom `own` requests wait may add one to a line of `waiting`, at most
-    `most`: while it has fewer there than places are free (dynamic thresholds of Choudhury and
-    Hahne, 1998). One tenant alone fills half, two a third each: a newcomer finds room."""
-    return own < max(1, most - waiting)
-
-
 def in_turn(view: View) -> Iterator[Known]:
     """Waiting sequences in order of admission: of the tenant with the fewest running ones first,
     those to be admitted before counted; of equals, of the one whose turn is longest ago."""
