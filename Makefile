@@ -53,6 +53,9 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python $(PIP) --constraint $(VENV)/pins.txt --no-build-isolation --editable ".[demo,dev,fuzz]"
 	$(BIN)/python -m tools.campaigns.traces
 	$(BIN)/python -m tools.campaigns.files
+	$(BIN)/python -m tools.campaigns.requests bytes
+	$(BIN)/python -m tools.campaigns.requests sockets
+	$(BIN)/python -m tools.campaigns.requests schema
 
 # The oracle without kept answers: the reference is asked anew, and its answers are kept.
 oracle: $(VENV)/.dev

@@ -102,6 +102,8 @@ def requests_of(data: bytes) -> list[tuple[str, bytes]] | None:
         while True:
             event = parser.next_event()
             if isinstance(event, h11.Request):
+                if event.method == b"CONNECT":  # what follows is no HTTP to it; we refuse and go on
+                    return None
                 found.append((event.method.decode(), event.target))
             elif isinstance(event, h11.EndOfMessage):
                 if parser.their_state is h11.MUST_CLOSE:

@@ -59,9 +59,11 @@ class Wire(asyncio.Transport):
 
     def send(self, data: bytes) -> None:
         """Bytes of the client arrive."""
+        if not data or self.closed_at is not None:
+            return
         if self._is_paused or self._held:
             self._held.append(data)
-        elif self.closed_at is None and data:
+        else:
             self._protocol.data_received(data)
 
     def end(self) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from tools.campaigns.mutate import inputs
 from tools.campaigns.oracle import Judge, save
+from tools.campaigns.schema import run_schema
 from tools.campaigns.sockets import run_sockets
 from tools.campaigns.targets import make
 
@@ -44,7 +45,11 @@ def run_bytes(count: int, seed: int) -> dict[str, Any]:
 
 
 # what runs a campaign, and how many inputs it has unless told otherwise
-CAMPAIGNS = {"bytes": (run_bytes, 1_000_000), "sockets": (run_sockets, 20_000)}
+CAMPAIGNS = {
+    "bytes": (run_bytes, 1_000_000),
+    "sockets": (run_sockets, 20_000),
+    "schema": (run_schema, 600),  # seconds
+}
 
 
 def main() -> None:

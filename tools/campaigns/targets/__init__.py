@@ -21,6 +21,7 @@ TARGETS = {
     **dict.fromkeys(("to_agent", "from_agent", "chains"), "messages"),
     "bodies": "bodies",
     "connection": "http",
+    "operation": "operations",
 }
 
 
