@@ -8,7 +8,7 @@ import msgspec
 
 from blockllm import __version__
 from blockllm.api import answers, limits, wire
-from blockllm.api.fields import REFUSED
+from blockllm.api.fields import REFUSED, Refused
 from blockllm.api.guard import PUBLIC
 from blockllm.config import ServerSettings
 
@@ -16,6 +16,9 @@ Schema = dict[str, Any]
 _REFERENCE = "#/components/schemas/{name}"
 _KEY = "apiKey"
 _ERROR = {"schema": {"$ref": _REFERENCE.format(name="ErrorAnswer")}}
+
+# clients' other spelling of a value that says nothing
+_EQUAL: dict[str, tuple[object, ...]] = {"False": (0,), "True": (1,), "0": (False,), "1": (True,)}
 
 
 class Operation(NamedTuple):
@@ -68,7 +71,9 @@ def document(settings: ServerSettings) -> Schema:
     for body in (wire.ChatRequest, wire.CompletionRequest):
         properties = components[body.__name__]["properties"]
         for name, rule in REFUSED.items():
-            properties.setdefault(name, {"enum": [*rule.neutral, None]})
+            properties.setdefault(name, _neutral(rule))
+    for body in bodies:
+        _allow_null(components[body.__name__])
     paths: dict[str, Schema] = {}
     for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _describe(path, operation)
@@ -79,6 +84,24 @@ def document(settings: ServerSettings) -> Schema:
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {_KEY: scheme}},
     }
+
+
+def _allow_null(body: Schema) -> None:
+    """A null is a field that is not given."""
+    for name, schema in body["properties"].items():
+        parts = schema.get("anyOf", [schema])
+        types = [part.get("type") for part in parts]
+        if name not in body["required"] and "null" not in types and any(types):
+            default = {"default": schema.pop("default")} if "default" in schema else {}
+            body["properties"][name] = {"anyOf": [*parts, {"type": "null"}], **default}
+
+
+def _neutral(rule: Refused) -> Schema:
+    """What a field that is not served may be: anything where another field switches it off."""
+    if rule.unless is not None:
+        return {}
+    same = [other for value in rule.neutral for other in _EQUAL.get(str(value), ())]
+    return {"enum": [*rule.neutral, *same, None]}
 
 
 def _bounds(settings: ServerSettings) -> dict[str, Schema]:

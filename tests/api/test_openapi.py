@@ -47,4 +47,7 @@ def test_fields_and_bounds_are_those_that_bodies_are_read_with(models: Models):
     assert chat["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
     assert chat["n"]["anyOf"][0]["maximum"] == 16
     assert chat["tool_choice"] == {"enum": ["none", "auto", None]}
+    whether = {"anyOf": [{"type": "boolean"}, {"type": "null"}], "default": True}
+    assert chat["add_generation_prompt"] == whether
+    assert chat["echo"] == {"enum": [False, 0, None]} and chat["tools"] == {}
     assert chat["messages"]["maxItems"] == 4096

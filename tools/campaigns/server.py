@@ -17,7 +17,7 @@ from blockllm.zoo import Zoo
 from tools.campaigns.oracle import resident
 from tools.campaigns.script import KEY
 from tools.demo import free_port, is_ready, stop_server
-from tools.soak_watch import Metrics, read_metrics
+from tools.soak.watch import Metrics, read_metrics
 
 START_SECONDS = 180
 SECONDS = 1  # of every deadline of a connection
@@ -28,7 +28,7 @@ ORDINARY = {
 _SETTINGS = {
     "HEAD_TIMEOUT": SECONDS, "BODY_TIMEOUT": SECONDS, "READER_TIMEOUT": SECONDS,
     "KEEP_ALIVE": SECONDS, "API_KEY": f"tenant:{KEY.decode()}", "DTYPE": "float32",
-    "MEMORY": "64MiB", "THREADS": 1, "MAX_BODY_BYTES": 20_000, "LOG_LEVEL": "error",
+    "MEMORY": "64MiB", "THREADS": 1, "MAX_BODY_BYTES": 1 << 20, "LOG_LEVEL": "error",
 }  # fmt: skip
 
 
