@@ -72,8 +72,8 @@ def document(settings: ServerSettings) -> Schema:
         properties = components[body.__name__]["properties"]
         for name, rule in REFUSED.items():
             properties.setdefault(name, _neutral(rule))
-    for body in bodies:
-        _allow_null(components[body.__name__])
+    for kind in bodies:
+        _allow_null(components[kind.__name__])
     paths: dict[str, Schema] = {}
     for (method, path), operation in OPERATIONS.items():
         paths.setdefault(path, {})[method.lower()] = _describe(path, operation)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
@@ -51,24 +52,33 @@ def load_tokenizer(files: TextFiles, family: str) -> Loaded:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = kind.split_special
         add_missing(tokenizer, tokens)
+        with _usable(TOKENIZER):
+            tokenizer.encode("")  # what it puts around a text may not be there
     return Loaded(tokenizer, tokens)
 
 
 def open_tokenizer(make: Callable[[], Tokenizer], file: str = TOKENIZER) -> Tokenizer:
     """What `make` returns; raises CheckpointError, naming the file, whatever way it fails, and for
     ids that are too high."""
-    try:
+    with _usable(file):
         tokenizer = make()
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # the library raises bare Exception, and panics
-        raise CheckpointError(f"{file}: not a usable tokenizer: {error!s:.200}") from error
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
     if highest >= MAX_IDS:
         raise CheckpointError(
             f"{file}: a token has the id {highest}, allowed are 0 to {MAX_IDS - 1}"
         )
     return tokenizer
+
+
+@contextlib.contextmanager
+def _usable(file: str) -> Iterator[None]:
+    """Raises CheckpointError, naming the file, for whatever the library raises."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # it raises bare Exception, and panics
+        raise CheckpointError(f"{file}: not a usable tokenizer: {error!s:.200}") from error
 
 
 def add_missing(tokenizer: Tokenizer, tokens: Tokens) -> None:

@@ -28,8 +28,8 @@ def find_template(files: TextFiles) -> TemplateSource | None:
             raise CheckpointError(f"{TEMPLATE}: not UTF-8: {error}") from error
     found = read_object(files, SETTINGS).get("chat_template")
     if isinstance(found, list):
-        entries = [entry for entry in found if isinstance(entry, dict)]
-        found = {entry.get("name"): entry.get("template") for entry in entries}.get("default")
+        named = [entry for entry in found if isinstance(entry, dict) and "name" in entry]
+        found = next((e.get("template") for e in reversed(named) if e["name"] == "default"), None)
     if found is not None and not isinstance(found, str):
         raise CheckpointError(f"{SETTINGS}: chat_template: expected a string, got {found!r:.60}")
     return None if found is None else TemplateSource(SETTINGS, found)

@@ -15,15 +15,24 @@ from blockllm.zoo import Zoo, ingest
 from blockllm.zoo.assets import asset_name
 from blockllm.zoo.seals import seal_all
 from blockllm.zoo.text.facts import TextFacts
+from blockllm.zoo.text.template import find_template
 from tests.makers import make_lora
 from tests.zoo.conftest import contents
 
 LOOPS = "".join(f"{{% for a{i} in messages %}}" for i in range(30)) + "{% endfor %}" * 30
+AROUND = {
+    "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+    "post_processor": {
+        "type": "TemplateProcessing", "pair": [], "special_tokens": {},
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+    },
+}  # fmt: skip
 FAR = {"type": "BPE", "vocab": {"a": 1 << 21}, "merges": []}
 DAMAGED = [
     ("tokenizer.json", "{", "not a usable tokenizer"),
     ("tokenizer.json", '{"model": {"type": "BPE"}}', "not a usable tokenizer"),
     ("tokenizer.json", "", "not a usable tokenizer"),
+    ("tokenizer.json", json.dumps(AROUND), "no entry found for key"),
     ("tokenizer.json", json.dumps({"model": FAR}), "id 2097152, allowed are 0 to 2097151"),
     ("tokenizer_config.json", "[1]", "expected a JSON object"),
     ("tokenizer_config.json", '{"chat_template": 7}', "chat_template: expected a string, got 7"),
@@ -67,6 +76,13 @@ def test_what_a_template_would_compute_is_not_computed(
     source = shutil.copytree(llama, tmp_path / "model")
     (source / "chat_template.jinja").write_text(template)
     zoo.add("model", source)
+
+
+def test_templates_whose_names_are_no_text_are_passed_over(tmp_path: Path):
+    entries = [{"name": []}, {}, 1, {"name": "default", "template": "x"}, {"name": None}]
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"chat_template": entries}))
+    assert find_template({path.name: path}) == (path.name, "x")
 
 
 def test_verify_names_what_an_older_program_took(zoo: Zoo, tmp_path: Path, llama: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blockllm.api.tokenizer import TextTokenizer
+from blockllm.errors import CheckpointError
 from blockllm.zoo.text.conversion import convert
 from blockllm.zoo.text.facts import read_facts
 from blockllm.zoo.text.files import TEXT_FILES, find_text_files
@@ -58,12 +59,23 @@ def _read(folder: Path, family: str) -> None:
     if tokenizer is None:
         return
     text = TextTokenizer(tokenizer)
-    ids = text.encode(PROBE, True)
+    ids = _encode(text)
     text.decode(ids, skip_special=False)
     for index in ids[:8]:
         text.token_bytes(index)
         text.token_text(index)
     assert isinstance(tokens.texts, dict)
+
+
+def _encode(tokenizer: TextTokenizer) -> list[int]:
+    """Ids of a text, as a worker finds them: a panic of the library ends it and is a fault of the
+    file."""
+    try:
+        return tokenizer.encode(PROBE, True)
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise CheckpointError(f"the library panics: {error}") from error
+        raise
 
 
 def tokenizer(scratch: Path) -> Target:
