@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from blockllm.errors import BadRequest, BlockllmError, ContentFault, RequestError, error_of
+from blockllm.errors import (
+    BadRequest,
+    BlockllmError,
+    ContentFault,
+    RequestError,
+    WorkerDied,
+    error_of,
+)
 from blockllm.workers.frames import MAX_BYTES
 
 R = TypeVar("R")
@@ -16,8 +23,9 @@ R = TypeVar("R")
 MAX_MESSAGE = 1000  # characters of an error
 NOTE_BYTES = 64  # by which a worker says what it runs
 EMPTY = msgspec.Raw(b"null")
+FaultKind = Literal["failed", "size", "time", "memory", "crash"]
 # kind of a fault → what the content did; the first ones say that the process can go on
-WORDS = {
+WORDS: dict[FaultKind, str] = {
     "failed": "failed",
     "size": "made a larger result than is allowed",
     "time": "took longer than is allowed",
@@ -93,7 +101,7 @@ class Refusal(msgspec.Struct):
 class Fault(msgspec.Struct):
     """What the content did wrong, a word of WORDS; `detail` is the library's message."""
 
-    kind: str
+    kind: FaultKind
     part: str
     detail: str = ""
 
@@ -131,13 +139,25 @@ def refusal_of(error: BlockllmError) -> Refusal:
     return Refusal(type(error).__name__, str(error)[:MAX_MESSAGE], param)
 
 
+def read_answer(data: bytes) -> Answer:
+    """What a worker sent. Raises ValueError for what no sound one sends."""
+    try:
+        return msgspec.json.decode(data, type=Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not an answer: {error}") from error
+
+
 def result_of(answer: Answer, call: Call[R]) -> R:
-    """The answer's result; raises what it carries instead."""
+    """The answer's result; raises what it carries instead, and WorkerDied for another result than
+    was asked for."""
     if answer.refusal is not None:
         raise error_of(answer.refusal.kind, answer.refusal.message, answer.refusal.param)
     if answer.fault is not None:
         raise content_fault(answer.fault)
-    return msgspec.json.decode(answer.result, type=call.result)
+    try:
+        return msgspec.json.decode(answer.result, type=call.result)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WorkerDied(f"{call.task}: the worker's result is damaged: {error}") from error
 
 
 def content_fault(fault: Fault) -> ContentFault:

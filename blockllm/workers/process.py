@@ -13,7 +13,7 @@ import sys
 
 import msgspec
 
-from blockllm.workers.call import NOTE_BYTES, Answer, Fault, Limits
+from blockllm.workers.call import NOTE_BYTES, Answer, Fault, FaultKind, Limits, read_answer
 from blockllm.workers.frames import frame, receive, receive_async
 
 _END_SECONDS = 5.0  # a killed process is gone long before
@@ -21,7 +21,7 @@ _END_SECONDS = 5.0  # a killed process is gone long before
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "MALLOC_ARENA_MAX": "1"}
 _OURS = "BLOCKLLM_"  # settings, keys among them
 # how content ends a process; SIGKILL is another's doing
-_ENDINGS = {
+_ENDINGS: dict[int, FaultKind] = {
     -signal.SIGPROF: "time",
     **dict.fromkeys((-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGILL), "crash"),
 }
@@ -99,7 +99,7 @@ class Worker:
         if data is None:
             raise EOFError
         self.num_answers += 1
-        return msgspec.json.decode(data, type=Answer)
+        return read_answer(data)
 
     def end(self, is_late: bool = False) -> WorkerEnded:
         """End the process, if it still runs; why it has ended. `is_late`: for want of an answer."""

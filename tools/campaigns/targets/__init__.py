@@ -19,6 +19,7 @@ TARGETS = {
     **dict.fromkeys(("catalogue_bytes", "catalogue_values", "packs"), "catalogue"),
     **dict.fromkeys(("settings", "size", "keys"), "settings"),
     **dict.fromkeys(("to_agent", "from_agent", "chains"), "messages"),
+    **dict.fromkeys(("to_worker", "from_worker"), "workers"),
     "bodies": "bodies",
     "connection": "http",
     "operation": "operations",
