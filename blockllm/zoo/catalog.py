@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
 
-from blockllm.errors import CorruptStore, StoreFull, ZooError
+from blockllm.errors import CorruptStore, ZooError
+from blockllm.zoo.room import full, read_only
+from blockllm.zoo.unwritable import address_without_files
 
 # format n of the catalogue is what the first n scripts make; older ones are brought up to date
 _SCRIPTS = ("schema.sql", "measurement.sql", "deltas.sql", "ends.sql", "seals.sql")
@@ -20,8 +22,8 @@ _FULL_TOO = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 # the file may be sound, but it cannot be used now
 _UNUSABLE = (
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
 )  # fmt: skip
 # how long a transaction waits for another process's commit, which takes milliseconds
 _BUSY_SECONDS = 30.0
@@ -38,7 +40,7 @@ class Catalog:
         an older format (its number is the second argument) wrote up to date, in the same
         transaction.
         """
-        with self._connection("rwc") as connection:
+        with self._connection(self._address("rwc")) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
                 raise ZooError(
@@ -60,21 +62,38 @@ class Catalog:
         """Whether the tables are there in the format this program reads."""
         if not self._path.exists():
             return False
-        with self._connection() as connection:
+        with self.reading() as connection:
             return bool(connection.execute("PRAGMA user_version").fetchone()[0] == _VERSION)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that sees one consistent state, whatever is written meanwhile."""
-        with self._connection() as connection:
+        """A transaction that sees one consistent state, whatever is written meanwhile. Also on a
+        read-only or a full disk."""
+        with ExitStack() as stack:
+            try:
+                connection = stack.enter_context(self._reading_connection(self._address("rw")))
+            except CorruptStore:
+                raise
+            except ZooError as error:  # SQLite could make no file beside the catalogue
+                try:
+                    address = stack.enter_context(address_without_files(self._path))
+                except (ZooError, OSError):
+                    raise error from None
+                connection = stack.enter_context(self._reading_connection(address))
+            yield connection
+
+    @contextmanager
+    def _reading_connection(self, address: str) -> Iterator[sqlite3.Connection]:
+        with self._connection(address) as connection:
             connection.execute("BEGIN")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # reads the file
             yield connection
             connection.execute("ROLLBACK")
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that becomes visible and durable when the body ends without an error."""
-        with self._connection() as connection:
+        with self._connection(self._address("rw")) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -92,10 +111,10 @@ class Catalog:
         return f"{self._path.as_uri()}?mode={mode}"
 
     @contextmanager
-    def _connection(self, mode: str = "rw") -> Iterator[sqlite3.Connection]:
+    def _connection(self, address: str) -> Iterator[sqlite3.Connection]:
         try:
             connection = sqlite3.connect(
-                self._address(mode),
+                address,
                 timeout=_BUSY_SECONDS,
                 isolation_level=None,
                 check_same_thread=False,
@@ -104,6 +123,7 @@ class Catalog:
             try:
                 connection.execute("PRAGMA foreign_keys = ON")
                 connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA temp_store = MEMORY")  # the disk may be full
                 connection.text_factory = _text
                 yield connection
             finally:
@@ -119,7 +139,9 @@ class Catalog:
         code = getattr(error, "sqlite_errorcode", None)  # none where Python's module found it
         kind = None if code is None else code & 0xFF
         if kind == sqlite3.SQLITE_FULL or code in _FULL_TOO:
-            return StoreFull(f"{self._path.parent}: no room left on the disk, or a quota used up")
+            return full(self._path.parent)
+        if kind == sqlite3.SQLITE_READONLY:
+            return read_only(self._path.parent, "its catalogue is read-only")
         if kind in _UNUSABLE:
             return ZooError(f"{self._path}: {error}")
         return self._damaged(error)

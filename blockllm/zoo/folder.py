@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from blockllm.errors import CorruptStore, ZooError
+from blockllm.zoo.room import Reserve
 from blockllm.zoo.staging import Stage, drop_stages, hold_stage, is_at
 
 
@@ -22,6 +23,7 @@ class Folder:
         self.root = root
         self.catalog = root / "catalog.sqlite"
         self.temporary = root / "tmp"
+        self.reserve = Reserve(root / "reserve", self.catalog)
 
     def check_usable(self) -> None:
         """Raise ZooError if the place holds something else than a zoo."""
@@ -74,6 +76,19 @@ class Folder:
             yield
 
     @contextmanager
+    def still(self) -> Iterator[None]:
+        """Let no writer in, without a right to write. Raises ZooError if there is no zoo."""
+        self.check_there()
+        try:
+            file = (self.root / "lock").open("rb")
+        except FileNotFoundError:  # a copy without it, which has no writers
+            yield
+            return
+        with file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            yield
+
+    @contextmanager
     def growing(self, create: Callable[[], None]) -> Iterator[None]:
         """Hold the write lock of a zoo that may be absent: `create` then makes its catalogue. If
         the body fails, a zoo made for it is gone again.
@@ -115,6 +130,7 @@ class Folder:
         drop_stages(self.temporary)
         for path in self.root.glob("catalog.sqlite*"):
             remove(path)
+        self.reserve.release()
         for path in (*self.root.glob("*/??"), *(self.root / name for name in _FOLDERS)):
             _remove_empty(path)
         remove(self.root / "lock")
@@ -132,7 +148,7 @@ class Folder:
 
 _LEAST_BYTES = 100  # of an SQLite file: shorter ones are taken for new
 _FOLDERS = ("packs", "assets", "tmp")
-_OWN = {"lock", *_FOLDERS, "catalog.sqlite-journal"}
+_OWN = {"lock", "reserve", *_FOLDERS, "catalog.sqlite-journal"}
 
 
 def publish(moves: Iterable[tuple[Path, Path]]) -> list[Path]:

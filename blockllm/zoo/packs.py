@@ -16,6 +16,7 @@ from blockllm.errors import CheckpointError, CorruptStore
 from blockllm.zoo.digest import pack_name, tensor_hasher
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.header import Entry
+from blockllm.zoo.room import check_room
 from blockllm.zoo.staging import Stage
 
 Key = TypeVar("Key", bound=Hashable)
@@ -112,6 +113,7 @@ class PackWriter:
         return str(hasher.hexdigest())
 
     def _write(self, fresh: dict[str, Readable]) -> None:
+        check_room(self._stage.root, sum(s.entry.nbytes + ALIGNMENT for s in fresh.values()))
         temporary = self._stage.new_temporary()
         placed: list[_Placed] = []
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

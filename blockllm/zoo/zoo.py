@@ -6,7 +6,7 @@ import errno
 import math
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,12 @@ from blockllm.zoo.opening import Wish, open_source
 from blockllm.zoo.records import Record, Targets
 from blockllm.zoo.renewal import renew
 from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, silent
+from blockllm.zoo.room import FULL, full, read_only
 from blockllm.zoo.snapshot import Snapshot
 from blockllm.zoo.source import check_name, find_folder
 
 Found = TypeVar("Found")
-
-# the disk is full, the quota used up, or the file larger than allowed
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+Made = TypeVar("Made")
 
 
 class Zoo:
@@ -45,7 +44,7 @@ class Zoo:
         """
         self._folder = Folder(Path(path).expanduser().absolute())
         self._catalog = Catalog(self._folder.catalog)
-        with _disk_errors():
+        with self._disk_errors():
             self._folder.check_usable()
             try:
                 if self._folder.catalog.exists() and not self._catalog.is_ready():
@@ -83,7 +82,7 @@ class Zoo:
             raise ZooError(f"format: expected int8, got {str(format)[:40]!r}")
         if scale is not None and not math.isfinite(scale):
             raise ZooError(f"scale: expected a finite number, got {scale}")
-        with _disk_errors():
+        with self._disk_errors():
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
             wish = Wish(name, find_folder(source), root, base, format, scale)
@@ -99,6 +98,7 @@ class Zoo:
             progress("waiting for other writers", 0, 0)
             with self._folder.growing(self._create_catalog):
                 added = add_locked(self._folder, self._catalog, opened, progress)
+        self._top_up()
         return added
 
     def _has_models(self) -> bool:
@@ -130,7 +130,7 @@ class Zoo:
         started = time.monotonic()
         check_name(name)
         wish = Assembly(name, like, tuple(layers), kind, exact, root, targets, parent, own)
-        with _disk_errors(), self._folder.writing():
+        with self._disk_errors(), self._folder.writing():
             record, stored = assemble(self._folder, self._catalog, wish)
         return self._report(record, stored, started)
 
@@ -155,20 +155,24 @@ class Zoo:
 
         Raises UnknownModel, and ZooError while adapters are based on it.
         """
-        with _disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
-            records.delete(connection, name)
+
+        def delete() -> None:
+            with self._catalog.writing() as connection:
+                records.delete(connection, name)
+
+        self._free(delete)
 
     def record_loss(self, measurement: Measurement) -> None:
         """Keep what was measured; it replaces a measurement of the same model against the same
         reference on the same text. Raises UnknownModel.
         """
-        with _disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
+        with self._disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
             records.insert_measurement(connection, measurement)
 
     def record_finding(self, kind: str, subject: str, object: str, value: msgspec.Struct) -> None:
         """Keep what was found out about two layers, models or devices; it replaces an earlier
         finding of the same kind about the same two."""
-        with _disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
+        with self._disk_errors(), self._folder.writing(), self._catalog.writing() as connection:
             findings.insert(connection, kind, subject, object, value)
 
     def findings(self, kind: str, type: type[Found]) -> dict[tuple[str, str], Found]:
@@ -243,13 +247,12 @@ class Zoo:
         """Compare every stored byte with what its name promises, and read tokenizers and templates.
         Writers wait meanwhile."""
         progress("waiting for other writers", 0, 0)
-        with _disk_errors(), self._folder.writing(), self._catalog.reading() as connection:
+        with self._disk_errors(), self._folder.still(), self._catalog.reading() as connection:
             return verification.verify(self._folder, connection, progress)
 
     def gc(self) -> GcReport:
         """Delete packs, assets and rows that no model needs, and what killed adds left behind."""
-        with _disk_errors(), self._folder.writing():
-            return garbage.collect(self._folder, self._catalog)
+        return self._free(lambda: garbage.collect(self._folder, self._catalog))
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -266,12 +269,33 @@ class Zoo:
         with self._reading() as connection:
             yield Snapshot(connection)
 
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            root = self._folder.root
+            if error.errno in FULL:
+                raise full(root) from error
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise read_only(root, str(error.strerror).lower()) from error
+            raise ZooError(str(error)) from error
 
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StoreFull("no room left on the zoo's disk; nothing was changed") from error
-        raise ZooError(str(error)) from error
+    def _free(self, work: Callable[[], Made]) -> Made:
+        """Do what makes room, under the write lock: on a full disk with that of the reserve."""
+        with self._disk_errors():
+            try:
+                with self._disk_errors(), self._folder.writing():
+                    made = work()
+            except StoreFull:
+                if not self._folder.reserve.release():
+                    raise
+                with self._folder.writing():
+                    made = work()
+            self._top_up()
+        return made
+
+    def _top_up(self) -> None:
+        if self._folder.reserve.is_short:
+            with self._folder.writing():
+                self._folder.reserve.fill()
