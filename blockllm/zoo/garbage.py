@@ -23,9 +23,8 @@ def collect(folder: Folder, catalog: Catalog) -> GcReport:
             "DELETE FROM tensor WHERE pack NOT IN"
             f" (SELECT pack FROM tensor WHERE hash IN ({NEEDED_TENSORS}))"
         ).rowcount
-        packs = connection.execute("SELECT DISTINCT pack FROM tensor").fetchall()
-        check_packs(connection)
+        packs = check_packs(connection)
         assets = connection.execute("SELECT DISTINCT name FROM asset").fetchall()
-    kept = {folder.pack(row[0]) for row in packs} | {folder.asset(row[0]) for row in assets}
+    kept = {folder.pack(pack) for pack in packs} | {folder.asset(row[0]) for row in assets}
     sizes = [remove(path) for path in folder.stored() if path not in kept]
     return GcReport(num_files=len(sizes), num_bytes=sum(sizes), num_tensors=dropped)

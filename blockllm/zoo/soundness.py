@@ -25,7 +25,8 @@ def find_problems(connection: sqlite3.Connection, snapshot: Snapshot) -> Iterato
 
 
 def check_models(connection: sqlite3.Connection) -> None:
-    """Raise CorruptStore unless the rows of all models and layers are what was written."""
+    """Raise CorruptStore unless indexes agree with tables, and the rows of all models and layers
+    are what was written."""
     snapshot = Snapshot(connection)
     damaged = dict(snapshot.unread)
     for model, name, seal in connection.execute("SELECT id, name, seal FROM model").fetchall():
@@ -34,12 +35,13 @@ def check_models(connection: sqlite3.Connection) -> None:
         except CorruptStore as error:
             damaged.setdefault(str(name), f"model {str(name)!r} is damaged: {error}; remove it")
     reasons = [*damaged.values(), *(f"{where}: {what}" for where, what in snapshot.damage.items())]
+    reasons += [problem.what for problem in _structure(connection)]
     if reasons:
         raise CorruptStore(f"nothing was removed: the catalogue is damaged. {reasons[0]}")
 
 
-def check_packs(connection: sqlite3.Connection) -> None:
-    """Raise CorruptStore unless each pack's name follows from its tensors."""
+def check_packs(connection: sqlite3.Connection) -> set[str]:
+    """The names of all packs. Raises CorruptStore unless each follows from the pack's tensors."""
     found: dict[str, list[tuple[int, str]]] = {}
     for pack, offset, tensor in connection.execute("SELECT pack, offset, hash FROM tensor"):
         found.setdefault(pack, []).append((offset, tensor))
@@ -49,6 +51,7 @@ def check_packs(connection: sqlite3.Connection) -> None:
                 f"nothing was removed: the catalogue's list of the tensors in pack {pack} is"
                 " damaged; `zoo verify` names the models to remove"
             )
+    return set(found)
 
 
 def _structure(connection: sqlite3.Connection) -> Iterator[Problem]:

@@ -232,3 +232,18 @@ def test_gc_removes_nothing_while_the_catalogue_is_damaged(damaged: Damaged) -> 
         with pytest.raises(CorruptStore, match="nothing was removed"):
             Zoo(damaged.root).gc()
         check_packs(damaged)
+
+
+def test_an_index_that_disagrees_with_its_table_costs_no_pack(damaged: Damaged) -> None:
+    damaged.reset()
+    with closing(sqlite3.connect(damaged.catalog, isolation_level=None)) as connection:
+        connection.execute("DROP INDEX tensor_pack")
+        connection.execute("CREATE INDEX tensor_pack ON tensor (dtype)")
+        connection.execute("PRAGMA writable_schema = 1")
+        connection.execute(
+            "UPDATE sqlite_schema SET sql = 'CREATE INDEX tensor_pack ON tensor (pack)'"
+            " WHERE name = 'tensor_pack'"
+        )
+    with pytest.raises(CorruptStore, match=r"nothing was removed.*tensor_pack"):
+        Zoo(damaged.root).gc()
+    check_packs(damaged)
