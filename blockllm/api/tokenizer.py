@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,7 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 ALPHABET = _byte_level_alphabet()
+_BYTE = re.compile(r"<0x[0-9a-fA-F]{2}>")  # a token that stands for one
 
 
 @contextlib.contextmanager
@@ -53,8 +55,15 @@ class TokenTable:
         self.token_text = functools.cache(self._token_text)
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
-        """Text of the ids; ids without a token are skipped."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        """Text of the ids; ids without a token are skipped. Raises BadRequest for a decoder that
+        fails."""
+        try:
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # the library's own, which is no Exception
+                raise
+            reason = f"the model's tokenizer cannot make text of tokens: {error!s:.200}"
+            raise BadRequest(reason, "model") from error
         return text
 
     def token(self, index: int) -> str | None:
@@ -79,7 +88,7 @@ class TokenTable:
                 return bytes([ALPHABET[character] for character in token])
             except KeyError:  # an added token with characters outside the alphabet
                 return token.encode()
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        if _BYTE.fullmatch(token):
             return bytes.fromhex(token[3:5])
         return token.replace("▁", " ").encode()
 

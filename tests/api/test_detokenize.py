@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
 from blockllm.api.detokenize import WindowDetokenizer, make_detokenizer
 from blockllm.api.tokenizer import TextTokenizer
+from blockllm.errors import BadRequest
 from tests.api.family import byte_level_tokenizer, sentencepiece_like_tokenizer
 
 BYTE_LEVEL = TextTokenizer(byte_level_tokenizer())
@@ -111,3 +112,12 @@ def test_bytes_of_tokens():
     ids = SENTENCEPIECE.encode("the €", False)
     assert b"".join(map(SENTENCEPIECE.token_bytes, ids)) == " the €".encode()
     assert BYTE_LEVEL.token_bytes(1_000_000) == b""
+
+
+def test_a_decoder_that_panics_is_a_fault_of_the_model():
+    tokenizer = Tokenizer(models.BPE({" ": 0, "<0xZZ>": 1}, []))
+    tokenizer.decoder = decoders.Strip(" ", 0, 5)  # of a token that has fewer of them
+    with pytest.raises(BadRequest, match="cannot make text") as caught:
+        TextTokenizer(tokenizer).decode([0], False)
+    assert caught.value.param == "model"
+    assert TextTokenizer(tokenizer).token_bytes(1) == b"<0xZZ>"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from blockllm.errors import BlockllmError
 
 MAX_SECONDS = 1.0  # of processor time for one input
 MAX_GROWTH = 96 << 20  # bytes of resident memory between the first fifth of a run and its end
+LOOK_EACH = 2048  # inputs between two looks at memory
 MAX_FAULTS = 20  # kinds that are kept
 MAX_KEPT = 4096  # bytes of an input that stands in a report
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -85,11 +87,13 @@ class Judge:
         for what in self._outside:
             self._book(what, "", data)
         self._outside.clear()
-        if self.inputs % 1024 == 0:
+        if self.inputs % LOOK_EACH == 0:
+            gc.collect()
             self._now = resident()
 
     def settle(self) -> None:
         """What memory is compared with from now on: caches are full."""
+        gc.collect()
         self._early = self._now = resident()
 
     def report(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _read(folder: Path, family: str) -> None:
     text = TextTokenizer(tokenizer)
     ids = _encode(text)
     text.decode(ids, skip_special=False)
-    for index in ids[:8]:
+    for index in (*ids[:8], *range(6)):
         text.token_bytes(index)
         text.token_text(index)
     assert isinstance(tokens.texts, dict)
