@@ -61,6 +61,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cut: Literal["lazy", "layers"] = "lazy"
     prefix_cache: bool = True
     kernels: Literal["auto", "plain"] = "auto"
+    verify_weights: bool = True
     overlap: Literal["auto", "on", "off"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
 

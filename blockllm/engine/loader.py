@@ -1,8 +1,7 @@
-"""Tensors from the zoo's packs to the device: mapped, not copied, where the dtypes agree."""
+"""Tensors from the zoo's packs to the device, each once."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,16 +10,7 @@ import torch
 
 from blockllm.core import Tensor
 from blockllm.engine.kernels.matmul import Matmul, make_matmul, packs
-from blockllm.errors import CorruptStore
-
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "I32": torch.int32,
-}
+from blockllm.engine.reading import MappedPacks, Packs, ReadPacks
 
 
 class PackStore(Protocol):
@@ -38,15 +28,16 @@ class TensorLoader:
         device: torch.device,
         dtype: torch.dtype,
         advance: Callable[[int], None] | None = None,
+        verify: bool = True,
     ) -> None:
-        """`advance` is told how many bytes of distinct tensors have been read."""
-        self._store = store
+        """`advance` is told how many bytes of distinct tensors have been read. Not `verify`: packs
+        are mapped and not compared with their names."""
+        self._packs: Packs = (ReadPacks if verify else MappedPacks)(store.pack_path)
         self._advance = advance
         self._seen: set[str] = set()
         self._num_bytes = 0
         self._device = device
         self.dtype = dtype  # what is computed in
-        self._maps: dict[str, mmap.mmap] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         self._matmuls: dict[tuple[str, ...], Matmul] = {}
 
@@ -96,15 +87,12 @@ class TensorLoader:
 
     def _forget_pages(self, tensor: Tensor) -> None:
         """Let the system drop a tensor's mapped pages: a copy of it is in memory."""
-        page = mmap.PAGESIZE
-        start = -(-tensor.offset // page) * page
-        length = (tensor.offset + tensor.nbytes) // page * page - start
-        if length > 0 and tensor.hash not in self._tensors:
-            self._map(tensor.pack).madvise(mmap.MADV_DONTNEED, start, length)
+        if tensor.hash not in self._tensors:
+            self._packs.forget(tensor)
 
     def load(self, tensor: Tensor) -> torch.Tensor:
-        """The tensor on the device in the compute dtype. On CPU with equal dtypes it is a view
-        of the pack file. Raises CorruptStore if the pack is missing or too short."""
+        """The tensor on the device in the compute dtype. Raises CorruptStore if its pack is
+        missing, too short, or has other bytes."""
         loaded = self._tensors.get(tensor.hash)
         if loaded is None:
             loaded = self._float_or_int8(self._view(tensor))
@@ -123,28 +111,12 @@ class TensorLoader:
         return self._float_or_int8(self._view(tensor)) if loaded is None else loaded
 
     def _view(self, tensor: Tensor) -> torch.Tensor:
-        mapped = self._map(tensor.pack)
-        if tensor.offset + tensor.nbytes > len(mapped):
-            raise CorruptStore(f"pack {tensor.pack} is too short; run `blockllm zoo verify`")
+        view = self._packs.view(tensor)
         self._note(tensor)
-        count = tensor.nbytes // TORCH_DTYPES[tensor.dtype].itemsize
-        flat = torch.frombuffer(
-            mapped, dtype=TORCH_DTYPES[tensor.dtype], count=count, offset=tensor.offset
-        )
-        return flat.view(tensor.shape)
+        return view
 
     def _note(self, tensor: Tensor) -> None:
         if self._advance is not None and tensor.hash not in self._seen:
             self._seen.add(tensor.hash)
             self._num_bytes += tensor.nbytes
             self._advance(self._num_bytes)
-
-    def _map(self, pack: str) -> mmap.mmap:
-        if pack not in self._maps:
-            try:
-                with open(self._store.pack_path(pack), "rb") as file:
-                    # copy-on-write: torch wants writable memory, the file stays as it is
-                    self._maps[pack] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            except (OSError, ValueError) as error:
-                raise CorruptStore(f"pack {pack}: {error}; run `blockllm zoo verify`") from error
-        return self._maps[pack]

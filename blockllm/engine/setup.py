@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -88,7 +89,8 @@ def build(
     classes = plan_kv(plan, settings, precision, usable_bytes(device))
     caches = _make_caches(classes, settings, device, dtype)
     whole = sum(t.nbytes for t in {t.hash: t for c in served for t in c.tensors()}.values())
-    loader = TensorLoader(zoo, device, dtype, lambda read: progress(_LOADING, read, whole))
+    tell = partial(_tell_read, progress, whole)
+    loader = TensorLoader(zoo, device, dtype, tell, settings.verify_weights)
     attention = make_attention("triton" if device.type == "cuda" else "native")
     eager = Executor(plan, loader, caches, attention, dtype, device)
     executor: Executor | GraphExecutor = eager
@@ -107,6 +109,10 @@ def build(
         weight_bytes_unshared=sum(weight_bytes([c], precision) for c in chains.values()),
         pace=_pace(zoo, plan, device, dtype, settings),
     )
+
+
+def _tell_read(progress: Progress, whole: int, read: int) -> None:
+    progress(_LOADING, read, whole)
 
 
 def _pace(

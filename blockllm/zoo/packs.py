@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from blockllm.core import Tensor
 from blockllm.errors import CheckpointError, CorruptStore
+from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.digest import pack_name, tensor_hasher
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.header import Entry
@@ -139,6 +140,18 @@ class PackWriter:
         for source, name, offset in placed:
             dtype, shape, _, _ = source.entry
             self._added[name] = Tensor(name, dtype, shape, pack, offset)
+
+
+def holds(descriptor: int, tensor: Tensor) -> bool:
+    """Whether the pack in this open file has a tensor's bytes where it should."""
+    hasher = tensor_hasher(tensor.dtype, tensor.shape, tensor.nbytes)
+    entry = Entry(tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
+    try:
+        for chunk in Source(descriptor, entry, tensor.pack).chunks():
+            hasher.update(chunk)
+    except CheckpointError:
+        return False
+    return str(hasher.hexdigest()) == tensor.hash
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

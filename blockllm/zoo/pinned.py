@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from blockllm.core import Chain
+from blockllm.core import Chain, Tensor
 from blockllm.errors import ZooError
 from blockllm.zoo import findings
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
+from blockllm.zoo.packs import holds
 
 Found = TypeVar("Found")
 
@@ -60,6 +62,31 @@ class PinnedZoo:
                     found[model] = f"its weights are {state} (pack {tensor.pack[:12]}…)"
                     break
         return found
+
+    def damaged(self) -> dict[str, str]:
+        """Models whose packs have other bytes than were stored, and why each cannot be loaded.
+        Reads all packs."""
+        sound: dict[str, bool] = {}  # by tensor
+        found = {}
+        for model, chain in self._chains.items():
+            for tensor in chain.tensors():
+                if tensor.hash not in sound:
+                    sound[tensor.hash] = _has(self.pack_path(tensor.pack), tensor)
+                if not sound[tensor.hash]:
+                    found[model] = f"its weights are damaged (pack {tensor.pack[:12]}…)"
+                    break
+        return found
+
+
+def _has(path: Path, tensor: Tensor) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return holds(descriptor, tensor)
+    finally:
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

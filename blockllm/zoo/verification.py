@@ -10,10 +10,9 @@ from pathlib import Path
 from blockllm.core import Tensor
 from blockllm.errors import CheckpointError
 from blockllm.zoo.assets import asset_name, find_files
-from blockllm.zoo.checkpoint import Source
-from blockllm.zoo.digest import pack_name, tensor_hasher
+from blockllm.zoo.digest import pack_name
 from blockllm.zoo.folder import Folder
-from blockllm.zoo.header import Entry
+from blockllm.zoo.packs import holds
 from blockllm.zoo.records import Record
 from blockllm.zoo.reports import Problem, Progress, VerifyReport
 from blockllm.zoo.snapshot import Snapshot
@@ -82,24 +81,14 @@ class _PackChecker:
             gap = os.pread(descriptor, tensor.offset - position, position)
             if gap.strip(b"\0"):
                 yield f"bytes before offset {tensor.offset} are not zero", [tensor]
-            if not self._is_sound(descriptor, tensor):
+            self.num_bytes += tensor.nbytes
+            if not holds(descriptor, tensor):
                 yield f"tensor {tensor.hash} at offset {tensor.offset} is damaged", [tensor]
             position = tensor.offset + tensor.nbytes
         size = os.fstat(descriptor).st_size
         if size != position:
             damaged = [tensor for tensor in tensors if tensor.offset + tensor.nbytes > size]
             yield f"has {size} bytes instead of {position}", damaged or tensors
-
-    def _is_sound(self, descriptor: int, tensor: Tensor) -> bool:
-        hasher = tensor_hasher(tensor.dtype, tensor.shape, tensor.nbytes)
-        entry = Entry(tensor.dtype, tensor.shape, tensor.offset, tensor.nbytes)
-        self.num_bytes += tensor.nbytes
-        try:
-            for chunk in Source(descriptor, entry, tensor.pack).chunks():
-                hasher.update(chunk)
-        except CheckpointError:
-            return False
-        return str(hasher.hexdigest()) == tensor.hash
 
 
 def _check_assets(folder: Folder, snapshot: Snapshot) -> Iterator[Problem]:

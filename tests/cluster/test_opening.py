@@ -6,13 +6,14 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from blockllm.chain import decode_chains, encode_chains, fingerprint
 from blockllm.cluster.agent import Loaded
 from blockllm.cluster.opening import open_engine
 from blockllm.config import EngineSettings
-from blockllm.core import Chain
+from blockllm.core import Chain, Tensor
 from blockllm.engine import Engine
 from blockllm.errors import CorruptStore, OutOfMemory, ZooError
 from blockllm.zoo import Zoo
@@ -140,3 +141,61 @@ def test_progress_counts_the_bytes_of_distinct_tensors(zoo: Zoo, tmp_path: Path)
 def test_errors_of_the_engine_stay_what_they_are(zoo: Zoo, tmp_path: Path):
     with pytest.raises(OutOfMemory):
         open_engine(str(tmp_path / "zoo"), pin(zoo), EngineSettings(memory="1KiB", device="cpu"))
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+def own_tensors(chains: dict[str, Chain], name: str) -> list[Tensor]:
+    """The tensors that only this model has."""
+    others = {t.hash for other, chain in chains.items() if other != name for t in chain.tensors()}
+    return [tensor for tensor in chains[name].tensors() if tensor.hash not in others]
+
+
+def test_flipped_bytes_leave_their_models_out_and_others_go_on(
+    zoo: Zoo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    chains = pin(zoo)
+    before = answers(open_in(tmp_path / "zoo", chains))
+    for name in ("lora", "other"):
+        tensor = own_tensors(chains, name)[-1]
+        flip(zoo.pack_path(tensor.pack), tensor.offset + tensor.nbytes - 1)
+    after = open_in(tmp_path / "zoo", chains)
+    assert answers(after) == {"base": before["base"]}
+    assert set(after.left_out) == {"lora", "other"}
+    assert all("weights are damaged (pack" in reason for reason in after.left_out.values())
+    assert str(tmp_path) not in str(dict(after.left_out))
+    assert "'lora' is left out" in caplog.text
+
+
+def test_all_flipped_is_an_error(zoo: Zoo, tmp_path: Path):
+    chains = pin(zoo)
+    for pack in {tensor.pack for chain in chains.values() for tensor in chain.tensors()}:
+        flip(zoo.pack_path(pack), 0)
+    with pytest.raises(CorruptStore, match="no model can be loaded"):
+        open_in(tmp_path / "zoo", chains)
+
+
+def test_without_verifying_packs_are_mapped_as_they_are(zoo: Zoo, tmp_path: Path):
+    chains = pin(zoo)
+    tensor = own_tensors(chains, "lora")[-1]
+    flip(zoo.pack_path(tensor.pack), tensor.offset + tensor.nbytes - 1)
+    settings = msgspec.structs.replace(SETTINGS, verify_weights=False)
+    loaded = open_engine(str(tmp_path / "zoo"), chains, settings)
+    assert set(loaded.fingerprints) == set(MODELS) and not loaded.left_out
+    zoo.pack_path(tensor.pack).write_bytes(b"")  # truncation is found all the same
+    assert set(open_engine(str(tmp_path / "zoo"), chains, settings).left_out) == {"lora"}
+
+
+def test_what_happens_to_packs_that_were_loaded_does_not_matter(zoo: Zoo, tmp_path: Path):
+    chains = pin(zoo)
+    loaded = open_in(tmp_path / "zoo", chains)
+    before = answers(open_in(tmp_path / "zoo", chains))
+    for path in (tmp_path / "zoo").glob("packs/*/*"):
+        size = path.stat().st_size
+        path.write_bytes(b"")  # in place, as another program's write would
+        path.write_bytes(b"\xff" * (size // 2))
+    assert answers(loaded) == before
