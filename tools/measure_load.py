@@ -9,6 +9,7 @@ round fills it and is dropped). Copies move the same tensors as loading does, wi
     fresh     from files mapped just now to new memory, page faults on both sides included
     huge      the same to new memory in huge pages, as the engine takes it
 
+`mapped` is loading without reading and verifying first (verify_weights = false).
 `again` is a second loading in the process of a first one: in virtual machines that hand free memory
 back to their host, touching memory costs far more the first time, in every process.
 `ready` is the time from starting `blockllm serve` to its ready line.
@@ -39,7 +40,7 @@ from tools.measure_sharing import spread
 
 CPU = torch.device("cpu")
 COPIES = ("touched", "fresh", "huge")
-KINDS = ("load", "again", *COPIES)
+KINDS = ("load", "mapped", "again", *COPIES)
 
 
 def copied_tensors(chain: Chain) -> list[Tensor]:
@@ -49,11 +50,11 @@ def copied_tensors(chain: Chain) -> list[Tensor]:
     return list({t.hash: t for layer in layers for t in layer.tensors.values()}.values())
 
 
-def time_load(zoo: Zoo, chain: Chain) -> float:
+def time_load(zoo: Zoo, chain: Chain, verify: bool = True) -> float:
     """Seconds from planned spans to weights that the executor multiplies by."""
     native_library()
     start = time.perf_counter()
-    loader = TensorLoader(zoo, CPU, torch.float32)
+    loader = TensorLoader(zoo, CPU, torch.float32, verify=verify)
     plan = plan_spans([chain], merge=True)
     blocks = [BlockExecutor(block, loader) for span in plan.spans for block in span.blocks]
     seconds = time.perf_counter() - start
@@ -70,7 +71,7 @@ def time_copy(zoo: Zoo, tensors: list[Tensor], kind: str) -> float:
     def copy() -> list[torch.Tensor]:
         return [allocate(view).copy_(view) for view in map(loader.load, tensors)]
 
-    loader = TensorLoader(zoo, CPU, torch.float32)
+    loader = TensorLoader(zoo, CPU, torch.float32, verify=False)
     if kind == "touched":
         pairs = list(zip(copy(), map(loader.load, tensors), strict=True))
         start = time.perf_counter()
@@ -91,7 +92,7 @@ def measure_one(zoo: Zoo, model: str, kind: str) -> dict[str, float]:
     if kind == "again":
         time_load(zoo, chain)
     copies = kind in COPIES
-    seconds = time_copy(zoo, tensors, kind) if copies else time_load(zoo, chain)
+    seconds = time_copy(zoo, tensors, kind) if copies else time_load(zoo, chain, kind != "mapped")
     return {"seconds": seconds, "bytes": sum(t.nbytes for t in tensors)}
 
 
@@ -134,6 +135,7 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [
         (f"weights ready to multiply, {moved / 1e6:,.0f} MB copied, s", spread(seconds, 3)),
         ("the same, GB/s", spread(rates["load"])),
+        ("mapped and not verified, GB/s", spread(rates["mapped"])),
         ("again in the same process, GB/s", spread(rates["again"])),
         *((f"copying the same, {kind}, GB/s", spread(rates[kind])) for kind in COPIES),
         *((f"loading / copying {kind}", _share(rates["load"], rates[kind])) for kind in COPIES),

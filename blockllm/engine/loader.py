@@ -10,7 +10,7 @@ import torch
 
 from blockllm.core import Tensor
 from blockllm.engine.kernels.matmul import Matmul, make_matmul, packs
-from blockllm.engine.reading import MappedPacks, Packs, ReadPacks
+from blockllm.engine.reading import Packs
 
 
 class PackStore(Protocol):
@@ -30,15 +30,16 @@ class TensorLoader:
         advance: Callable[[int], None] | None = None,
         verify: bool = True,
     ) -> None:
-        """`advance` is told how many bytes of distinct tensors have been read. Not `verify`: packs
-        are mapped and not compared with their names."""
-        self._packs: Packs = (ReadPacks if verify else MappedPacks)(store.pack_path)
+        """`advance` is told how many bytes of distinct tensors have been read. `verify` compares
+        them with their names, and keeps nothing that changes with a file."""
+        self._packs = Packs(store.pack_path, verify)
         self._advance = advance
         self._seen: set[str] = set()
         self._num_bytes = 0
         self._device = device
         self.dtype = dtype  # what is computed in
         self._tensors: dict[str, torch.Tensor] = {}
+        self._tables: dict[str, torch.Tensor] = {}
         self._matmuls: dict[tuple[str, ...], Matmul] = {}
 
     def matmul(
@@ -95,14 +96,28 @@ class TensorLoader:
         missing, too short, or has other bytes."""
         loaded = self._tensors.get(tensor.hash)
         if loaded is None:
-            loaded = self._float_or_int8(self._view(tensor))
+            view = self._view(tensor)
+            loaded = self._own(tensor, view, self._float_or_int8(view))
             self._tensors[tensor.hash] = loaded
         return loaded
 
     def table(self, tensor: Tensor) -> torch.Tensor:
         """As `load`, for a matrix whose rows are looked up: it stays as stored where packed weights
         do. Raises CorruptStore."""
-        return self._view(tensor) if packs(self._device, self.dtype) else self.load(tensor)
+        if not packs(self._device, self.dtype):
+            return self.load(tensor)
+        if tensor.hash not in self._tables:
+            view = self._view(tensor)
+            self._tables[tensor.hash] = self._own(tensor, view, view)
+        return self._tables[tensor.hash]
+
+    def _own(self, tensor: Tensor, view: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
+        """What is loaded, in memory of its own where it has to be."""
+        if loaded is not view or not self._packs.verifies:
+            return loaded
+        copy = view.clone()
+        self._packs.forget(tensor)
+        return copy
 
     def read(self, tensor: Tensor) -> torch.Tensor:
         """As `load`, for a tensor that is looked at once: it is not kept here. Raises

@@ -1,17 +1,10 @@
-"""Tensors of the zoo's packs in memory: read and compared with their names, or mapped.
-
-Read ones are copies: what happens to the files later does not matter. Mapped ones share the
-system's page cache; a file that is cut short then ends the process.
-"""
+"""The zoo's packs in memory: mapped, and compared with their names before they are used."""
 
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-from weakref import WeakValueDictionary
 
 import torch
 
@@ -27,76 +20,38 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
     "I32": torch.int32,
 }
-PackPath = Callable[[str], Path]
 
 
-class Packs(Protocol):
-    """Where a loader finds tensors as they are stored."""
+class Packs:
+    """Maps each pack once. What is seen of a tensor changes with its file: one that is kept for
+    long has to be copied."""
 
-    def view(self, tensor: Tensor) -> torch.Tensor:
-        """A tensor on the CPU. Raises CorruptStore if its pack is missing, too short, or found to
-        have other bytes."""
-
-    def forget(self, tensor: Tensor) -> None:
-        """There is a copy of the tensor elsewhere now."""
-
-
-class ReadPacks:
-    """Reads each tensor and compares its bytes with its name; one in use is not read twice."""
-
-    def __init__(self, pack_path: PackPath) -> None:
-        self._pack_path = pack_path
-        self._used: WeakValueDictionary[str, torch.Tensor] = WeakValueDictionary()
-
-    def view(self, tensor: Tensor) -> torch.Tensor:
-        """See Packs."""
-        found = self._used.get(tensor.hash)
-        if found is None:
-            self._used[tensor.hash] = found = self._read(tensor)
-        return found
-
-    def forget(self, tensor: Tensor) -> None:
-        """Nothing to do: what is not used is gone."""
-
-    def _read(self, tensor: Tensor) -> torch.Tensor:
-        found = torch.empty(tensor.shape, dtype=TORCH_DTYPES[tensor.dtype])
-        if not tensor.nbytes:
-            return found
-        data = found.view(-1).view(torch.uint8).numpy().data
-        try:
-            with open(self._pack_path(tensor.pack), "rb", buffering=0) as file:
-                size = _read_into(file.fileno(), data, tensor.offset)
-        except OSError as error:
-            raise _damaged(tensor.pack, str(error.strerror)) from error
-        if size < tensor.nbytes:
-            raise _damaged(tensor.pack, "it is too short")
-        hasher = tensor_hasher(tensor.dtype, tensor.shape, tensor.nbytes)
-        hasher.update(data)
-        if hasher.hexdigest() != tensor.hash:
-            raise _damaged(tensor.pack, "its bytes are not what was stored")
-        return found
-
-
-class MappedPacks:
-    """Maps each pack once; bytes are read when they are first used, and not checked."""
-
-    def __init__(self, pack_path: PackPath) -> None:
+    def __init__(self, pack_path: Callable[[str], Path], verify: bool) -> None:
+        """`verify`: each tensor's bytes are compared with its name when it is first viewed."""
+        self.verifies = verify
         self._pack_path = pack_path
         self._maps: dict[str, mmap.mmap] = {}
+        self._verified: set[str] = set()
 
     def view(self, tensor: Tensor) -> torch.Tensor:
-        """See Packs."""
+        """A tensor in its mapped pack. Raises CorruptStore if that is missing, too short, or found
+        to have other bytes."""
         mapped = self._map(tensor.pack)
         if tensor.offset + tensor.nbytes > len(mapped):
             raise _damaged(tensor.pack, "it is too short")
         dtype = TORCH_DTYPES[tensor.dtype]
         count = tensor.nbytes // dtype.itemsize
-        return torch.frombuffer(mapped, dtype=dtype, count=count, offset=tensor.offset).view(
-            tensor.shape
-        )
+        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=tensor.offset)
+        if self.verifies and tensor.hash not in self._verified:
+            hasher = tensor_hasher(tensor.dtype, tensor.shape, tensor.nbytes)
+            hasher.update(flat.view(torch.uint8).numpy().data)
+            if hasher.hexdigest() != tensor.hash:
+                raise _damaged(tensor.pack, "its bytes are not what was stored")
+            self._verified.add(tensor.hash)
+        return flat.view(tensor.shape)
 
     def forget(self, tensor: Tensor) -> None:
-        """Let the system drop the tensor's pages."""
+        """Let the system drop the tensor's pages: there is a copy of it."""
         page = mmap.PAGESIZE
         start = -(-tensor.offset // page) * page
         length = (tensor.offset + tensor.nbytes) // page * page - start
@@ -114,17 +69,6 @@ class MappedPacks:
             except ValueError as error:
                 raise _damaged(pack, "it is empty") from error
         return self._maps[pack]
-
-
-def _read_into(descriptor: int, data: memoryview, offset: int) -> int:
-    """Read from an offset until `data` is full or the file ends; returns the bytes read."""
-    done = 0
-    while done < len(data):
-        count = os.preadv(descriptor, [data[done:]], offset + done)
-        if not count:
-            break
-        done += count
-    return done
 
 
 def _damaged(pack: str, what: str) -> CorruptStore:
