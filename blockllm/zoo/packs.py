@@ -142,6 +142,18 @@ class PackWriter:
             self._added[name] = Tensor(name, dtype, shape, pack, offset)
 
 
+def has(path: Path, tensor: Tensor) -> bool:
+    """Whether the pack at this path has a tensor's bytes where it should."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return holds(descriptor, tensor)
+    finally:
+        os.close(descriptor)
+
+
 def holds(descriptor: int, tensor: Tensor) -> bool:
     """Whether the pack in this open file has a tensor's bytes where it should."""
     hasher = tensor_hasher(tensor.dtype, tensor.shape, tensor.nbytes)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from blockllm.core import Chain, Tensor
+from blockllm.core import Chain
 from blockllm.errors import ZooError
 from blockllm.zoo import findings
 from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
-from blockllm.zoo.packs import holds
+from blockllm.zoo.packs import has
 
 Found = TypeVar("Found")
 
@@ -71,22 +70,11 @@ class PinnedZoo:
         for model, chain in self._chains.items():
             for tensor in chain.tensors():
                 if tensor.hash not in sound:
-                    sound[tensor.hash] = _has(self.pack_path(tensor.pack), tensor)
+                    sound[tensor.hash] = has(self.pack_path(tensor.pack), tensor)
                 if not sound[tensor.hash]:
                     found[model] = f"its weights are damaged (pack {tensor.pack[:12]}…)"
                     break
         return found
-
-
-def _has(path: Path, tensor: Tensor) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return holds(descriptor, tensor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(path: Path) -> int:
