@@ -32,7 +32,7 @@ SHARED = Path("/dev/shm")  # in memory: most targets write files
 THOUSANDS = {
     "adapter_folder": 4, "catalogue_bytes": 20, "catalogue_values": 20, "packs": 10,
     "tokenizer": 50, "tokens": 50, "sentencepiece": 80, "vocabulary": 50, "template": 80,
-    "to_agent": 40, "adapter_config": 80,
+    "to_agent": 40, "adapter_config": 80, "endless_template": 4,
 }  # fmt: skip
 USUAL = 100  # thousands, of the others
 GRACE_SECONDS = 120  # for importing, making seeds, and a last slow input

@@ -15,7 +15,7 @@ TARGETS = {
     **dict.fromkeys(("header", "config", "index", "pointer"), "weights"),
     **dict.fromkeys(("adapter_config", "adapter_folder"), "adapters"),
     **dict.fromkeys(("tokenizer", "tokens", "sentencepiece", "vocabulary", "generation"), "texts"),
-    "template": "templates",
+    **dict.fromkeys(("template", "endless_template"), "templates"),
     **dict.fromkeys(("catalogue_bytes", "catalogue_values", "packs"), "catalogue"),
     **dict.fromkeys(("settings", "size", "keys"), "settings"),
     **dict.fromkeys(("to_agent", "from_agent", "chains"), "messages"),

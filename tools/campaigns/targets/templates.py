@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from blockllm.api import template as templates
+from blockllm.api import text_calls
 from blockllm.api.conversation import plain_messages, read_messages
+from blockllm.api.text_calls import TextContent, chat_call
 from blockllm.errors import BadRequest
+from blockllm.workers.call import Limits
+from blockllm.workers.single import SingleWorker
+from tools.campaigns import makings, template_tasks
+from tools.campaigns.documents import put
 from tools.campaigns.draws import Draws, edited, flipped
 from tools.campaigns.oracle import Target
 
@@ -39,106 +48,43 @@ INTACT = (
     "{% endfor %}",
 )
 PIECES = (
-    *(
-        "{% for a in range(99999) %}",
-        "{% endfor %}",
-        "{% for a in b %}",
-        "{% for k, v in x | items %}",
-    ),
-    *(
-        "{% if x %}",
-        "{% elif y %}",
-        "{% else %}",
-        "{% endif %}",
-        "{% set x = ",
-        "{% set x %}",
-        "%}",
-    ),
-    *(
-        "{% endset %}",
-        "{% macro f(a, b=[]) %}",
-        "{% endmacro %}",
-        "{% call f(1) %}",
-        "{% endcall %}",
-    ),
-    *(
-        "{% filter upper %}",
-        "{% endfilter %}",
-        "{% block a %}",
-        "{% endblock %}",
-        "{% include 'x' %}",
-    ),
-    *(
-        "{% import 'x' as y %}",
-        "{% extends 'x' %}",
-        "{% with a = 1 %}",
-        "{% endwith %}",
-        "{% raw %}",
-    ),
-    *("{{ '%999999999d' % 1 }}", "{{ 'a' * 99999999 }}", "{{ x ~ x ~ x }}", "{{ [1] * 10**9 }}"),
-    *(
-        "{{ 2 ** 99999 }}",
-        "{{ 9 ** 9 ** 9 }}",
-        "{{ 'x'.ljust(10**9) }}",
-        "{{ 'x' | center(10**9) }}",
-    ),
-    *("{{ ''.__class__ }}", "{{ x.append(1) }}", "{{ messages.clear() }}", "{{ namespace(_a=1) }}"),
-    *(
-        "{{ 'a'.join(range(10**8)) }}",
-        "{{ messages | tojson(indent=10**9) }}",
-        "{{ 'a' | indent(10**9) }}",
-    ),
-    *(
-        "{{ range(10**9) | sum }}",
-        "{{ lipsum(n=10**6) }}",
-        "{{ cycler(1, 2).next() }}",
-        "{{ joiner() }}",
-    ),
-    *(
-        "{{ messages | map(attribute='role') | list }}",
-        "{{ messages | selectattr('role') | list }}",
-    ),
-    *(
-        "{{ '{:999999999}'.format(1) }}",
-        "{{ 'x' | replace('', 'y' * 999) }}",
-        "{{ 'a' | batch(0) }}",
-    ),
-    *("{{ 1 / 0 }}", "{{ 1 // 0.0 }}", "{{ none.x }}", "{{ messages[99] }}", "{{ messages['a'] }}"),
-    *(
-        "{{ 'a' | slice(0) | list }}",
-        "{{ [3, 'a'] | sort }}",
-        "{{ x | xmlattr }}",
-        "{{ 1 | round(9**9) }}",
-    ),
-    *(
-        "{{ 'x' | wordwrap(0) }}",
-        "{{ 'x' | truncate(-1) }}",
-        "{{ 1 | filesizeformat }}",
-        "{{ self }}",
-    ),
-    *("{{ 'x' | urlize }}", "{{ x | attr('__init__') }}", "{{ caller() }}", "{{ loop(messages) }}"),
-    *(
-        "{{ dict(a=1).items() | list }}",
-        "{{ (1, 2) | random }}",
-        "{{ 'é'.encode() }}",
-        "{# a #}",
-        "-%}",
-    ),
-    *(
-        "{{ strftime_now('%' * 99) }}",
-        "{{ raise_exception(messages) }}",
-        "{{ x if }}",
-        "'",
-        '"',
-        "\0",
-    ),
-)
+    "{% endfor %}", "{% for a in b %}", "{% for k, v in x | items %}", "{% if x %}",
+    "{% elif y %}", "{% else %}", "{% endif %}", "{% set x = ", "{% set x %}", "%}",
+    "{% endset %}", "{% macro f(a, b=[]) %}", "{% endmacro %}", "{% call f(1) %}",
+    "{% endcall %}", "{% filter upper %}", "{% endfilter %}", "{% block a %}", "{% endblock %}",
+    "{% include 'x' %}", "{% import 'x' as y %}", "{% extends 'x' %}", "{% with a = 1 %}",
+    "{% endwith %}", "{% raw %}", "{{ ''.__class__ }}", "{{ x.append(1) }}",
+    "{{ messages.clear() }}", "{{ namespace(_a=1) }}", "{{ cycler(1, 2).next() }}",
+    "{{ joiner() }}", "{{ messages | map(attribute='role') | list }}",
+    "{{ messages | selectattr('role') | list }}", "{{ 'x' | replace('', 'y' * 999) }}",
+    "{{ 'a' | batch(0) }}", "{{ 1 / 0 }}", "{{ 1 // 0.0 }}", "{{ none.x }}", "{{ messages[99] }}",
+    "{{ messages['a'] }}", "{{ 'a' | slice(0) | list }}", "{{ [3, 'a'] | sort }}",
+    "{{ x | xmlattr }}", "{{ 'x' | wordwrap(0) }}", "{{ 'x' | truncate(-1) }}",
+    "{{ 1 | filesizeformat }}", "{{ self }}", "{{ 'x' | urlize }}", "{{ x | attr('__init__') }}",
+    "{{ caller() }}", "{{ loop(messages) }}", "{{ dict(a=1).items() | list }}",
+    "{{ (1, 2) | random }}", "{{ 'é'.encode() }}", "{# a #}", "-%}",
+    "{{ strftime_now('%' * 99) }}", "{{ raise_exception(messages) }}", "{{ x if }}", "'", '"',
+    "\x00",
+)  # fmt: skip
+# these take all memory or time that there is, some of them inside one call of C
+MONSTERS = (
+    "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = b %}{% endfor %}{% endfor %}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ '%s' * 99999 % (x,) }}",
+    "{{ '%999999999d' % 1 }}", "{{ 'a' * 99999999 }}",
+    "{{ x ~ x ~ x }}", "{{ [1] * 10**9 }}", "{{ 2 ** 99999 }}", "{{ 9 ** 9 ** 9 }}",
+    "{{ 'x'.ljust(10**9) }}", "{{ 'x' | center(10**9) }}", "{{ 'a'.join(range(10**8)) }}",
+    "{{ messages | tojson(indent=10**9) }}", "{{ 'a' | indent(10**9) }}",
+    "{{ range(10**9) | sum }}", "{{ lipsum(n=10**6) }}", "{{ '{:999999999}'.format(1) }}",
+    "{{ 1 | round(9**9) }}",
+)  # fmt: skip
 
 
 def template(_scratch: Path) -> Target:
-    """A template's source, with conversations that may be anything a client can send."""
+    """A template's source, with conversations that may be anything a client can send; in this
+    process, so without pieces that never end."""
     templates.MAX_CHARACTERS = CHARACTERS
-    signal.signal(signal.SIGPROF, _refuse)  # a worker would end
+    signal.signal(signal.SIGPROF, _stop)
 
     def run(data: bytes) -> None:
         draws = Draws(data)
@@ -152,19 +98,51 @@ def template(_scratch: Path) -> Target:
     return Target((*rests, *built), run, 2048)
 
 
-def _refuse(number: int, frame: object) -> None:
-    raise BadRequest("the chat template took longer than is allowed", "messages")
+def endless_template(scratch: Path) -> Target:
+    """The same in a worker, with pieces that take all memory or time: the request is refused."""
+    folder = scratch / "endless-template"
+    folder.mkdir(exist_ok=True)
+    base = makings.base(scratch)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        put(folder / name, (base / name).read_bytes())
+    files = {path.name: str(path) for path in folder.iterdir()}
+    files["chat_template.jinja"] = str(folder / "chat_template.jinja")
+    limits = Limits(memory=256 << 20, answer=1 << 20, seconds=template_tasks.SECONDS)
+    worker = SingleWorker(template_tasks.__name__, limits)
+
+    def run(data: bytes) -> None:
+        draws = Draws(data)
+        source = _source(draws, 0, MONSTERS).encode()
+        put(folder / "chat_template.jinja", source)
+        content = TextContent(files, "llama", "tokenizer", hashlib.sha256(source).hexdigest())
+        messages = [text_calls.wire.Message("user", "hi"), text_calls.wire.Message("tool", "4")]
+        call = chat_call(content, messages, {"x": "y"})
+        assert isinstance(call.arguments, text_calls.Chat)
+        call.arguments.seconds = template_tasks.SECONDS
+        assert all(0 <= index < 96 for index in worker.call(call))
+
+    built = [bytes([0, i % 4, 3, *range(i, i + 12)]) for i in range(0, 240, 7)]
+    return Target(tuple(built), run, 64, ("subprocess.Popen",))
 
 
-def _source(draws: Draws, kind: int) -> str:
+class _TimeIsUp(BaseException):
+    """A worker would end."""
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _TimeIsUp
+
+
+def _source(draws: Draws, kind: int, pieces: Sequence[str] = PIECES) -> str:
     if kind == 3:
         return draws.rest().decode("utf-8", "replace")
     text = draws.pick(INTACT)
     if kind == 2:
         return flipped(text.encode(), draws).decode("utf-8", "replace")
     for _ in range(1 + draws.below(6)):
-        at = draws.below(len(text) + 1)
-        text = text[:at] + draws.pick(PIECES) + text[at:]
+        whole = [0, *(found.end() for found in re.finditer("[%}]}", text)), len(text)]
+        at = draws.pick(whole) if draws.below(4) else draws.below(len(text) + 1)
+        text = text[:at] + draws.pick(pieces) + text[at:]
     return text
 
 
@@ -181,6 +159,8 @@ def _render(source: str, conversation: Any) -> None:
     except BadRequest as error:
         msgspec.json.encode(str(error).encode("utf-8", "replace"))
         raise
+    except _TimeIsUp as error:
+        raise BadRequest("the chat template took longer than is allowed", "messages") from error
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
     assert len(text) <= CHARACTERS
