@@ -53,6 +53,7 @@ class Wire(asyncio.Transport):
         super().__init__({"peername": ("192.0.2.1", 1), "sockname": ("192.0.2.2", 80)})
         self.written = bytearray()
         self.closed_at: float | None = None
+        self.closed = asyncio.Event()
         self._loop, self._protocol = loop, protocol
         self._held: list[bytes] = []
         self._is_paused = False
@@ -103,4 +104,5 @@ class Wire(asyncio.Transport):
     def _close(self, error: Exception | None) -> None:
         if self.closed_at is None:
             self.closed_at = self._loop.time()
+            self.closed.set()
             self._loop.call_soon(self._protocol.connection_lost, error)

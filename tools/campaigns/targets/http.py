@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 
@@ -59,9 +60,9 @@ async def _play(stand: Stand, loop: VirtualLoop, script: Script) -> None:
         wire.reset()
     elif script.end == NOT_READING and not wire.is_closing():
         protocol.pause_writing()
-    start = loop.time()
-    while wire.closed_at is None and loop.time() < start + PATIENCE:
-        await asyncio.sleep(1)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE):
+            await wire.closed.wait()
     await _settle()
     try:
         _judge(stand, wire, script)
@@ -112,8 +113,7 @@ async def _ask_ordinarily(stand: Stand, loop: VirtualLoop) -> None:
     body = {"model": "base", "prompt": [7, 8, 9], "max_tokens": 3, "return_token_ids": True}
     wire, _ = stand.connect(loop)
     wire.send(plain_request(b"/v1/completions", body))
-    while wire.closed_at is None:
-        await asyncio.sleep(0.01)
+    await wire.closed.wait()
     await _settle()
     (answer,), rest = read_answers(bytes(wire.written))
     assert answer.status == 200 and not rest

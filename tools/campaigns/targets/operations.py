@@ -72,9 +72,8 @@ async def _ask(stand: Stand, request: bytes) -> Answer:
     loop = asyncio.get_running_loop()
     wire, _ = stand.connect(loop)
     wire.send(request)
-    end = loop.time() + 2 * KEEP_ALIVE
-    while wire.closed_at is None and loop.time() < end:
-        await asyncio.sleep(0.5)
+    async with asyncio.timeout(2 * KEEP_ALIVE):
+        await wire.closed.wait()
     for _ in range(8):
         await asyncio.sleep(0)
     (answer,), rest = read_answers(bytes(wire.written))
