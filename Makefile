@@ -15,8 +15,9 @@ PORT ?= 8000
 GPU_OUT := out/gpu
 SPEC ?=
 MINUTES ?= 120
+FAULTS ?= 500
 
-.PHONY: install demo serve test check fuzz oracle wheel newest lowest constraints soak gpu clean
+.PHONY: install demo serve test check fuzz oracle wheel newest lowest constraints chaos soak gpu clean
 
 install: $(VENV)/.installed
 
@@ -93,6 +94,10 @@ constraints: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
 		--no-annotate --custom-compile-command "make constraints" \
 		--constraint $(VENV)/torch.txt --output-file constraints.txt pyproject.toml
+
+# Five hundred faults at random moments under load; about forty minutes.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tools.campaigns.faults --faults $(FAULTS) --out out/chaos
 
 # A server by the clock: steady mixed load, a zoo that changes, agents that are killed.
 soak: $(VENV)/.dev

@@ -26,6 +26,7 @@ from blockllm.cluster.opening import open_engine
 from blockllm.cluster.zmq_link import AgentLink, remove_folder
 from blockllm.config import EngineSettings
 from blockllm.core import Chain
+from blockllm.workers.parent import wake_at_end_of_parent
 
 REPORT_SECONDS = 0.1
 
@@ -68,6 +69,7 @@ def main(load: Callable[[Job], Loaded] = load_engine) -> int:
     # the front end decides what they mean
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    wake_at_end_of_parent()
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s agent %(levelname)s %(message)s"
     )

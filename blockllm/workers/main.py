@@ -33,6 +33,7 @@ from blockllm.workers.call import (
     refusal_of,
 )
 from blockllm.workers.frames import frame, receive
+from blockllm.workers.parent import wake_at_end_of_parent
 
 MAX_DESCRIPTORS = 64  # sockets, standard streams, and the files of one model
 
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str]) -> None:
     # Ctrl-C reaches the whole process group, and SIGTERM of a service manager the whole service
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    wake_at_end_of_parent()
     channel, note = socket.socket(fileno=int(arguments[0])), int(arguments[1])
     limits = msgspec.json.decode(arguments[3], type=Limits)
     run = Watched(mmap.mmap(note, NOTE_BYTES))

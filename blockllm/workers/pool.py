@@ -58,10 +58,11 @@ class Pool:
 
     async def start(self, *started: Worker) -> None:
         """Start the workers; `started` ones are taken over. Raises WorkerDied."""
-        self._idle.extend(started)
+        for worker in started:
+            self._give_back(worker)
         try:
             for _ in range(self._size - len(started)):
-                self._idle.append(await asyncio.to_thread(Worker, self._module, self._limits))
+                self._give_back(await asyncio.to_thread(Worker, self._module, self._limits))
         except OSError as error:
             await self.close()
             raise WorkerDied(f"a worker cannot be started: {error.strerror}") from error
@@ -115,9 +116,7 @@ class Pool:
         if self._closing.is_set():
             raise Overloaded("the server is shutting down")
         if self._idle and self._may_hold(contents):
-            worker = self._idle.pop()  # the one that worked last: what it reads is in its caches
-            self._held[worker] = contents
-            return worker
+            return self._hold(contents)
         if len(self._waiting) >= MAX_WAITING:
             raise Overloaded(f"{MAX_WAITING} texts wait to be read already")
         waiting = _Waiting(asyncio.get_running_loop().create_future(), contents)
@@ -139,6 +138,7 @@ class Pool:
     def _give_back(self, worker: Worker) -> None:
         self._held.pop(worker, None)
         self._idle.append(worker)
+        worker.watch(self._has_ended)
         self._serve_waiting()
 
     def _serve_waiting(self) -> None:
@@ -147,9 +147,19 @@ class Pool:
                 self._waiting.remove(waiting)
             elif self._idle and self._may_hold(waiting.contents):
                 self._waiting.remove(waiting)
-                worker = self._idle.pop()
-                self._held[worker] = waiting.contents
-                waiting.found.set_result(worker)
+                waiting.found.set_result(self._hold(waiting.contents))
+
+    def _hold(self, contents: Mapping[str, str]) -> Worker:
+        worker = self._idle.pop()  # the one that worked last: what it reads is in its caches
+        worker.unwatch()
+        self._held[worker] = contents
+        return worker
+
+    def _has_ended(self, worker: Worker) -> None:
+        """An idle worker was killed: by an operator, or for want of memory."""
+        worker.unwatch()
+        self._idle.remove(worker)
+        self._replace(worker)
 
     def _replace(self, worker: Worker) -> None:
         """Another process takes its place."""
@@ -184,6 +194,8 @@ class Pool:
             if not waiting.found.done():
                 waiting.found.set_exception(Overloaded("the server is shutting down"))
         self._waiting.clear()
+        for worker in self._idle:
+            worker.unwatch()
         for worker in (*self._held, *self._idle):
             worker.kill()
         while self._held or self._replacing:  # each call takes leave of its worker

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 import msgspec
 
@@ -66,6 +67,14 @@ class Worker:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def watch(self, ended: Callable[[Worker], None]) -> None:
+        """On the running event loop, tell when it ends before it is asked again."""
+        asyncio.get_running_loop().add_reader(self._channel, ended, self)
+
+    def unwatch(self) -> None:
+        """It is asked now, or ended."""
+        asyncio.get_running_loop().remove_reader(self._channel)
 
     def ask(self, question: bytes, patience: float) -> Answer:
         """The answer. Raises WorkerEnded."""

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -103,6 +105,45 @@ def test_a_worker_that_another_ends_costs_nothing():
         assert pool.ledger.is_suspect({"content": "c"})
 
     in_pool(2, work)
+
+
+def test_a_worker_that_ends_while_idle_is_replaced_at_once():
+    async def work(pool: Pool) -> None:
+        assert await pool.run(call("double", 4)) == 8
+        for _ in range(2):
+            killed = pool.pids[0]
+            os.kill(killed, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                while killed in pool.pids or len(pool.pids) < 2:
+                    await asyncio.sleep(0.01)
+            assert not Path(f"/proc/{killed}").exists(), "it is reaped"
+        assert await pool.run(call("double", 4)) == 8
+
+    in_pool(2, work)
+
+
+PARENT = """
+import asyncio, os, signal, sys
+from blockllm.workers.pool import Pool
+from tests.workers.tasks import MODULE, call
+async def main():
+    pool = Pool(MODULE, 1)
+    await pool.start()
+    await pool.run(call("double", 4))
+    os.kill(pool.pids[0], signal.SIGSTOP)
+    print(pool.pids[0], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+
+def test_a_stopped_worker_ends_with_its_parent():
+    run = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{int(run.stdout)}").exists():
+        assert time.monotonic() < deadline, "the worker outlives its parent"
+        time.sleep(0.02)
 
 
 def test_others_are_answered_beside_content_that_takes_all_its_time():
