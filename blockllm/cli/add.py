@@ -9,7 +9,7 @@ import typer
 
 from blockllm.cli.compress import DeltaText, Limits, MaxBytes, MaxKl, Share, add_delta, delta_lines
 from blockllm.cli.options import Folder, Json
-from blockllm.cli.output import print_json, progress_bars, size_text
+from blockllm.cli.output import print_json, progress_bars, say, size_text
 from blockllm.errors import ZooError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def add(
         report = Zoo(folder).add(name, source, base, progress, format, scale)
     if as_json:
         return print_json(report)
-    print(_report_text(report))
+    say(_report_text(report), keep="\n")
     return None
 
 
@@ -96,11 +96,11 @@ def _add_all(
         for outcome in add_all(Zoo(folder), source, base, format, progress):
             found.append(outcome)
             if not as_json:
-                print(_outcome_text(outcome))
+                say(_outcome_text(outcome), keep="\n")
     if as_json:
         print_json(found)
     else:
-        print(_summary(found))
+        say(_summary(found))
     if any(outcome.refused is not None for outcome in found):
         raise typer.Exit(1)
 
@@ -131,5 +131,5 @@ def _add_delta(
         made = add_delta(Zoo(folder), name, source, base, limits, beside, progress)
     if as_json:
         return print_json(made)
-    print("\n".join(delta_lines(name, made)))
+    say("\n".join(delta_lines(name, made)), keep="\n")
     return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from blockllm.cli.output import say
 from blockllm.errors import BlockllmError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def converse(open_partner: Callable[[str], Partner], model: str, prompt: str | N
         try:
             talk.take(line)
         except BlockllmError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", error=True)
 
 
 class _Talk:
@@ -81,24 +81,24 @@ class _Talk:
         command, _, argument = line.partition(" ")
         match command:
             case "/help":
-                print(_HELP)
+                say(_HELP, keep="\n")
             case "/clear":
                 self._messages = []
-                print("(forgotten)")
+                say("(forgotten)")
             case "/model" if argument.strip():
                 self._take_up(self._open(argument.strip()))
-                print(f"(talking to {self._partner.name})")
+                say(f"(talking to {self._partner.name})")
             case "/model":
-                print(f"(talking to {self._partner.name})")
+                say(f"(talking to {self._partner.name})")
             case _ if command.startswith("/"):
-                print(f"(no command {command}; /help lists them, a space before / sends the line)")
+                say(f"(no command {command}; /help lists them, a space before / sends the line)")
             case _ if line.strip():
                 self._send(line.strip())
 
     def _take_up(self, partner: Partner) -> None:
         self._partner = partner
         if not partner.has_template:
-            print("(no chat template: the model continues what you write)")
+            say("(no chat template: the model continues what you write)")
 
     def _send(self, text: str) -> None:
         asked: Messages = [*self._messages, {"role": "user", "content": text}]
@@ -110,7 +110,7 @@ def _ask() -> str:
     try:
         return input("> ")
     except (EOFError, KeyboardInterrupt):
-        print()
+        say()
         return "/exit"
 
 
@@ -124,9 +124,9 @@ def _say(partner: Partner, messages: Messages) -> str:
     try:
         for piece in pieces:
             parts.append(piece)
-            print(piece, end="", flush=True)
+            say(piece, end="", keep="\n\t")
     except KeyboardInterrupt:
         pieces.close()  # type: ignore[attr-defined]  # both partners answer with generators
-        print(" (stopped)", end="")
-    print()
+        say(" (stopped)", end="")
+    say()
     return "".join(parts)

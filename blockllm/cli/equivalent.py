@@ -10,7 +10,7 @@ import typer
 
 from blockllm.cli.measure import parse_share
 from blockllm.cli.options import Folder, Json
-from blockllm.cli.output import make_table, print_json, print_table, progress_bars, size_text
+from blockllm.cli.output import make_table, print_json, print_table, progress_bars, say, size_text
 from blockllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def equivalent(
     if as_json:
         return print_json({"findings": findings, "assembled": made})
     for one in made:
-        print(f"added {one.model}: perplexity {one.rise:+.2%} against {one.reference}")
+        say(f"added {one.model}: perplexity {one.rise:+.2%} against {one.reference}")
     return None
 
 
@@ -129,18 +129,18 @@ def _print_findings(findings: Findings) -> None:
             table.add_row(*row)
     print_table(table)
     for guess in findings.predictions:
-        print(
+        say(
             f"{guess.metric} ranks {guess.num_swaps} swaps ({guess.pairs}) like the swap test "
             f"with correlation {guess.rank_correlation:.2f}"
         )
     plan = findings.plan
     saved, total = size_text(plan.saved_bytes), size_text(plan.total_bytes)
     share = plan.saved_bytes / plan.total_bytes
-    print(f"{len(plan.swaps)} swaps save {saved} of {total} ({share:.1%}):")
-    print("  " + ("; ".join(map(str, plan.swaps)) or "none is within the budget"))
+    say(f"{len(plan.swaps)} swaps save {saved} of {total} ({share:.1%}):")
+    say("  " + ("; ".join(map(str, plan.swaps)) or "none is within the budget"))
     for model, quality in plan.quality.items():
         alone = sum(e.quality[model].kl for e in _made_in(findings, model))
-        print(
+        say(
             f"{model} with all of them: perplexity {quality.perplexity:.3f} ({quality.rise:+.2%}), "
             f"KL {quality.kl:.5f} (one by one they add up to {alone:.5f}), same first choice "
             f"{quality.agreement:.2%}, {quality.num_tokens} tokens"

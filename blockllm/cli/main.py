@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
 from blockllm import __version__
 from blockllm.cli import bench, chat, serve, zoo
+from blockllm.cli.output import say
 from blockllm.config import unknown_variables
 from blockllm.errors import BlockllmError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"blockllm {__version__}")
+        say(f"blockllm {__version__}")
         raise typer.Exit
 
 
@@ -45,9 +45,9 @@ app.command("chat")(chat.chat)
 def main() -> None:
     """Run the command; errors raised on purpose become one line and exit status 1."""
     for name, hint in unknown_variables().items():
-        print(f"warning: {name} is not a setting{hint}", file=sys.stderr)
+        say(f"warning: {name} is not a setting{hint}", error=True)
     try:
         app()
     except BlockllmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         raise SystemExit(1) from error

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from blockllm.observability.plain import plain, plain_json
 from blockllm.offline.report.units import size_text
 
-__all__ = ["make_table", "print_json", "print_table", "progress_bars", "size_text"]
+__all__ = ["make_table", "print_json", "print_table", "progress_bars", "say", "size_text"]
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +23,13 @@ def print_json(value: Any) -> None:
     """A value as indented JSON."""
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    print(plain_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode()))
+
+
+def say(*parts: object, end: str = "\n", error: bool = False, keep: str = "") -> None:
+    """Print, with every character spelt that would steer the terminal; also to standard error."""
+    stream = sys.stderr if error else sys.stdout
+    print(plain(" ".join(map(str, parts)), keep), end=end, file=stream, flush=True)
 
 
 _NUMBERS = {"context", "layers", "size", "own", "shared"}
@@ -48,22 +55,24 @@ def print_table(table: Table, least_wanted: Sequence[str] = ()) -> None:
     from rich.console import Console
 
     width = terminal_width()
+    table = _without(table, "")  # the same, spelt
     left_out = []
     for column in least_wanted:
         if width is None or _least_width(table) <= width:
             break
         table = _without(table, column)
         left_out.append(column)
-    Console(width=max(width or _PIPE_WIDTH, _least_width(table))).print(table)
+    wide = max(width or _PIPE_WIDTH, _least_width(table))
+    Console(width=wide, markup=False, emoji=False).print(table)
     if left_out:
-        print(f"not shown on {width} columns: {', '.join(left_out)} (--json has them)")
+        say(f"not shown on {width} columns: {', '.join(left_out)} (--json has them)")
 
 
 def _without(table: Table, header: str) -> Table:
     kept = [column for column in table.columns if column.header != header]
     smaller = make_table(*(str(column.header) for column in kept))
     for row in zip(*(column.cells for column in kept), strict=True):
-        smaller.add_row(*row)
+        smaller.add_row(*map(plain, row))
     return smaller
 
 
@@ -96,13 +105,13 @@ def progress_bars() -> Iterator[Progress]:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Bars(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
     ) as bars:
         task = bars.add_task("", total=None)
 
         def show(activity: str, done: int, total: int) -> None:
-            bars.update(task, description=activity, completed=done, total=total or None)
+            bars.update(task, description=plain(activity), completed=done, total=total or None)
 
         yield show

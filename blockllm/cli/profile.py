@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from blockllm.cli.options import Folder, Json
-from blockllm.cli.output import print_json, print_table
+from blockllm.cli.output import print_json, print_table, say
 from blockllm.config import EngineSettings, load
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def _show_progress(activity: str, done: int, total: int) -> None:
 def _print(found: list[ProfiledSpan]) -> None:
     device = found[0].profile.device
     versions = ", ".join(f"{name} {number}" for name, number in device.versions.items())
-    print(f"{device.name}, {device.threads} threads, {device.dtype}; {versions}")
+    say(f"{device.name}, {device.threads} threads, {device.dtype}; {versions}")
     measured = len({one.profile.shape for one in found if not one.known})
     shapes = len({one.profile.shape for one in found})
-    print(f"{len(found)} spans of {shapes} shapes: {measured} measured, {shapes - measured} known")
+    say(f"{len(found)} spans of {shapes} shapes: {measured} measured, {shapes - measured} known")
     print_table(_table(found))
-    print(
+    say(
         f"times in ms; rows: sequences that decode with {_CONTEXT} tokens each; error, p95: of the "
         "fit on hops it has not seen; disk, cached, ready: load times by tier"
     )

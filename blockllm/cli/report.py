@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from blockllm.cli.options import Folder
+from blockllm.cli.output import say
 from blockllm.errors import ZooError
 
 
@@ -26,4 +27,4 @@ def report(
         file.write_text(render(facts), encoding="utf-8")
     except OSError as error:
         raise ZooError(f"{file}: {error}") from error
-    print(f"{headline(facts)}: {file}")
+    say(f"{headline(facts)}: {file}")

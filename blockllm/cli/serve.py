@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from blockllm.cli.output import say
 from blockllm.config import EngineSettings, ServerSettings, default_zoo, load, refuse_misspelt_keys
 from blockllm.observability.stats import EngineStats
 
@@ -80,17 +81,15 @@ def run_server(
 ) -> None:
     """Run until asked to stop. Raises BlockllmError when the server cannot start."""
     import asyncio
-    import logging
 
     import uvicorn
 
     from blockllm.api.server import Server
     from blockllm.cluster.agent_main import AgentOptions
     from blockllm.cluster.supervisor import AGENT_COMMAND
+    from blockllm.observability.plain import log_plainly
 
-    logging.basicConfig(
-        level=server.log_level.upper(), format="%(asctime)s server %(levelname)s %(message)s"
-    )
+    log_plainly(server.log_level, "server")
     options = AgentOptions(zoo, engine, log_level=server.log_level)
     command = agent_command or AGENT_COMMAND
 
@@ -117,7 +116,7 @@ def announce(address: str, models: Models, stats: EngineStats) -> None:
         f"ready on {address}",
     ]
     for line in lines:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
+        say(time.strftime("%Y-%m-%d %H:%M:%S"), line)
 
 
 def _megabytes(size: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +18,7 @@ from blockllm.cli.options import (
     Text,
     TrainingWindow,
 )
-from blockllm.cli.output import make_table, print_json, print_table, progress_bars, size_text
+from blockllm.cli.output import make_table, print_json, print_table, progress_bars, say, size_text
 from blockllm.errors import ZooError
 
 if TYPE_CHECKING:
@@ -88,10 +87,10 @@ def stitch(
         _print(found)
     refused = [one for one in found if not one.kept]
     for one in refused:
-        print(
+        say(
             f"{one.name}: the perplexity rises by {one.loss.rise:.2%}, allowed is "
             f"{wish.max_rise:.2%}; not added",
-            file=sys.stderr,
+            error=True,
         )
     if refused:
         raise typer.Exit(1)

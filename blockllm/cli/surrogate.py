@@ -17,7 +17,7 @@ from blockllm.cli.options import (
     Text,
     TrainingWindow,
 )
-from blockllm.cli.output import make_table, print_json, print_table, progress_bars
+from blockllm.cli.output import make_table, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
     from blockllm.offline.surrogates.surrogate import Made
@@ -99,7 +99,7 @@ def _print(made: list[Made]) -> None:
     print_table(table)
     for one in made:
         found = one.speculation
-        print(
+        say(
             f"{one.name}: perplexity {one.loss.perplexity:.2f} (model "
             f"{one.loss.reference_perplexity:.2f}), same first choice {one.loss.agreement:.2%}; "
             f"of {found.gamma} drafted tokens {found.acceptance:.1%} accepted, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from blockllm.cli.measure import (
     take_measurement,
 )
 from blockllm.cli.options import Folder, Json, Name
-from blockllm.cli.output import make_table, print_json, print_table, progress_bars, size_text
+from blockllm.cli.output import make_table, print_json, print_table, progress_bars, say, size_text
 from blockllm.cli.stitch import stitch
 from blockllm.cli.surrogate import surrogate
 
@@ -54,7 +53,7 @@ def ls(folder: Folder, as_json: Json = False) -> None:
         print_json(cards)
         return _fail_for(cards)
     if not cards:
-        print(f"no models in {folder}; add one with: blockllm zoo add NAME PATH_OR_HUB_ID")
+        say(f"no models in {folder}; add one with: blockllm zoo add NAME PATH_OR_HUB_ID")
         return None
     table = make_table(*_LISTED)
     for card in (card for card in cards if not card.damaged):
@@ -63,7 +62,7 @@ def ls(folder: Folder, as_json: Json = False) -> None:
         facts = [card.name, card.kind, card.family, card.format, card.parent or ""]
         table.add_row(*facts, str(card.max_context), blocks, *sizes)
     print_table(table, _LEAST_WANTED)
-    print(_totals_line(zoo, cards))
+    say(_totals_line(zoo, cards))
     return _fail_for(cards)
 
 
@@ -71,7 +70,7 @@ def _fail_for(cards: Sequence[ModelCard]) -> None:
     """Exit status 1 if there are damaged models; standard error names them."""
     damaged = [card for card in cards if card.damaged]
     for card in damaged:
-        print(f"error: {card.damaged}", file=sys.stderr)
+        say(f"error: {card.damaged}", error=True)
     if damaged:
         raise typer.Exit(1)
 
@@ -103,12 +102,12 @@ def show(name: Name, folder: Folder, as_json: Json = False) -> None:
         return print_json({"model": card, "ends": ends, "sampling": defaults, "chain": rows})
     base = f" on {card.parent}" if card.parent else ""
     precision = card.format if card.exact else f"{card.format} (lossy, made from {card.dtype})"
-    print(f"{name}: {card.kind}{base}, {card.family}, {precision}, {card.max_context} tokens")
-    print(f"{size_text(card.total_bytes)}, {size_text(card.own_bytes)} its own; from {card.root}")
+    say(f"{name}: {card.kind}{base}, {card.family}, {precision}, {card.max_context} tokens")
+    say(f"{size_text(card.total_bytes)}, {size_text(card.own_bytes)} its own; from {card.root}")
     own = ", ".join(f"{field} {value:g}" for field, value in defaults.items())
-    print(f"ends at {', '.join(map(str, ends)) or 'no token'}; its own defaults: {own or 'none'}")
+    say(f"ends at {', '.join(map(str, ends)) or 'no token'}; its own defaults: {own or 'none'}")
     for line in loss_lines(card.loss) or ["loss not measured: zoo measure"] * (not card.exact):
-        print(line)
+        say(line)
     table = make_table("block", "function", "layers", "size", "shared with", "delta")
     for row in rows:
         facts = [
@@ -148,7 +147,7 @@ def measure(
         table.add_row(name, f"{found.perplexity:.3f}", *facts, str(found.num_tokens))
         print_table(table)
     if not passed:
-        print(f"the perplexity rises by {found.rise:.2%}, allowed is {limit:.2%}", file=sys.stderr)
+        say(f"the perplexity rises by {found.rise:.2%}, allowed is {limit:.2%}", error=True)
         raise typer.Exit(1)
 
 
@@ -158,7 +157,7 @@ def rm(name: Name, folder: Folder, as_json: Json = False) -> None:
     _open(folder).remove(name)
     if as_json:
         return print_json({"removed": name})
-    print(f"removed {name}; `blockllm zoo gc` frees the disk space")
+    say(f"removed {name}; `blockllm zoo gc` frees the disk space")
     return None
 
 
@@ -172,10 +171,10 @@ def verify(folder: Folder, as_json: Json = False) -> None:
     else:
         for problem in report.problems:
             models = ", ".join(problem.models) or "no model"
-            print(f"{problem.where}: {problem.what} (needed by {models})")
+            say(f"{problem.where}: {problem.what} (needed by {models})")
         state = "sound" if report.is_sound else f"{len(report.problems)} problems"
         counts = f"{report.num_packs} packs, {report.num_tensors} tensors"
-        print(f"{counts}, {size_text(report.num_bytes)}: {state}")
+        say(f"{counts}, {size_text(report.num_bytes)}: {state}")
     if not report.is_sound:
         raise typer.Exit(1)
 
@@ -186,7 +185,7 @@ def gc(folder: Folder, as_json: Json = False) -> None:
     report = _open(folder).gc()
     if as_json:
         return print_json(report)
-    print(f"removed {report.num_files} files, {size_text(report.num_bytes)}")
+    say(f"removed {report.num_files} files, {size_text(report.num_bytes)}")
     return None
 
 

@@ -7,7 +7,6 @@ says that the parent is gone.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import signal
 import sys
@@ -26,6 +25,7 @@ from blockllm.cluster.opening import open_engine
 from blockllm.cluster.zmq_link import AgentLink, remove_folder
 from blockllm.config import EngineSettings
 from blockllm.core import Chain
+from blockllm.observability.plain import log_plainly
 from blockllm.workers.parent import wake_at_end_of_parent
 
 REPORT_SECONDS = 0.1
@@ -70,9 +70,7 @@ def main(load: Callable[[Job], Loaded] = load_engine) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     wake_at_end_of_parent()
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s agent %(levelname)s %(message)s"
-    )
+    log_plainly(options.log_level, "agent")
     chains = source.read(options.chains_bytes)
     watch = threading.Thread(target=_end_with_parent, args=(options.address,), daemon=True)
     watch.start()
