@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 
 import msgspec
@@ -19,6 +20,8 @@ TYPES = {
     503: "server_error",
 }
 RETRY_SECONDS = 1
+IN_THE_LOG = "the reason is in the server's log"
+_PATH = re.compile(r"(?<![\w.*/])~?/+[^\s/]|[A-Za-z]:\\")  # an absolute path, not a part of one
 
 logger = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -39,10 +42,15 @@ def describe(error: BaseException) -> tuple[int, ErrorAnswer]:
         body = ErrorBody(str(error), _type(error.status), error.param, error.code)
         return error.status, ErrorAnswer(body)
     if isinstance(error, EngineError):
-        return error.status, ErrorAnswer(ErrorBody(str(error), _type(error.status)))
+        return error.status, ErrorAnswer(ErrorBody(without_paths(str(error)), _type(error.status)))
     if not isinstance(error, BlockllmError):
         log_crash(error)
     return 500, ErrorAnswer(ErrorBody("internal error; the server's log has it", "server_error"))
+
+
+def without_paths(reason: str) -> str:
+    """What clients read of a reason that the server found: none of its machine's folders."""
+    return IN_THE_LOG if _PATH.search(reason) else reason
 
 
 def error_response(error: BaseException) -> Response:

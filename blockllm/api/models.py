@@ -11,6 +11,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from blockllm.api.errors import without_paths
 from blockllm.api.text import Caller, ModelText, TextReader
 from blockllm.api.text_calls import TASKS, TextContent
 from blockllm.api.tokenizer import TokenTable
@@ -171,7 +172,8 @@ class Models:
         found = self._models.get(name)
         if found is None:
             if name in self._reasons:
-                reason = f"{self._reasons[name]}; add it again and restart the server"
+                why = without_paths(self._reasons[name])
+                reason = f"{why}; add it again and restart the server"
                 raise ModelNotFound(f"model {name!r} is not served: {reason}", "model")
             raise ModelNotFound(f"no model {name[:256]!r} is served; {self._some()}", "model")
         return found
