@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from blockllm.api.errors import HttpError, describe
 
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers; trailers and chunk lines apart
+VERSIONS = ("1.0", "1.1")  # the parser takes others, whose connections end otherwise
 _SLICE = 4096  # bytes given to the parser at once: what it collects unseen is no longer
 _LINE_BYTES = 4  # ": " and the line's end
 
@@ -96,6 +97,8 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self.parser.get_http_version() not in VERSIONS:
+            raise httptools.HttpParserError("another version of HTTP")
         lines = (len(name) + len(value) + _LINE_BYTES for name, value in self.headers)
         if len(self.url) + sum(lines) > MAX_HEAD_BYTES:
             raise httptools.HttpParserError(f"head longer than {MAX_HEAD_BYTES} bytes")

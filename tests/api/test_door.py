@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from blockllm.api.protocol import MAX_HEAD_BYTES, Limits, bounded_protocol
 
 QUICK = Limits(head=0.2, body=0.2, reader=0.3, connections=3)
+OTHER_VERSIONS = (b"0.9", b"1.2", b"2.0", b"9.9")
 Open = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 CHUNKED = b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -104,9 +105,9 @@ def test_a_part_that_does_not_end_in_time_is_told_so(start: bytes) -> None:
     assert status == 408 and ("body" if CHUNKED in start else "head") in message
 
 
-@pytest.mark.parametrize("data", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
-def test_parser_errors_are_openai_errors(data: bytes) -> None:
-    assert error_of(ask(data))[0] == 400
+@pytest.mark.parametrize("start", [b"nonsense", *(b"GET / HTTP/" + v for v in OTHER_VERSIONS)])
+def test_parser_errors_are_openai_errors(start: bytes) -> None:
+    assert error_of(ask(start + b"\r\nhost: a\r\n\r\n"))[0] == 400
 
 
 @pytest.mark.parametrize(("size", "status"), [(60_000, b"200"), (MAX_HEAD_BYTES + 1, b"400")])
