@@ -88,6 +88,8 @@ def show(name: Name, folder: Folder, as_json: Json = False) -> None:
     """Show a model's chain: its blocks, who shares them, and what it adds to each."""
     zoo = _open(folder)
     chains = zoo.chains()
+    if name not in chains:
+        zoo.chain(name)  # which raises the reason
     card = zoo.card(name)
     riders: dict[str, list[str]] = {}
     for other, chain in chains.items():

@@ -220,9 +220,10 @@ class Zoo:
             return snapshot.chain(name)
 
     def chains(self, names: Iterable[str] | None = None) -> dict[str, Chain]:
-        """Several models (all by default) of one moment: equal blocks are one object."""
+        """Several models of one moment (all that are not damaged by default): equal blocks are one
+        object. Raises UnknownModel and CorruptStore for a name."""
         with self._snapshot() as snapshot:
-            wanted = snapshot.outlines if names is None else names
+            wanted = snapshot.records if names is None else names
             return {name: snapshot.chain(name) for name in wanted}
 
     @contextmanager

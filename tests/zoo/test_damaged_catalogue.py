@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from blockllm.api.models import load_models
+from blockllm.cli.main import app
 from blockllm.core import Measurement
 from blockllm.errors import BlockllmError, CorruptStore, ZooError
 from blockllm.zoo import Zoo
+from blockllm.zoo.seals import seal_all
 from tests.makers import make_checkpoint, make_lora
 
 FLIPS = 200
@@ -173,8 +176,33 @@ def test_a_negative_context_is_no_sound_zoo(damaged: Damaged) -> None:
     assert models.names == ["base"] and "max_context" in models.left_out["lora"]
     with pytest.raises(CorruptStore, match="remove it and add it again"):
         zoo.chain("lora")
+    command = ["--zoo", str(damaged.root)]
+    assert CliRunner().invoke(app, ["zoo", "show", "base", *command]).exit_code == 0
+    shown = CliRunner().invoke(app, ["zoo", "show", "lora", *command])
+    assert isinstance(shown.exception, CorruptStore)
+    listed = CliRunner().invoke(app, ["zoo", "ls", *command])
+    assert listed.exit_code == 1 and "base" in listed.output and "max_context" in listed.output
     zoo.remove("lora")
     assert zoo.verify().is_sound
+
+
+@pytest.mark.parametrize("name", ["org/model", "a b", "mödel", 'x"y\x1b[2J'])
+def test_models_of_other_names_are_still_read(damaged: Damaged, name: str) -> None:
+    """Names that `add` takes no more."""
+    damaged.reset()
+    with closing(sqlite3.connect(damaged.catalog, isolation_level=None)) as connection:
+        connection.execute("UPDATE model SET name = ? WHERE name = 'lora'", [name])
+        connection.execute("DELETE FROM measurement")
+        seal_all(connection)
+    zoo = Zoo(damaged.root)
+    assert zoo.verify().is_sound
+    assert [card.name for card in zoo.cards()] == ["base", name]
+    with zoo.moment() as moment:
+        assert load_models(moment, None).names == ["base", name]
+    result = CliRunner().invoke(app, ["zoo", "show", name, "--zoo", str(damaged.root)])
+    assert result.exit_code == 0 and "\x1b" not in result.output
+    zoo.remove(name)
+    assert [card.name for card in zoo.cards()] == ["base"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 50, 100, 4096, 5000, -4096])
