@@ -58,7 +58,7 @@ class TextReader:
         that breaks its limits.
         """
         files = find_text_files(partial(self._shelf.asset, name))
-        content = _content(files, family)
+        content = content_of(files, family)
         key = content.tokenizer, content.template
         try:
             if content.tokenizer not in self._tables:
@@ -73,7 +73,9 @@ class TextReader:
         return ModelText(content, self._tables[content.tokenizer], read_generation(files).sampling)
 
 
-def _content(files: TextFiles, family: str) -> TextContent:
+def content_of(files: TextFiles, family: str) -> TextContent:
+    """A model's text files by what follows from them; "" for a tokenizer or template that it does
+    not have."""
     source = find_template(files)
     template = hashlib.sha256(source.text.encode()).hexdigest() if source is not None else ""
     paths = {file: str(path) for file, path in files.items()}

@@ -67,10 +67,11 @@ def add(
     limits.check(share, base, others=format is not None or scale is not None)
     if share is not None and base is not None:
         return _add_delta(name, source, folder, base, limits, as_json)
+    from blockllm.api.probe import probe_texts
     from blockllm.zoo import Zoo
 
     with progress_bars() as progress:
-        report = Zoo(folder).add(name, source, base, progress, format, scale)
+        report = Zoo(folder, probe_texts).add(name, source, base, progress, format, scale)
     if as_json:
         return print_json(report)
     say(_report_text(report), keep="\n")
@@ -88,12 +89,13 @@ def _add_all(
     source: str, folder: str, base: str | None, format: Literal["int8"] | None, as_json: bool
 ) -> None:
     """One line for each model; exit status 1 if one was refused."""
+    from blockllm.api.probe import probe_texts
     from blockllm.zoo import Zoo
     from blockllm.zoo.many import add_all
 
     with progress_bars() as progress:
         found = []
-        for outcome in add_all(Zoo(folder), source, base, format, progress):
+        for outcome in add_all(Zoo(folder, probe_texts), source, base, format, progress):
             found.append(outcome)
             if not as_json:
                 say(_outcome_text(outcome), keep="\n")

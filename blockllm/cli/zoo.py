@@ -166,8 +166,11 @@ def rm(name: Name, folder: Folder, as_json: Json = False) -> None:
 @app.command()
 def verify(folder: Folder, as_json: Json = False) -> None:
     """Check every stored byte against the hash it is named by. Exit status 1 if any differs."""
+    from blockllm.api.probe import probe_texts
+    from blockllm.zoo import Zoo
+
     with progress_bars() as progress:
-        report = _open(folder).verify(progress)
+        report = Zoo(folder, probe_texts).verify(progress)
     if as_json:
         print_json(report)
     else:

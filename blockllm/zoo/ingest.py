@@ -120,7 +120,8 @@ def _store_adapter(
     base = _find_base(snapshot, wish.base, kind.base)
     facts, assets = TextFacts(), snapshot.assets(base.name)
     if has_own(own, assets, folder):  # trainers save the base's files again, which take a second
-        facts = read_facts(find_files(own, assets, folder), own, base.family)
+        files = find_files(own, assets, folder)
+        facts = read_facts(files, own, base.family, wish.probe)
     plan = kind.read(weights.tensors, base.layers)
     ticker.total = plan.nbytes
     if wish.scale is not None:

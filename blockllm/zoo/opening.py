@@ -17,13 +17,14 @@ from blockllm.zoo.checkpoint import WeightFiles, open_adapter
 from blockllm.zoo.contents import look_at
 from blockllm.zoo.model import Checkpoint, open_checkpoint
 from blockllm.zoo.text.conversion import convert
-from blockllm.zoo.text.facts import TextFacts, read_facts
+from blockllm.zoo.text.facts import Probe, TextFacts, read_facts
 from blockllm.zoo.text.files import TOKENIZER
 
 
 class Wish(NamedTuple):
     """What to add: the name it gets, its folder, what the user called that, the base's name, the
-    format of its linears ("int8"; None: as they are), and the factor of an adapter's scale.
+    format of its linears ("int8"; None: as they are), the factor of an adapter's scale, and what
+    tries its text files.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Wish(NamedTuple):
     base: str | None
     format: str | None
     scale: float | None
+    probe: Probe | None = None
 
 
 class OpenedModel(NamedTuple):
@@ -84,7 +86,7 @@ def _open_model(
         if converted and converted.text is not None:
             own[TOKENIZER] = scratch / TOKENIZER
             own[TOKENIZER].write_text(converted.text, "utf-8")
-        facts = read_facts(own, own, checkpoint.family)
+        facts = read_facts(own, own, checkpoint.family, wish.probe)
         yield OpenedModel(wish, own, checkpoint, facts, notes + checkpoint.notes)
 
 

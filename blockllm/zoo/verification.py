@@ -17,17 +17,19 @@ from blockllm.zoo.records import Record
 from blockllm.zoo.reports import Problem, Progress, VerifyReport
 from blockllm.zoo.snapshot import Snapshot
 from blockllm.zoo.soundness import find_problems
-from blockllm.zoo.text.facts import read_facts
+from blockllm.zoo.text.facts import Probe, read_facts
 
 
-def verify(folder: Folder, connection: sqlite3.Connection, progress: Progress) -> VerifyReport:
+def verify(
+    folder: Folder, connection: sqlite3.Connection, progress: Progress, probe: Probe | None
+) -> VerifyReport:
     """Check the catalogue, hash all tensors and assets again, look between tensors for anything but
     zeros, and derive the names of packs and layers anew.
     """
     snapshot = Snapshot(connection)
     problems = list(find_problems(connection, snapshot))
     try:
-        return _verify_files(folder, snapshot, problems, progress)
+        return _verify_files(folder, snapshot, problems, progress, probe)
     except sqlite3.DatabaseError:
         if not problems:
             raise
@@ -35,7 +37,11 @@ def verify(folder: Folder, connection: sqlite3.Connection, progress: Progress) -
 
 
 def _verify_files(
-    folder: Folder, snapshot: Snapshot, problems: list[Problem], progress: Progress
+    folder: Folder,
+    snapshot: Snapshot,
+    problems: list[Problem],
+    progress: Progress,
+    probe: Probe | None,
 ) -> VerifyReport:
     packs: dict[str, list[Tensor]] = {}
     for tensor in snapshot.tensors.values():
@@ -48,7 +54,7 @@ def _verify_files(
             problems.append(Problem(f"pack {pack}", what, _users(snapshot, damaged)))
     broken = list(_check_assets(folder, snapshot))
     problems += broken
-    problems += _check_texts(folder, snapshot, {problem.where for problem in broken})
+    problems += _check_texts(folder, snapshot, {problem.where for problem in broken}, probe)
     return VerifyReport(len(packs), len(snapshot.tensors), checker.num_bytes, tuple(problems))
 
 
@@ -102,7 +108,9 @@ def _check_assets(folder: Folder, snapshot: Snapshot) -> Iterator[Problem]:
             yield Problem(_asset(name), "missing or damaged", tuple(models))
 
 
-def _check_texts(folder: Folder, snapshot: Snapshot, damaged: set[str]) -> Iterator[Problem]:
+def _check_texts(
+    folder: Folder, snapshot: Snapshot, damaged: set[str], probe: Probe | None
+) -> Iterator[Problem]:
     """Tokenizers and templates that cannot be read, though they are as they were stored."""
     users: dict[tuple[str, tuple[tuple[str, Path], ...]], list[str]] = {}
     for record in snapshot.records.values():
@@ -111,7 +119,7 @@ def _check_texts(folder: Folder, snapshot: Snapshot, damaged: set[str]) -> Itera
     for (family, items), models in users.items():
         if damaged.isdisjoint(_asset(path.name) for _, path in items):
             try:
-                read_facts(dict(items), dict(items), family)
+                read_facts(dict(items), dict(items), family, probe)
             except CheckpointError as error:
                 yield Problem("text files", str(error), tuple(models))
 

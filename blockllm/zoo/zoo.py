@@ -30,6 +30,7 @@ from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, si
 from blockllm.zoo.room import FULL, full, read_only
 from blockllm.zoo.snapshot import Snapshot
 from blockllm.zoo.source import check_name, find_folder
+from blockllm.zoo.text.facts import Probe
 
 Found = TypeVar("Found")
 Made = TypeVar("Made")
@@ -38,10 +39,14 @@ Made = TypeVar("Made")
 class Zoo:
     """One zoo on disk. Cheap to open; safe to use from several threads and processes."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, probe: Probe | None = None) -> None:
         """Open the zoo in a folder. An absent or empty folder becomes one with the first `add`;
         until then everything else raises ZooError. Raises ZooError for a folder of other files.
+
+        `probe` tries the text files of what is added or verified, such as api.probe.probe_texts;
+        without it a tokenizer that never ends is read in this process.
         """
+        self._probe = probe
         self._folder = Folder(Path(path).expanduser().absolute())
         self._catalog = Catalog(self._folder.catalog)
         with self._disk_errors():
@@ -85,7 +90,7 @@ class Zoo:
         with self._disk_errors():
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
-            wish = Wish(name, find_folder(source), root, base, format, scale)
+            wish = Wish(name, find_folder(source), root, base, format, scale, self._probe)
             with open_source(wish) as opened:
                 record, stored, notes = self._add(opened, progress)
         return self._report(record, stored, started, notes)
@@ -249,7 +254,7 @@ class Zoo:
         Writers wait meanwhile."""
         progress("waiting for other writers", 0, 0)
         with self._disk_errors(), self._folder.still(), self._catalog.reading() as connection:
-            return verification.verify(self._folder, connection, progress)
+            return verification.verify(self._folder, connection, progress, self._probe)
 
     def gc(self) -> GcReport:
         """Delete packs, assets and rows that no model needs, and what killed adds left behind."""

@@ -6,12 +6,15 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from blockllm.core import BiasTarget, Chain, LoraTarget, NormTarget, Target, Tensor
@@ -26,6 +29,7 @@ from blockllm.errors import (
 from blockllm.zoo import Zoo
 from blockllm.zoo.adapters.lora_config import read_lora_config
 from blockllm.zoo.adapters.options import ignored_note
+from blockllm.zoo.adapters.patterns import is_quick
 from blockllm.zoo.families.names import tensor_name
 from blockllm.zoo.settings_reader import SettingsReader
 from tests.makers import make_checkpoint, make_lora
@@ -431,3 +435,36 @@ def test_pickled_adapter(added: tuple[Zoo, Path]) -> None:
 def _change(adapter: Path, **values: Any) -> None:
     file = adapter / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+QUICK = [
+    "q_proj", "layers.0.self_attn.q_proj", r".*\.q_proj", r"(.*\.)?q_proj", "^model.*(q|k)_proj$",
+    r"model\.layers\.[0-3]\..*q_proj", r"layers\.(0|1|2)\..*", r"layers\.\d+\.mlp\..*_proj",
+    "(?:q|k|v)_proj", r"layers\.[0-9]{1,2}\.mlp",
+]  # fmt: skip
+SLOW = [
+    "(a+)+", "(a|aa)+$", "((a|a)*)*b", "(.*a){20}", ".*.*.*.*x", r"(\w+)\1", "(?=a)b", "(a*)*",
+    "(a?){50}", "((a)|b)*", "(x+x+)+y", "(?i)a", ")",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", QUICK)
+def test_patterns_that_people_write_are_quick(pattern: str) -> None:
+    assert is_quick(pattern)
+
+
+@pytest.mark.parametrize("pattern", SLOW)
+def test_patterns_that_some_names_make_slow_are_refused(pattern: str) -> None:
+    assert not is_quick(pattern)
+
+
+@given(st.text("ab.*+?|(){}1,\\d[]", max_size=12), st.text("ab.", max_size=60))
+def test_quick_patterns_are_quick(pattern: str, name: str) -> None:
+    assume(is_quick(pattern))
+    try:
+        compiled = re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError):
+        return
+    start = time.process_time()
+    compiled.match(name)
+    assert time.process_time() - start < 0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
@@ -43,12 +43,19 @@ class TextFacts(NamedTuple):
         return *self.notes, *notes
 
 
-def read_facts(files: TextFiles, own: Collection[str], family: str) -> TextFacts:
+Probe = Callable[[TextFiles, str], None]
+
+
+def read_facts(
+    files: TextFiles, own: Collection[str], family: str, probe: Probe | None = None
+) -> TextFacts:
     """The facts of a model with these files; `own` are those it brings itself, the others are of
-    the model it is based on.
+    the model it is based on. `probe` tries them first, in a process with limits.
 
     Raises CheckpointError, naming the file, when one is damaged.
     """
+    if probe is not None:
+        probe(files, family)
     tokenizer, tokens = load_tokenizer(files, family)
     check_template(files)
     generation = read_generation(files)
