@@ -100,6 +100,8 @@ class Snapshot:
                 self.assets(name)  # reads the models it is based on, too
             except CorruptStore as error:
                 found[name] = str(error)
+            except UnknownModel:  # the table has it, the index of names does not
+                found[name] = f"model {name!r} is damaged: the catalogue's index lacks its name"
         return found
 
     @property
