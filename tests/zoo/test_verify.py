@@ -85,6 +85,8 @@ def test_assets(filled: Zoo) -> None:
     [
         "UPDATE layer SET function = json_set(function, '$.vocab_size', 97)",
         "UPDATE tensor SET offset = offset + 64",
+        "UPDATE tensor SET offset = 64",
+        "UPDATE tensor SET offset = 1 << 40",
         "UPDATE layer_tensor SET tensor = (SELECT hash FROM tensor ORDER BY hash LIMIT 1)",
     ],
 )
