@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ from blockllm.errors import AgentDied, BadRequest, BlockllmError, EngineError, e
 from blockllm.observability.stats import EngineStats
 
 AGENT_COMMAND = (sys.executable, "-m", "blockllm.cluster.agent_main")
+START_DESCRIPTORS = 32  # a link and a process, and some to spare
 LAST_WORDS_SECONDS = 0.5  # a dead process's last message may still be on its way
 STOP_SECONDS = 5.0  # then it is killed
 
@@ -170,6 +172,7 @@ class Supervisor:
         self.progress = Progress("starting the agent")
         if self._link is not None:
             self._link.close()
+        _check_descriptors()
         self._settled = asyncio.get_running_loop().create_future()
         self._link = FrontLink(self._deliver)
         self._process = await asyncio.create_subprocess_exec(
@@ -278,6 +281,18 @@ class Supervisor:
     def _settle(self, failure: BlockllmError | None) -> None:
         if self._settled is not None and not self._settled.done():
             self._settled.set_result(failure)
+
+
+def _check_descriptors() -> None:
+    """Raises OSError where a start would fail in its middle: uvloop leaves open what it had opened
+    by then, for ever."""
+    opened: list[int] = []
+    try:
+        for _ in range(START_DESCRIPTORS):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 async def _end(process: asyncio.subprocess.Process, patience: float) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import uvloop
 
 from blockllm.chain import fingerprint
 from blockllm.cluster import supervisor as supervisor_module
@@ -248,6 +250,30 @@ def test_restarts_outlive_errors_of_the_machine(
         await collect(mailbox)
 
     supervised(work)
+
+
+def test_starts_without_descriptors_leave_none_open():
+    """On uvloop, whose processes leave some open when their start fails in its middle."""
+
+    async def main() -> None:
+        supervisor = Supervisor(AgentOptions(""), COMMAND)
+        await supervisor.start()
+        for spare in (4, 8, 12, 16):
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            before = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (before + spare, hard))
+            try:
+                assert supervisor.pid is not None
+                os.kill(supervisor.pid, signal.SIGKILL)
+                while "Too many open files" not in supervisor.failure:
+                    await asyncio.sleep(0.02)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await until_ready(supervisor)
+            assert len(os.listdir("/proc/self/fd")) <= before
+        await supervisor.stop()
+
+    uvloop.run(main())
 
 
 def test_a_fault_of_the_restarter_itself_is_raised(monkeypatch: pytest.MonkeyPatch):

@@ -48,6 +48,7 @@ class Load:
                 base_url=f"http://127.0.0.1:{port}",
                 headers={"authorization": f"Bearer {key}"},
                 timeout=LOST_SECONDS,
+                limits=httpx2.Limits(max_keepalive_connections=1),
             )
             for key in KEYS.values()
         ]
