@@ -13,7 +13,8 @@ from blockllm.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+SECURITY = ROOT / "SECURITY.md"
+PAGES = [README, SECURITY, *sorted((ROOT / "docs").rglob("*.md"))]
 WIDTH, TABLE_WIDTH = 100, 120  # characters, the targets of links aside
 WRITTEN_BY_TOOLS = ROOT / "docs/bench/results"  # tables of bench compare, as it writes them
 NUMBER = re.compile(r"(?<![\w.-])\d[\d.,]*")
@@ -141,3 +142,12 @@ def check_options(command: str, words: list[str]) -> None:
     known = {option for parameter in found.params for option in parameter.opts}
     used = {word.partition("=")[0].rstrip(",;:.)…") for word in words if word.startswith("--")}
     assert used <= known | {"--help", "--version"}, f"{command}: {used - known}"
+
+
+def test_tests_that_the_security_page_names_exist() -> None:
+    for row in SECURITY.read_text(encoding="utf-8").splitlines():
+        folder = ROOT
+        for name in re.findall(r"`((?:tests/|test_)[^`]*)`", row):
+            place = ROOT / name if name.startswith("tests/") else folder / name
+            assert place.exists(), f"{row}: no {place}"
+            folder = place.parent

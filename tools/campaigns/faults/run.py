@@ -54,8 +54,10 @@ def build(scratch: Path) -> Path:
     return scratch / "zoo"
 
 
-async def campaign(faults: int, seed: int, names: list[str], folder: Path) -> dict[str, Any]:
-    """So many faults, drawn by the seed; the report."""
+async def campaign(
+    faults: int, seed: int, names: list[str], folder: Path, minutes: float = 1e6
+) -> dict[str, Any]:
+    """So many faults, drawn by the seed, or what fits into the minutes; the report."""
     system = System(folder, await asyncio.to_thread(build, folder))
     load = Load(system.port, questions(["base", "lora", "upper"]), seed)
     chosen, seen, wrong = random.Random(seed), list[Seen](), list[str]()
@@ -66,6 +68,8 @@ async def campaign(faults: int, seed: int, names: list[str], folder: Path) -> di
         before = await asyncio.to_thread(system.held)
         for number in range(faults):
             name = names[number % len(names)] if number < len(names) else chosen.choice(names)
+            if time.monotonic() - start > 60 * minutes:
+                break
             load.gate.set()
             await asyncio.sleep(chosen.uniform(0.1, 1.0))
             seconds, faulty = await _suffer(system, load, name)
@@ -183,12 +187,14 @@ def main() -> None:
     """Exit status 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=500)
+    parser.add_argument("--minutes", type=float, default=1e6, help="ends earlier")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="*", choices=sorted(DEEDS), default=list(DEEDS))
     parser.add_argument("--out", type=Path, help="a folder for faults.json and faults.png")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = asyncio.run(campaign(given.faults, given.seed, given.only, Path(scratch)))
+        asked = (given.faults, given.seed, given.only, Path(scratch), given.minutes)
+        found = asyncio.run(campaign(*asked))
     CONSOLE.print(show(found))
     CONSOLE.print(found["answers"])
     for line in found["wrong"]:
