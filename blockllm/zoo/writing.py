@@ -50,7 +50,8 @@ def stage_model(
 def is_current(folder: Folder, catalog: Catalog, staged: Staged) -> bool:
     """Whether the zoo has what the model was found to share, and no tensor more of it. Under the
     write lock. Raises NameTaken."""
-    known = staged.writer.known
+    # an adapter's record has its base's layers, which the writer does not meet
+    known = (staged.base.tensors() if staged.base else {}) | staged.writer.known
     assets = {folder.asset(name) for name in staged.record.assets.values()}
     new = {final for _, final in staged.writer.moves}
     if not all(path.exists() for path in assets - new):

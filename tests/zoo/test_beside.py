@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blockllm.errors import NameTaken, UnknownModel, ZooError
-from blockllm.zoo import Zoo
+from blockllm.zoo import Zoo, ingest
 from tests.makers import make_checkpoint, make_lora
 
 SECONDS = 30
@@ -95,3 +95,15 @@ def test_a_name_may_be_taken_meanwhile(zoo: Zoo, tied: Path, sibling: Path, llam
     assert [type(error) for error in adding.errors] == [NameTaken]
     assert zoo.card("model").root == str(llama)
     assert zoo.verify().is_sound
+
+
+def test_nothing_is_staged_twice_where_nothing_has_changed(
+    zoo: Zoo, tmp_path: Path, llama: Path, sibling: Path, monkeypatch: pytest.MonkeyPatch
+):
+    zoo.add("base", llama)
+    staged = []
+    real = ingest.stage_model
+    monkeypatch.setattr(ingest, "stage_model", lambda *a: (staged.append(a), real(*a))[1])
+    zoo.add("adapter", make_lora(llama, tmp_path / "adapter"), base="base")
+    zoo.add("sibling", sibling)
+    assert len(staged) == 2
