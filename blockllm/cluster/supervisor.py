@@ -44,6 +44,7 @@ from blockllm.observability.stats import EngineStats
 
 AGENT_COMMAND = (sys.executable, "-m", "blockllm.cluster.agent_main")
 START_DESCRIPTORS = 32  # a link and a process, and some to spare
+SILENT_SECONDS = 300.0  # of an agent that loads; building kernels takes less
 LAST_WORDS_SECONDS = 0.5  # a dead process's last message may still be on its way
 STOP_SECONDS = 5.0  # then it is killed
 
@@ -183,7 +184,7 @@ class Supervisor:
         self._process.stdin.write(msgspec.json.encode(options) + b"\n" + self._chains)
         settled, ended = self._settled, asyncio.ensure_future(self._process.wait())
         waiting: set[asyncio.Future[Any]] = {settled, ended}
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await self._until_any(waiting)
         if not settled.done():
             await asyncio.wait({settled}, timeout=LAST_WORDS_SECONDS)
         if not settled.done():
@@ -194,6 +195,20 @@ class Supervisor:
             await _end(self._process, LAST_WORDS_SECONDS)
             raise failure
         self.state, self.failure = State.READY, ""
+
+    async def _until_any(self, waiting: set[asyncio.Future[Any]]) -> None:
+        """Wait for one of these while the agent loads. Kills an agent that says nothing."""
+        done: set[asyncio.Future[Any]] = set()
+        while not done:
+            heard = self._heard
+            done, _ = await asyncio.wait(
+                waiting, timeout=SILENT_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done and heard == self._heard:
+                logger.error("the agent has said nothing for %g s; ending it", SILENT_SECONDS)
+                assert self._process is not None
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
 
     async def _keep_alive(self) -> None:
         while True:

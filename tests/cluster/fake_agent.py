@@ -29,6 +29,11 @@ def load(job: Job) -> Loaded:
             raise OutOfMemory("it worked only once")
         case "once":
             (Path(place) / "started").touch()
+        case "stuck-once" if not (Path(place) / "started").exists():
+            (Path(place) / "started").touch()
+        case "stuck-once" if not (Path(place) / "stuck").exists():
+            (Path(place) / "stuck").touch()
+            time.sleep(600)
         case "too-large":
             raise OutOfMemory("weights need 9 GB, 1 GB is allowed; 1 of 2 models would fit")
         case "dies":

@@ -252,6 +252,24 @@ def test_restarts_outlive_errors_of_the_machine(
     supervised(work)
 
 
+def test_an_agent_that_says_nothing_while_it_loads_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor_module, "SILENT_SECONDS", 1.5)
+
+    async def main() -> None:
+        supervisor = Supervisor(AgentOptions(f"stuck-once {tmp_path}"), COMMAND)
+        await supervisor.start()
+        assert supervisor.pid is not None
+        os.kill(supervisor.pid, signal.SIGKILL)
+        while not (tmp_path / "stuck").exists():
+            await asyncio.sleep(0.02)
+        await until_ready(supervisor)
+        await supervisor.stop()
+
+    asyncio.run(main())
+
+
 def test_starts_without_descriptors_leave_none_open():
     """On uvloop, whose processes leave some open when their start fails in its middle."""
 
