@@ -7,6 +7,7 @@ FOLDER INPUTS SECONDS SEED`. The report is renewed in FOLDER/report.json while i
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def main() -> None:
     """Fuzz until the inputs or seconds are used up."""
     name, place, inputs, seconds, seed = sys.argv[1:]
     folder = Path(place)
+    tempfile.tempdir = str(folder / "scratch")  # what is read may be copied there first
     with atheris.instrument_imports(include=["blockllm"]):
         from tools.campaigns.targets import make
 
