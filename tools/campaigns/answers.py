@@ -111,7 +111,7 @@ def requests_of(data: bytes) -> list[tuple[str, bytes]] | None:
                 parser.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
                 parser.send(h11.EndOfMessage())
                 parser.start_next_cycle()
-            elif event is h11.NEED_DATA or event is h11.PAUSED:
+            elif not isinstance(event, h11.Data):  # it wants more, waits for us, or is done
                 return found
     except h11.RemoteProtocolError:
         return None
