@@ -145,7 +145,7 @@ class Judge:
         if isinstance(path, bytes | str | os.PathLike):
             start = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else os.getcwd()
             place = os.path.normpath(os.path.join(start, os.fsdecode(path)))
-            if not place.startswith(self._scratch + os.sep):
+            if place != os.devnull and not place.startswith(self._scratch + os.sep):
                 self._outside.append(f"{event} outside: {place[:80]}")
 
     def _book(self, what: str, where: str, data: bytes) -> None:
