@@ -60,6 +60,8 @@ def check_sampling(sampling: Sampling) -> Sampling:
     for token, bias in sampling.logit_bias.items():
         if not (0 <= token <= MAX_TOKEN_ID and -100 <= bias <= 100):
             raise refuse("logit_bias", f"{token}: {bias}", "token ids with -100 to 100")
+    if sampling.logprobs is not None and sampling.logprobs < 0:
+        raise refuse("logprobs", sampling.logprobs, "0 or more")
     if any(not 0 <= token <= MAX_TOKEN_ID for token in sampling.stop_ids):
         raise refuse("stop_token_ids", "an id out of range", f"0 to {MAX_TOKEN_ID}")
     if sampling.top_p == 0:  # no share of the probability: the most likely token only

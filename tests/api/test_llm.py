@@ -137,6 +137,8 @@ def test_errors_are_ours(kept: Kept, folder: Path):
         llm.generate("a", "nix")
     with pytest.raises(BadRequest, match="temperature"):
         llm.generate("a", "base", Sampling(temperature=float("nan")))
+    with pytest.raises(BadRequest, match="logprobs"):
+        llm.generate("a", "base", Sampling(logprobs=-7))
     with pytest.raises(ContextTooLong):
         llm.generate([5] * 512, "base")
     with pytest.raises(BadRequest, match="vocabulary"):
