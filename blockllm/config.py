@@ -202,6 +202,8 @@ def read_text(name: str, file: str) -> str:
         raise ConfigError(f"{name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: not UTF-8 text") from error
+    except ValueError as error:  # a path with a null
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _from_file(file: str, section: str) -> dict[str, Any]:

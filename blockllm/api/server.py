@@ -233,7 +233,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(2048)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:  # ValueError: a name that is none
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from error
     listener.setblocking(False)

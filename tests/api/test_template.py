@@ -120,6 +120,8 @@ def test_variables_stand_before_special_tokens_and_absent_ones():
         "{{ raise_exception('roles must alternate') }}",
         "{{ messages[99].content }}",
         "{{ 1 / 0 }}",
+        "{{ messages[0].role | dictsort }}",
+        "{{ messages[0].role | truncate(-1) }}",
         "{% include 'other' %}",
     ],
 )
