@@ -74,7 +74,10 @@ def main(load: Callable[[Job], Loaded] = load_engine) -> int:
     chains = source.read(options.chains_bytes)
     watch = threading.Thread(target=_end_with_parent, args=(options.address,), daemon=True)
     watch.start()
-    link = AgentLink(options.address)
+    try:
+        link = AgentLink(options.address)
+    except OSError as error:
+        sys.exit(f"the agent finds no front end: {error}")
 
     def load_frozen() -> Loaded:
         gc.disable()  # decoding makes many objects and drops none of them

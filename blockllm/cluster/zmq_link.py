@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,9 @@ class AgentLink:
     """The agent's end: blocking."""
 
     def __init__(self, address: str) -> None:
+        """Raises OSError when the front end's socket is gone: ZeroMQ would wait for it for ever."""
+        if not stat.S_ISSOCK(os.stat(address.removeprefix(_SCHEME)).st_mode):
+            raise OSError(errno.ENOTSOCK, "the front end's address is no socket")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = _make_socket(self._context)
         self._socket.connect(address)

@@ -166,3 +166,18 @@ def test_a_deep_temporary_folder_does_not_make_the_path_too_long(
 
     assert asyncio.run(listen()).startswith("ipc:///tmp/blockllm-")
     assert list(deep.iterdir()) == []
+
+
+@pytest.mark.parametrize("instead", [None, b"no socket"])
+def test_an_agent_does_not_wait_for_a_socket_that_is_gone(instead: bytes | None) -> None:
+    async def listen() -> None:
+        link = FrontLink(lambda message: None)
+        path = Path(link.address.removeprefix("ipc://"))
+        path.unlink()
+        if instead is not None:
+            path.write_bytes(instead)
+        with pytest.raises(OSError, match=r"No such file|no socket"):
+            AgentLink(link.address)
+        link.close()
+
+    asyncio.run(listen())
