@@ -27,6 +27,13 @@ ABSENT: Mapping[str, None] = {"tools": None, "documents": None}
 RESERVED = frozenset({"messages", "add_generation_prompt", "raise_exception", "strftime_now"})
 
 
+# its own words, and what Jinja's operators and filters raise for values that do not fit
+_REFUSALS = (
+    *(jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError),
+    *(AttributeError, AssertionError),
+)
+
+
 class _Namespace(jinja2.utils.Namespace):
     """Names that begin with an underscore are Python's own: the reference refuses them too."""
 
@@ -131,7 +138,7 @@ class ChatTemplate:
         values |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             return self._collect(values)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except _REFUSALS as error:
             raise BadRequest(f"the chat template refused: {error}", "messages") from error
         except RecursionError as error:
             raise BadRequest("the chat template nests too deeply", "messages") from error
