@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -193,7 +194,10 @@ def _closest(name: str, known: Iterable[str], prefix: str = "") -> str:
 def read_text(name: str, file: str) -> str:
     """The UTF-8 text of a file of settings. Raises ConfigError, which begins with `name`."""
     try:
-        with open(file, "rb") as opened:
+        # without O_NONBLOCK a named pipe that nothing writes to would block for ever
+        with open(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as opened:
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise ConfigError(f"{name}: not a regular file")
             data = opened.read(_MAX_FILE + 1)
         if len(data) > _MAX_FILE:
             raise ConfigError(f"{name}: longer than {_MAX_FILE >> 20} MiB")

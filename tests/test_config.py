@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -135,6 +136,18 @@ def test_a_misspelt_variable_for_keys_is_an_error(name: str, monkeypatch: pytest
         refuse_misspelt_keys()
 
 
-def test_an_endless_settings_file_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="settings file /dev/zero: longer than 4 MiB"):
-        load(ServerSettings, "server", "/dev/zero", {})
+@pytest.mark.parametrize("file", ["/dev/zero", "pipe", "/dev", "a\0b"])
+def test_what_is_no_file_of_settings_is_an_error_at_once(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(ConfigError, match=f"settings file {file}: "):
+        load(ServerSettings, "server", file, {})
+
+
+def test_a_longer_settings_file_than_is_read_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"#" * (4 << 20) + b"#")
+    with pytest.raises(ConfigError, match="longer than 4 MiB"):
+        load(ServerSettings, "server", str(file), {})

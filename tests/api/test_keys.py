@@ -67,9 +67,14 @@ def test_a_comma_makes_no_second_key(tmp_path: Path, keys: str):
     assert ring.tenant_of(b"a") is ring.tenant_of(b"Xk7") is None
 
 
-def test_an_endless_file_of_keys_is_an_error():
-    with pytest.raises(ConfigError, match="longer than 4 MiB"):
-        read_keys("", "/dev/zero")
+@pytest.mark.parametrize("file", ["/dev/zero", "pipe"])
+def test_what_is_no_file_of_keys_is_an_error_at_once(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(ConfigError, match=f"api_key_file {file}: not a regular file"):
+        read_keys("", file)
 
 
 def test_a_client_sends_the_first_key_without_its_tenant(tmp_path: Path):

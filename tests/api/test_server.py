@@ -11,6 +11,7 @@ import pytest
 from blockllm.api.server import Server
 from blockllm.cluster.agent_main import AgentOptions
 from blockllm.config import ServerSettings
+from blockllm.errors import ConfigError
 
 
 @contextmanager
@@ -39,6 +40,12 @@ def test_a_server_that_is_open_to_others_without_keys_says_so(
     caplog.set_level(logging.WARNING)
     with listening(host=host, api_key=keys):
         assert (f"every machine that reaches {host} can use this server" in caplog.text) == warns
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".org", "a..b", "a\0b", "::g", "1.2.3.4.5"])
+def test_a_host_that_is_none_is_an_error(host: str):
+    with pytest.raises(ConfigError, match="cannot listen on"), listening(host=host):
+        pass
 
 
 @pytest.mark.parametrize(("given", "seconds"), [({}, 75), ({"keep_alive": 5}, 5)])
