@@ -13,7 +13,7 @@ import msgspec
 
 from blockllm.api.choice import Choice, Piece, TextRules
 from blockllm.api.tokenizer import TokenTable
-from blockllm.cluster.streams import Item, Mailbox, Sink
+from blockllm.cluster.streams import Backlog, Item, Mailbox, Sink
 from blockllm.core import Request, Sampling, TokenEvent
 from blockllm.errors import RequestError
 
@@ -41,14 +41,20 @@ class Generation:
     """
 
     def __init__(
-        self, agent: AgentPort, choices: Sequence[Choice], timers: Sequence[Timer] = ()
+        self,
+        agent: AgentPort,
+        choices: Sequence[Choice],
+        timers: Sequence[Timer] = (),
+        backlog: Backlog | None = None,
     ) -> None:
+        """`backlog` counts what waits for this reader; too much ends the requests (Overloaded)."""
         self.choices = choices
         self.made = 0.0
         self._agent = agent
         self._by_id = {choice.request.id: choice for choice in choices}
         self._timers = dict(zip(self._by_id, timers, strict=False))
         self._unfinished = len(choices)
+        self._mailbox = Mailbox(backlog, self._cancel)
 
     def __enter__(self) -> Generation:
         return self
@@ -62,18 +68,17 @@ class Generation:
         if isinstance(error, RequestError):
             self._timers.clear()  # refused, so it never became a request to be counted
         left = "error" if isinstance(error, Exception) else "abort"
+        self._mailbox.close()
+        self._cancel()
         for choice in self.choices:
-            if not choice.engine_finished:
-                self._agent.cancel(choice.request.id)
             self._end_timer(choice, left)
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
         """Everything new at each wake-up, at most one piece per choice."""
-        mailbox = Mailbox()
-        self._submit(mailbox.put)
+        self._submit(self._mailbox.put)
         while self._unfinished:
-            items = await mailbox.take()
-            self.made = mailbox.made
+            items = await self._mailbox.take()
+            self.made = self._mailbox.made
             yield self._feed(items)
 
     def pieces_blocking(self) -> Iterator[list[Piece]]:
@@ -103,6 +108,11 @@ class Generation:
     def _submit(self, sink: Sink) -> None:
         for choice in self.choices:
             self._agent.submit(choice.request, sink)
+
+    def _cancel(self) -> None:
+        for choice in self.choices:
+            if not choice.engine_finished:
+                self._agent.cancel(choice.request.id)
 
     def _feed(self, items: Sequence[Item]) -> list[Piece]:
         pieces: dict[str, Piece] = {}

@@ -21,6 +21,7 @@ from blockllm.api.keys import salt_of
 from blockllm.api.models import Models, ServedModel
 from blockllm.api.texts import Texts
 from blockllm.cluster.messages import Progress
+from blockllm.cluster.streams import Backlog
 from blockllm.config import ServerSettings
 from blockllm.core import Request, Sampling
 from blockllm.errors import Overloaded
@@ -30,6 +31,7 @@ T = TypeVar("T")
 Body = TypeVar("Body", bound=msgspec.Struct)
 INLINE_IDS = 4096  # more are read on another thread
 UNREAD_BODIES = 32  # bodies of the largest size that may be under way at once
+MOST_WAITING = 1 << 19  # tokens and log-probabilities for clients to take; about 100 bytes each
 
 
 class Caller(NamedTuple):
@@ -75,6 +77,7 @@ class Serving:
         self.metrics = metrics
         self.draining = False
         self.num_in_flight = 0
+        self.backlog = Backlog(MOST_WAITING)
         self._unread = UnreadBodies(UNREAD_BODIES * settings.max_body_bytes)
 
     async def read(self, request: HttpRequest, kind: type[Body]) -> Body:
@@ -157,7 +160,7 @@ class Plan:
         timer = partial(self.serving.metrics.timer, self.model.name)
         requests = [choice.request for choice in self.choices]
         timers = [timer(len(request.prompt), request.arrival) for request in requests]
-        return Generation(self.serving.agent, self.choices, timers)
+        return Generation(self.serving.agent, self.choices, timers, self.serving.backlog)
 
     def has_plain_events(self, piece: Piece) -> bool:
         """An event for this piece says nothing but text, and none is due without text."""
