@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import httptools
 import msgspec
@@ -47,12 +47,14 @@ class _Quiet:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Ends connections whose head, body or trailers do not end, and clients that do not read.
+    """Ends connections whose head, body or trailers do not end, and clients that do not read. When
+    there are too many connections, the one that has had no request for longest gives its place.
 
     Notes in the scope's state when a request's last byte came: `received`, monotonic clock.
     """
 
     limits = Limits()
+    silent: ClassVar[dict[BoundedProtocol, None]]  # those without a request, the longest so first
     _in_head = _in_body = _moved = False
     _idle_bytes = 0  # bytes since the last that began a message, were body, or ended it
     _deadline: asyncio.TimerHandle | None = None
@@ -62,10 +64,19 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _Quiet(transport)))
         if len(self.connections) > self.limits.connections:
-            return self._refuse(503, "too many connections; try again later")
+            if not self.silent:
+                return self._refuse(503, "too many connections; try again later")
+            next(iter(self.silent)).give_place()
+        self.silent[self] = None
         self._expect(self.limits.head)
 
+    def give_place(self) -> None:
+        """Close for another connection; an answer that the client still reads goes out first."""
+        del self.silent[self]
+        self.transport.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.silent.pop(self, None)
         self._expect(None)
         self._stop_reader_clock()
         for cycle in self._cycles:  # of pipelined requests, the first is the one that runs
@@ -104,6 +115,7 @@ class BoundedProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError(f"head longer than {MAX_HEAD_BYTES} bytes")
         self._in_head, self._in_body, self._moved = False, True, True
         self._expect(self.limits.body)
+        self.silent.pop(self, None)
         super().on_headers_complete()
         waiting = (cycle for cycle in self._cycles if not cycle.response_complete)
         self._cycles = (*waiting, self.cycle)
@@ -117,6 +129,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._expect(None)
         self.scope["state"]["received"] = time.monotonic()
         super().on_message_complete()
+        self._note_silence()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._note_silence()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -155,6 +172,10 @@ class BoundedProtocol(HttpToolsProtocol):
         part = "body" if self._in_body else "head"
         self._refuse(408, f"request {part}: did not end within {seconds:g} s")
 
+    def _note_silence(self) -> None:
+        if not (self._in_body or self._answering() or self.transport.is_closing()):
+            self.silent[self] = None
+
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -173,5 +194,6 @@ def bounded_protocol(given: Limits) -> type[BoundedProtocol]:
 
     class Bounded(BoundedProtocol):
         limits = given
+        silent: ClassVar[dict[BoundedProtocol, None]] = {}
 
     return Bounded

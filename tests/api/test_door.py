@@ -135,20 +135,49 @@ def test_a_body_that_ends_behind_its_answer_leaves_no_connection_open() -> None:
     assert asyncio.run(run()).count(b"200 OK") == 1
 
 
-def test_connections_over_the_limit_are_refused_and_come_in_later() -> None:
+def test_more_connections_with_requests_than_the_limit_are_refused() -> None:
+    app = App()
+
     async def run() -> tuple[bytes, bytes]:
-        async with door(App()) as connect:
+        async with door(app) as connect:
             held = [await connect() for _ in range(QUICK.connections)]
+            for reader, writer in held:
+                writer.write(b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n")
+                await reader.read(1)
             extra = await connect()
             refused = await extra[0].read()
-            for reader, _ in held:
-                await reader.read()  # silent ones are ended in time
+            for _, writer in (*held, extra):
+                writer.transport.abort()
+            while app.ended.count("gone") < len(held):
+                await asyncio.sleep(0.01)
             reader, writer = await connect()
             writer.write(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n")
             return refused, await reader.read()
 
     refused, served = asyncio.run(run())
     assert error_of(refused)[0] == 503 and b"200 OK" in served
+
+
+def test_the_longest_silent_connection_gives_its_place() -> None:
+    async def run() -> None:
+        async with door(App(), Limits(connections=4)) as connect:
+            served, begun, fresh, busy = opened = [await connect() for _ in range(4)]
+            begun[1].write(b"GET / HTTP/1.1\r\nhost")  # no request yet
+            busy[1].write(b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n")
+            await busy[0].read(1)
+            served[1].write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")  # silent since a moment
+            await served[0].readuntil(b"0\r\n\r\n")
+            for expected in (begun, fresh, served):
+                opened.append(await connect())
+                opened[-1][1].write(b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n")
+                async with asyncio.timeout(2):
+                    assert await expected[0].read() == b""
+                    assert await opened[-1][0].read(1)
+            assert await busy[0].read(1)
+            for _, writer in opened:
+                writer.transport.abort()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("half_closed", [False, True])
