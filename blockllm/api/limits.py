@@ -128,12 +128,17 @@ def check_prompt(ids: list[int], max_context: int, param: str) -> int:
         raise refuse(param, "an id out of range", f"0 to {MAX_TOKEN_ID}")
     room = max_context - len(ids)
     if room < 1:
-        raise ContextTooLong(
-            f"{param}: got {len(ids)} tokens, allowed {max_context - 1}: "
-            f"the model's context is {max_context} tokens, of which one is for the answer",
-            param,
-        )
+        raise prompt_too_long(f"{len(ids)} tokens", max_context, param)
     return room
+
+
+def prompt_too_long(got: str, max_context: int, param: str) -> ContextTooLong:
+    """The error for a prompt that leaves no room for an answer."""
+    return ContextTooLong(
+        f"{param}: got {got}, allowed {max_context - 1}: "
+        f"the model's context is {max_context} tokens, of which one is for the answer",
+        param,
+    )
 
 
 def read_max_tokens(body: wire.GenerationFields, room: int, default: int) -> int:

@@ -51,19 +51,23 @@ class ChatPrompts:
         add_special: bool = False,
         as_tokens: bool = False,
         max_context: int | None = None,
+        has_to_fit: bool = False,
         at: At = _untold,
     ) -> list[int]:
         """The prompt's ids. What messages and variables spell stays text, unless `as_tokens`.
 
         `add_special` adds what the tokenizer puts around other texts; templates write their own.
         Raises BadRequest when the template refuses, ContextTooLong when messages that spell control
-        tokens do not fit into `max_context` tokens: telling these from text takes long.
+        tokens do not fit into `max_context` tokens: telling these from text takes long. With
+        `has_to_fit` also for other messages that are much longer, before all is encoded.
         `at` is told which part of the model works next, and whether it is only made ready.
         """
         variables = variables or {}
         at(TEMPLATE, False)
         text = self._template.render(messages, add_generation_prompt, variables)
         at(TOKENIZER, False)
+        if has_to_fit and max_context is not None:
+            self._tokenizer.check_length(text, max_context, "messages")
         ids = self._tokenizer.encode(text, add_special, "messages")
         if as_tokens or self.is_ordinary(messages, variables):
             return ids

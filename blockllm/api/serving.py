@@ -175,24 +175,20 @@ class Plan:
         return Usage(num_prompt, num_new, num_prompt + num_new, PromptTokensDetails(cached))
 
 
-async def encode(
-    serving: Serving, model: ServedModel, text: str, add_special: bool, param: str
-) -> list[int]:
-    """Ids of the text of a field. Raises BadRequest."""
-    return await serving.texts.encode(model, text, add_special, param)
-
-
 async def chat_ids(
     serving: Serving,
+    caller: Caller,
     model: ServedModel,
     messages: Sequence[wire.Message],
     fields: wire.TemplateFields,
+    has_to_fit: bool,
     add_special: bool = False,
 ) -> list[int]:
     """The prompt of a conversation. Raises BadRequest and ContextTooLong."""
     limits.check_count("messages", len(messages), limits.MAX_MESSAGES, least=1)
     as_tokens = serving.settings.special_tokens_in_messages
-    return await serving.texts.chat(model, messages, fields, add_special, as_tokens)
+    flags = add_special, as_tokens, has_to_fit
+    return await serving.texts.chat(caller.tenant, model, messages, fields, *flags)
 
 
 async def maybe_elsewhere(size: int, work: Callable[[], T]) -> T:

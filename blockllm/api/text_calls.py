@@ -41,13 +41,14 @@ class Open(msgspec.Struct):
 
 
 class Encode(msgspec.Struct):
-    """Make ids of the text of a request's field."""
+    """Make ids of the text of a request's field; with `max_context` the text has to fit."""
 
     content: TextContent
     text: str
     add_special: bool
     field: str
     seconds: float
+    max_context: int | None
 
 
 class Chat(msgspec.Struct):
@@ -60,6 +61,7 @@ class Chat(msgspec.Struct):
     add_special: bool
     as_tokens: bool
     max_context: int | None
+    has_to_fit: bool
     seconds: float
 
 
@@ -76,9 +78,11 @@ def open_call(content: TextContent, wants_decoding: bool) -> Call[str]:
     return Call("open", Open(content, wants_decoding), str, content.parts)
 
 
-def encode_call(content: TextContent, text: str, add_special: bool, field: str) -> Call[list[int]]:
+def encode_call(
+    content: TextContent, text: str, add_special: bool, field: str, max_context: int | None = None
+) -> Call[list[int]]:
     """Answers with ids."""
-    arguments = Encode(content, text, add_special, field, _seconds(len(text)))
+    arguments = Encode(content, text, add_special, field, _seconds(len(text)), max_context)
     return Call("encode", arguments, list[int], content.parts, field)
 
 
@@ -90,11 +94,13 @@ def chat_call(
     add_special: bool = False,
     as_tokens: bool = False,
     max_context: int | None = None,
+    has_to_fit: bool = False,
 ) -> Call[list[int]]:
     """Answers with ids."""
     size = sum(len(text) for message in messages for text in _texts(message.content))
     flags = add_generation_prompt, add_special, as_tokens
-    arguments = Chat(content, messages, variables, *flags, max_context, _seconds(size))
+    fit = max_context, has_to_fit
+    arguments = Chat(content, messages, variables, *flags, *fit, _seconds(size))
     return Call("chat", arguments, list[int], content.parts, "messages")
 
 

@@ -62,6 +62,8 @@ class _Tasks:
         """Ids of a text."""
         tokenizer = _tokenizer(self._read(wish.content, run))
         run.at(TOKENIZER, wish.seconds)
+        if wish.max_context is not None:
+            tokenizer.check_length(wish.text, wish.max_context, wish.field)
         return tokenizer.encode(wish.text, wish.add_special, wish.field)
 
     def chat(self, wish: Chat, run: Run) -> list[int]:
@@ -77,6 +79,7 @@ class _Tasks:
             wish.add_special,
             wish.as_tokens,
             wish.max_context,
+            wish.has_to_fit,
             lambda part, loads: run.at(part, LOAD_SECONDS if loads else wish.seconds),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from blockllm.api import text_calls, wire
 from blockllm.api.conversation import variables_of
@@ -25,7 +26,8 @@ def naming(model: str, field: str | None) -> Iterator[None]:
 
 
 class Texts:
-    """What the routes ask for. Each method raises BadRequest for a fault of the model's content."""
+    """What the routes ask for, each for a tenant. Each method raises BadRequest for a fault of the
+    model's content."""
 
     def __init__(
         self,
@@ -40,20 +42,29 @@ class Texts:
         self._booked = booked
 
     async def encode(
-        self, model: ServedModel, text: str, add_special: bool, field: str
+        self,
+        tenant: str,
+        model: ServedModel,
+        text: str,
+        add_special: bool,
+        field: str,
+        has_to_fit: bool,
     ) -> list[int]:
-        """Ids of the text of a field, each a token of the model."""
-        content = model.require_tokenizer()
-        call = text_calls.encode_call(content, text, add_special, field)
-        return model.check_tokens(await self._run(model, call), field)
+        """Ids of the text of a field, each a token of the model. With `has_to_fit` raises
+        ContextTooLong early, but not for every text that is too long."""
+        content, most = model.require_tokenizer(), model.max_context if has_to_fit else None
+        call = text_calls.encode_call(content, text, add_special, field, most)
+        return model.check_tokens(await self._run(tenant, model, call), field)
 
     async def chat(
         self,
+        tenant: str,
         model: ServedModel,
         messages: Sequence[wire.Message],
         fields: wire.TemplateFields,
         add_special: bool,
         as_tokens: bool,
+        has_to_fit: bool,
     ) -> list[int]:
         """Ids of a conversation, each a token of the model. Raises ContextTooLong, too."""
         call = text_calls.chat_call(
@@ -64,22 +75,23 @@ class Texts:
             add_special,
             as_tokens,
             model.max_context,
+            has_to_fit,
         )
-        return model.check_tokens(await self._run(model, call), "messages")
+        return model.check_tokens(await self._run(tenant, model, call), "messages")
 
-    async def decode(self, model: ServedModel, ids: list[int]) -> str:
+    async def decode(self, tenant: str, model: ServedModel, ids: list[int]) -> str:
         """Text of the ids, control tokens too."""
         content = model.require_tokenizer()
-        return await self._run(model, text_calls.decode_call(content, ids))
+        return await self._run(tenant, model, text_calls.decode_call(content, ids))
 
     def off(self, model: ServedModel) -> list[str]:
         """The parts of a model that are switched off for their faults."""
         return self._ledger.off(model.content.parts)
 
-    async def _run(self, model: ServedModel, call: Call[R]) -> R:
+    async def _run(self, tenant: str, model: ServedModel, call: Call[R]) -> R:
         with naming(model.name, call.field):
             try:
-                return await self._runner.run(call)
+                return await self._runner.run(replace(call, tenant=tenant))
             except ContentFault as fault:
                 if self._booked is not None and fault.kind not in ("failed", "off"):
                     self._booked(model.name, fault.part)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from tokenizers import AddedToken, Tokenizer
 
+from blockllm.api.limits import prompt_too_long
 from blockllm.api.literal import LiteralEncoder
 from blockllm.api.marks import Span
 from blockllm.errors import BadRequest
@@ -26,6 +27,8 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 ALPHABET = _byte_level_alphabet()
+SLICE = 1 << 16  # characters
+MOST_CHARACTERS = 8  # that a token of a long text has, on average: shorter texts are just encoded
 _BYTE = re.compile(r"<0x[0-9a-fA-F]{2}>")  # a token that stands for one
 
 
@@ -109,6 +112,18 @@ class TextTokenizer(TokenTable):
             (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special)
         ids: list[int] = encoding.ids
         return ids
+
+    def check_length(self, text: str, max_context: int, field: str) -> None:
+        """Raise ContextTooLong, naming the field, for a text that is surely too long for a prompt:
+        before all of it is encoded."""
+        if len(text) <= max(SLICE, MOST_CHARACTERS * max_context):
+            return
+        count = 0
+        for start in range(0, len(text), SLICE):
+            count += len(self.encode(text[start : start + SLICE], False, field))
+            if count > 2 * max_context:  # twice: a cut makes a few tokens more
+                got = f"{len(text)} characters, whose beginning has {count} tokens already"
+                raise prompt_too_long(got, max_context, field)
 
     def encode_literal(
         self, text: str, spans: Sequence[Span], controls: frozenset[str], add_special: bool

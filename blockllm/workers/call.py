@@ -47,8 +47,8 @@ class Limits(msgspec.Struct, frozen=True):
 @dataclass(frozen=True)
 class Call(Generic[R]):
     """One task for a worker. `contents` names what may be at fault: part → digest; `field` is the
-    request's that the arguments are from. The answer has to come within `patience` seconds of the
-    clock."""
+    request's that the arguments are from, `tenant` who asks. The answer has to come within
+    `patience` seconds of the clock."""
 
     task: str
     arguments: msgspec.Struct
@@ -56,6 +56,7 @@ class Call(Generic[R]):
     contents: Mapping[str, str] = field(default_factory=dict)
     field: str | None = None
     patience: float = 60.0
+    tenant: str = ""
 
 
 class Run(Protocol):

@@ -1,7 +1,8 @@
 """A few workers, shared by all requests of one event loop.
 
 A worker that breaks a limit is killed and another takes its place; the fault is its request's and
-is booked. Content with faults holds one worker at a time, so it cannot keep all from other content.
+is booked. Content with faults holds one worker at a time, and long texts leave one free, so neither
+can keep all from other texts.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from blockllm.errors import ContentFault, Overloaded, WorkerDied
 from blockllm.workers.call import (
@@ -25,20 +23,14 @@ from blockllm.workers.call import (
     result_of,
 )
 from blockllm.workers.ledger import Ledger
+from blockllm.workers.line import LONG_PLACES, Line, Wish, places_of
 from blockllm.workers.process import Worker, WorkerEnded
 
-MAX_WAITING = 2048  # calls
+MAX_WAITING = 2048  # places in line: calls, or so many times 32 KiB
 CLOSING_SECONDS = 0.005  # between looks
 RETRY_SECONDS = 1.0  # before a worker is started again that could not start
 
 logger = logging.getLogger(__name__)
-
-
-class _Waiting(NamedTuple):
-    """A call that waits for a worker."""
-
-    found: asyncio.Future[Worker]
-    contents: Mapping[str, str]
 
 
 class Pool:
@@ -51,8 +43,8 @@ class Pool:
         self.replaced = 0
         self._module, self._size, self._limits = module, size, limits or Limits()
         self._idle: list[Worker] = []
-        self._held: dict[Worker, Mapping[str, str]] = {}
-        self._waiting: deque[_Waiting] = deque()
+        self._held: dict[Worker, Wish] = {}
+        self._line = Line(MAX_WAITING)
         self._replacing: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
 
@@ -74,8 +66,8 @@ class Pool:
 
     async def run(self, call: Call[R]) -> R:
         """The result. Raises the task's own BlockllmError, ContentFault when the content exceeded a
-        limit or is switched off, Overloaded when too many calls wait, and WorkerDied when two
-        workers ended for another reason."""
+        limit or is switched off, Overloaded when too many calls wait, TooManyRequests when too many
+        of its tenant do, and WorkerDied when two workers ended for another reason."""
         self.ledger.check(call.contents)
         question = question_of(call)
         try:
@@ -84,21 +76,21 @@ class Pool:
             try:
                 answer = await self._ask(question, call)
             except WorkerEnded as ended:  # then it may be the content's after all
-                self.ledger.book("", call.contents)
+                self._book("", question, call)
                 raise WorkerDied(f"two workers ended, the last one so: {ended}") from ended
         if answer.fault is not None and answer.ends_worker:
-            raise self._booked(answer.fault, call)
+            raise self._booked(answer.fault, question, call)
         return result_of(answer, call)
 
     async def _ask(self, question: bytes, call: Call[R]) -> Answer:
-        worker = await self._take(call.contents)
+        worker = await self._take(question, call)
         try:
             answer = await worker.ask_async(question, call.patience)
         except WorkerEnded as ended:
             self._replace(worker)
             if ended.fault is None:
                 raise
-            raise self._booked(ended.fault, call) from ended
+            raise self._booked(ended.fault, question, call) from ended
         except BaseException:  # cancelled: an answer may be under way
             self._replace(worker)
             raise
@@ -108,32 +100,42 @@ class Pool:
             self._give_back(worker)
         return answer
 
-    def _booked(self, fault: Fault, call: Call[R]) -> ContentFault:
-        self.ledger.book(fault.part, call.contents)
+    def _booked(self, fault: Fault, question: bytes, call: Call[R]) -> ContentFault:
+        self._book(fault.part, question, call)
         return content_fault(fault)
 
-    async def _take(self, contents: Mapping[str, str]) -> Worker:
+    def _book(self, part: str, question: bytes, call: Call[R]) -> None:
+        """What a long text needs says nothing of the content: or a client could have content that
+        others use switched off."""
+        if places_of(question) <= LONG_PLACES:
+            self.ledger.book(part, call.contents)
+
+    async def _take(self, question: bytes, call: Call[R]) -> Worker:
         if self._closing.is_set():
             raise Overloaded("the server is shutting down")
-        if self._idle and self._may_hold(contents):
-            return self._hold(contents)
-        if len(self._waiting) >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} texts wait to be read already")
-        waiting = _Waiting(asyncio.get_running_loop().create_future(), contents)
-        self._waiting.append(waiting)
+        found: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
+        wish = Wish(found, call.contents, call.tenant, places_of(question))
+        if self._idle and self._may_hold(wish):
+            return self._hold(wish)
+        self._line.add(wish)
         try:
-            return await waiting.found
+            return await found
         except asyncio.CancelledError:
-            if waiting.found.done() and not waiting.found.cancelled():
-                self._give_back(waiting.found.result())
+            if found.cancelled():
+                self._line.remove(wish)
+            else:
+                self._give_back(found.result())
             raise
 
-    def _may_hold(self, contents: Mapping[str, str]) -> bool:
-        """Whether a call with this content may take an idle worker now."""
-        if not self.ledger.is_suspect(contents):
+    def _may_hold(self, wish: Wish) -> bool:
+        """Whether a call may take an idle worker now."""
+        long = sum(held.is_long for held in self._held.values())
+        if wish.is_long and long >= max(1, self._size - 1):
+            return False
+        if not self.ledger.is_suspect(wish.contents):
             return True
-        digests = set(contents.values())
-        return all(digests.isdisjoint(held.values()) for held in self._held.values())
+        digests = set(wish.contents.values())
+        return all(digests.isdisjoint(held.contents.values()) for held in self._held.values())
 
     def _give_back(self, worker: Worker) -> None:
         self._held.pop(worker, None)
@@ -142,17 +144,13 @@ class Pool:
         self._serve_waiting()
 
     def _serve_waiting(self) -> None:
-        for waiting in list(self._waiting) if self._idle else ():
-            if waiting.found.done():
-                self._waiting.remove(waiting)
-            elif self._idle and self._may_hold(waiting.contents):
-                self._waiting.remove(waiting)
-                waiting.found.set_result(self._hold(waiting.contents))
+        while self._idle and (wish := self._line.next(self._may_hold)):
+            wish.found.set_result(self._hold(wish))
 
-    def _hold(self, contents: Mapping[str, str]) -> Worker:
+    def _hold(self, wish: Wish) -> Worker:
         worker = self._idle.pop()  # the one that worked last: what it reads is in its caches
         worker.unwatch()
-        self._held[worker] = contents
+        self._held[worker] = wish
         return worker
 
     def _has_ended(self, worker: Worker) -> None:
@@ -190,10 +188,7 @@ class Pool:
     async def close(self) -> None:
         """End all workers, whatever they do; calls that wait fail with Overloaded."""
         self._closing.set()
-        for waiting in self._waiting:
-            if not waiting.found.done():
-                waiting.found.set_exception(Overloaded("the server is shutting down"))
-        self._waiting.clear()
+        self._line.clear(Overloaded("the server is shutting down"))
         for worker in self._idle:
             worker.unwatch()
         for worker in (*self._held, *self._idle):

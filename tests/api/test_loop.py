@@ -15,7 +15,7 @@ from blockllm.api.conversation import plain_messages
 from blockllm.api.keys import KeyRing
 from blockllm.api.models import Models
 from blockllm.api.parse import parse
-from blockllm.api.serving import chat_ids
+from blockllm.api.serving import Caller, chat_ids
 from blockllm.api.tokenizer import TextTokenizer
 from tests.api.test_auth import make
 
@@ -34,7 +34,8 @@ def test_conversations_are_not_read_on_the_loop(
     _, serving, _ = make(models, KeyRing([]))
     sent = {"messages": [{"role": "user", "content": "short"}], **fields}
     body = parse(json.dumps(sent).encode(), wire.ChatRequest)
-    asyncio.run(chat_ids(serving, models.find("base"), body.messages, body))
+    caller, model = Caller("", 0.0), models.find("base")
+    asyncio.run(chat_ids(serving, caller, model, body.messages, body, has_to_fit=True))
     assert seen == [False]
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from blockllm.api.conversation import plain_messages, read_messages
 from blockllm.api.keys import KeyRing
@@ -345,3 +345,48 @@ def test_a_character_that_the_tokenizer_has_no_token_for_is_a_bad_request():
     with pytest.raises(BadRequest, match="cannot encode the text") as caught:
         tokenizer.encode("b", False)
     assert caught.value.param == "prompt"
+
+
+def test_much_too_long_a_prompt_is_refused_before_all_of_it_is_encoded(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+):
+    encoded: list[int] = []
+    encode = TextTokenizer.encode
+
+    def count(self: TextTokenizer, text: str, add_special: bool, field: str = "prompt") -> Any:
+        encoded.append(len(text))
+        return encode(self, text, add_special, field)
+
+    monkeypatch.setattr(TextTokenizer, "encode", count)
+    client = make(models, KeyRing([]))[2]
+    text = "quick " * 500_000
+    bodies = {"prompt": text, "messages": [{"role": "user", "content": text}]}
+    for path, field in (("completions", "prompt"), ("chat/completions", "messages")):
+        answer = client.post(f"/v1/{path}", json={"model": "base", field: bodies[field]})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+        assert error["param"] == field and "characters, whose beginning has" in error["message"]
+        assert sum(encoded) < len(text) / 20
+        encoded.clear()
+    answer = client.post("/tokenize", json={"model": "base", "prompt": text[:120_000]}).json()
+    assert answer["count"] > 20_000 and answer["token_strs"] is None
+
+
+@given(st.text(st.sampled_from("ab \n€"), max_size=300), st.integers(1, 60))
+def test_a_text_that_fits_is_never_refused_before_it_is_encoded(text: str, max_context: int):
+    tokenizer = TextTokenizer(_collapsing())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blockllm.api.tokenizer.SLICE", 16)
+        patch.setattr("blockllm.api.tokenizer.MOST_CHARACTERS", 1)
+        if len(tokenizer.encode(text, False)) < max_context:
+            tokenizer.check_length(text, max_context, "prompt")
+
+
+def _collapsing() -> Tokenizer:
+    """Long runs of spaces are one token, and so are long words of one letter."""
+    merges = [("a" * n, "a" * n) for n in (1, 2, 4, 8, 16)]
+    words = ["a", "b", " ", "\n", "€", *(a + b for a, b in merges)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.normalizer = normalizers.Replace(Regex(" +"), " ")
+    return tokenizer

@@ -16,16 +16,25 @@ MODULE = "tests.workers.tasks"
 
 
 class Wish(msgspec.Struct):
-    """What to do with a number, and for how long at most."""
+    """What to do with a number, and for how long at most; a text makes the question long."""
 
     number: int = 0
     seconds: float = 0.2
+    text: str = ""
 
 
-def call(task: str, number: int = 0, content: str = "", **fields: float) -> Call[int]:
+def call(
+    task: str,
+    number: int = 0,
+    content: str = "",
+    *,
+    text: str = "",
+    patience: float = 20.0,
+    tenant: str = "",
+) -> Call[int]:
     contents = {"content": content} if content else {}
-    patience = fields.pop("patience", 20.0)
-    return Call(task, Wish(number, **fields), int, contents, "prompt", patience)
+    wish = Wish(number, text=text)
+    return Call(task, wish, int, contents, "prompt", patience, tenant)
 
 
 def handlers() -> Handlers:

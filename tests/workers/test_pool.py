@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from blockllm.errors import BadRequest, ContentFault, Overloaded, WorkerDied
+from blockllm.errors import BadRequest, ContentFault, Overloaded, TooManyRequests, WorkerDied
 from blockllm.workers.call import Limits
 from blockllm.workers.ledger import Ledger
+from blockllm.workers.line import Line, Wish
 from blockllm.workers.pool import Pool
 from tests.workers.tasks import MODULE, call
 
@@ -160,6 +161,66 @@ def test_others_are_answered_beside_content_that_takes_all_its_time():
                 await task
 
     in_pool(2, work)
+
+
+LONG = "a" * 100_000
+
+
+def test_long_texts_leave_a_worker_to_others():
+    async def work(pool: Pool) -> None:
+        wish = call("sleep", 1, text=LONG, tenant="a")
+        long = [asyncio.ensure_future(pool.run(wish)) for _ in range(2)]
+        await asyncio.sleep(0)
+        while not all(task.done() for task in long):
+            async with asyncio.timeout(0.9):
+                assert await pool.run(call("double", 3, tenant="b")) == 6
+            await asyncio.sleep(0.01)
+            assert sum(wish.is_long for wish in pool._held.values()) <= 1
+
+    in_pool(2, work)
+
+
+def test_what_a_long_text_needs_is_not_the_contents_fault():
+    async def work(pool: Pool) -> None:
+        for _ in range(6):
+            with pytest.raises(ContentFault, match="more memory"):
+                await pool.run(call("grow", content="c", text=LONG))
+        assert not pool.ledger.is_suspect({"content": "c"})
+        with pytest.raises(ContentFault, match="more memory"):
+            await pool.run(call("grow", content="c"))
+        assert pool.ledger.is_suspect({"content": "c"})
+
+    in_pool(1, work)
+
+
+def test_tenants_are_served_in_turn_and_share_the_line():
+    async def main() -> None:
+        line = Line(12)
+        loop = asyncio.get_running_loop()
+
+        def wish(tenant: str, places: int = 1) -> Wish:
+            made = Wish(loop.create_future(), {}, tenant, places)
+            line.add(made)
+            return made
+
+        def served() -> str:
+            found = line.next(lambda wish: not wish.is_long)
+            return found.tenant if found else ""
+
+        many = [wish("a", 4), *(wish("a") for _ in range(2))]
+        with pytest.raises(TooManyRequests):
+            wish("a")
+        for _ in range(2):
+            wish("b")
+        with pytest.raises(Overloaded):
+            wish("c", 9)
+        assert [served() for _ in range(5)] == ["a", "b", "a", "b", ""]
+        line.remove(many[0])
+        wish("", 40)  # whatever finds the line empty may wait
+        with pytest.raises(Overloaded):
+            wish("")
+
+    asyncio.run(main())
 
 
 def test_content_is_switched_off_after_some_faults_and_on_again_later():

@@ -43,7 +43,7 @@ def routes(serving: Serving) -> list[Route]:
 
 async def _plan(serving: Serving, body: ChatRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
-    ids = await chat_ids(serving, model, body.messages, body)
+    ids = await chat_ids(serving, caller, model, body.messages, body, has_to_fit=True)
     room = limits.check_prompt(ids, model.max_context, "messages")
     defaults, logprobs = serving.defaults(model), _num_logprobs(body)
     max_tokens = limits.read_max_tokens(body, room, int(defaults.get("max_tokens", room)))

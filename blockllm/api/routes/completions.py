@@ -16,7 +16,7 @@ from blockllm.api.endpoint import Endpoint
 from blockllm.api.errors import json_response
 from blockllm.api.logprobs import completion_logprobs
 from blockllm.api.models import ServedModel
-from blockllm.api.serving import Caller, Plan, Serving, caller_of, encode
+from blockllm.api.serving import Caller, Plan, Serving, caller_of
 from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events, until_disconnect
 from blockllm.api.wire import CompletionRequest
 from blockllm.errors import BadRequest
@@ -39,7 +39,7 @@ def routes(serving: Serving) -> list[Route]:
 
 async def _plan(serving: Serving, body: CompletionRequest, caller: Caller) -> Plan:
     model = serving.models.find(body.model)
-    prompts = await _read_prompts(serving, model, body)
+    prompts = await _read_prompts(serving, caller, model, body)
     settings, defaults = serving.settings, serving.defaults(model)
     default = min(int(defaults.get("max_tokens", DEFAULT_MAX_TOKENS)), DEFAULT_MAX_TOKENS)
     samplings = []
@@ -51,11 +51,15 @@ async def _plan(serving: Serving, body: CompletionRequest, caller: Caller) -> Pl
 
 
 async def _read_prompts(
-    serving: Serving, model: ServedModel, body: CompletionRequest
+    serving: Serving, caller: Caller, model: ServedModel, body: CompletionRequest
 ) -> list[list[int]]:
+    async def encode(text: str) -> list[int]:
+        words = text, body.add_special_tokens, "prompt", True
+        return await serving.texts.encode(caller.tenant, model, *words)
+
     prompt = body.prompt
     if isinstance(prompt, str):
-        return [await encode(serving, model, prompt, body.add_special_tokens, "prompt")]
+        return [await encode(prompt)]
     if prompt and all(isinstance(element, int) for element in prompt):
         return [[element for element in prompt if isinstance(element, int)]]
     limits.check_count("prompt", len(prompt), serving.settings.max_prompts, least=1)
@@ -64,7 +68,7 @@ async def _read_prompts(
         if isinstance(element, int):
             raise BadRequest("prompt: ids cannot stand beside texts or lists", "prompt")
         if isinstance(element, str):
-            element = await encode(serving, model, element, body.add_special_tokens, "prompt")
+            element = await encode(element)
         prompts.append(element)
     return prompts
 

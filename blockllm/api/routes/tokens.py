@@ -12,7 +12,7 @@ from blockllm.api import limits
 from blockllm.api.answers import DetokenizeAnswer, TokenizeAnswer
 from blockllm.api.errors import json_response
 from blockllm.api.models import ServedModel
-from blockllm.api.serving import Serving, chat_ids, encode, maybe_elsewhere
+from blockllm.api.serving import Serving, caller_of, chat_ids, maybe_elsewhere
 from blockllm.api.wire import DetokenizeRequest, TokenizeRequest
 from blockllm.errors import BadRequest
 
@@ -22,15 +22,17 @@ def routes(serving: Serving) -> list[Route]:
 
     async def tokenize(request: Request) -> Response:
         body = await serving.read(request, TokenizeRequest)
-        model = serving.models.find(body.model)
+        model, caller = serving.models.find(body.model), caller_of(request)
         if (body.prompt is None) == (body.messages is None):
             raise BadRequest("prompt: give either prompt or messages", "prompt")
         add_special = body.add_special_tokens
         if body.messages is not None:
-            ids = await chat_ids(serving, model, body.messages, body, bool(add_special))
+            special = bool(add_special)
+            ids = await chat_ids(serving, caller, model, body.messages, body, False, special)
         else:
             adds = add_special in (None, True)
-            ids = await encode(serving, model, body.prompt or "", adds, "prompt")
+            words = body.prompt or "", adds, "prompt", False
+            ids = await serving.texts.encode(caller.tenant, model, *words)
         answer = TokenizeAnswer(len(ids), model.max_context, ids)
         if body.return_token_strs:
             answer.token_strs = await maybe_elsewhere(len(ids), partial(_names, model, ids))
@@ -41,7 +43,10 @@ def routes(serving: Serving) -> list[Route]:
         model = serving.models.find(body.model)
         if any(not 0 <= token <= limits.MAX_TOKEN_ID for token in body.tokens):
             raise limits.refuse("tokens", "an id out of range", f"0 to {limits.MAX_TOKEN_ID}")
-        return json_response(DetokenizeAnswer(await serving.texts.decode(model, body.tokens)))
+        tenant = caller_of(request).tenant
+        return json_response(
+            DetokenizeAnswer(await serving.texts.decode(tenant, model, body.tokens))
+        )
 
     return [
         Route("/tokenize", tokenize, methods=["POST"]),
