@@ -166,6 +166,36 @@ def show(found: dict[str, Any]) -> Table:
     return table
 
 
+def page(found: dict[str, Any]) -> str:
+    """The same as a page."""
+    kinds = found["seconds until a right answer"]
+    rows = [
+        f"| {deed} | {row['faults']} | {row['median']} | {row['p95']} | {row['most']} |"
+        for deed, row in kinds.items()
+    ]
+    answers = [f"| {outcome} | {count:,} |" for outcome, count in found["answers"].items()]
+    return "\n".join(
+        [
+            "# Faults: results",
+            "",
+            f"{found['faults']} faults, seed {found['seed']}, {found['seconds']} s, "
+            f"{len(found['wrong'])} things wrong. Seconds run from when the fault is undone to the "
+            "next right answer.",
+            "",
+            "| fault | times | median s | p95 s | most s |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "| what clients got | times |",
+            "|---|---|",
+            *answers,
+            "",
+            "![every fault](faults.png)",
+            "",
+        ]
+    )
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """Every fault as a dot, by kind."""
     import matplotlib.pyplot as plt
@@ -190,7 +220,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6, help="ends earlier")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="*", choices=sorted(DEEDS), default=list(DEEDS))
-    parser.add_argument("--out", type=Path, help="a folder for faults.json and faults.png")
+    parser.add_argument("--out", type=Path, help="a folder for faults.json, .md and .png")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         asked = (given.faults, given.seed, given.only, Path(scratch), given.minutes)
@@ -202,6 +232,7 @@ def main() -> None:
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / "faults.json").write_text(json.dumps(found, indent=1) + "\n")
+        (given.out / "faults.md").write_text(page(found), encoding="utf-8")
         draw(found, given.out / "faults.png")
     raise SystemExit(bool(found["wrong"]))
 
