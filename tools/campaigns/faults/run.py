@@ -179,8 +179,8 @@ def page(found: dict[str, Any]) -> str:
             "# Faults: results",
             "",
             f"{found['faults']} faults, seed {found['seed']}, {found['seconds']} s, "
-            f"{len(found['wrong'])} things wrong. Seconds run from when the fault is undone to the "
-            "next right answer.",
+            f"{len(found['wrong'])} things wrong. Seconds run",
+            "from when the fault is undone to the next right answer.",
             "",
             "| fault | times | median s | p95 s | most s |",
             "|---|---|---|---|---|",
