@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from blockllm.zoo.foreign import read_foreign
 
 _MAX_BYTES = 16 << 20
 _MAX_INTEGER = 2**31 - 1
+_MAX_NUMBER = 1e12  # beyond all that models use, and far from what overflows
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -88,7 +88,7 @@ class SettingsReader:
         name: str,
         default: float | None = None,
         low: float = 0.0,
-        high: float = sys.float_info.max,
+        high: float = _MAX_NUMBER,
     ) -> float:
         """A finite number from `low` to `high`."""
         value = self._get(name, default)
@@ -100,7 +100,7 @@ class SettingsReader:
             number = math.inf
         if not (math.isfinite(number) and low <= number <= high):
             least = f" of at least {low:g}" if math.isfinite(low) else ""
-            most = f" and at most {high:g}" if high < sys.float_info.max else ""
+            most = f" and at most {high:g}" if high < _MAX_NUMBER or number > high else ""
             raise self.error(name, f"a finite number{least}{most}", value)
         return number
 

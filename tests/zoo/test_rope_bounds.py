@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def rewritten(plain: Path, folder: Path, **entries: Any) -> Path:
 def test_numbers_that_overflow_the_formulas_are_named(
     plain: Path, tmp_path: Path, rope: dict[str, Any], name: str
 ):
-    with pytest.raises(CheckpointError, match=rf"{name}: expected a finite number.*at most 1e\+06"):
+    words = rf"{name}: expected a finite number.*at most 1e\+(06|12)"
+    with pytest.raises(CheckpointError, match=words):
         Zoo(tmp_path / "zoo").add("bad", rewritten(plain, tmp_path / "bad", rope_scaling=rope))
 
 
@@ -66,3 +68,17 @@ def test_a_huge_context_costs_no_memory_beyond_the_pages(
     names = ("good", "long")
     answers = run(engine, [request(name, name, prompt, greedy(2)) for name in names])
     assert [len(answers[name].tokens) for name in names] == [2, 2]
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "rms_norm_eps"])
+@pytest.mark.parametrize("value", [1e308, 1e13])
+def test_numbers_beyond_all_use_are_refused(
+    zoo: Zoo, tmp_path: Path, llama: Path, key: str, value: float
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CheckpointError, match=rf"config.json: {key}: .* at most 1e\+12"):
+        zoo.add("model", folder)
