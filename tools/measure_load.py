@@ -31,10 +31,10 @@ import torch
 
 from blockllm.chain import plan_spans
 from blockllm.core import Chain, EmbedFunction, Tensor
-from blockllm.engine.kernels.build import native_library
-from blockllm.engine.kernels.memory import new_memory
-from blockllm.engine.loader import TensorLoader
-from blockllm.engine.models.block import BlockExecutor
+from blockllm.engine.kernels.cpu.build import native_library
+from blockllm.engine.kernels.cpu.memory import new_memory
+from blockllm.engine.layers.block import BlockExecutor
+from blockllm.engine.weights.loader import TensorLoader
 from blockllm.zoo import Zoo
 from tools.measure_sharing import spread
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from blockllm.cli.measure import take_measurement
 from blockllm.config import EngineSettings
 from blockllm.engine import Engine
-from blockllm.engine.scoring import Scorer
+from blockllm.engine.score import Scorer
 from blockllm.offline.compress.compress import Wanted, compress
 from blockllm.offline.text import windows
 from blockllm.zoo import Zoo

@@ -13,7 +13,7 @@ from blockllm.bench.kernel_setup import Setup, tolerance
 from blockllm.bench.kernels import Call, Case
 from blockllm.engine.attention import Attention, AttentionRows, make_attention
 from blockllm.engine.attention.rows import GatheredRows
-from blockllm.engine.batch import Batch, RowSet
+from blockllm.engine.batch.arrays import Batch, RowSet
 from blockllm.engine.kv.cache import KVCache, KVShape
 
 _PAGE = 16

@@ -12,7 +12,7 @@ import numpy as np
 from blockllm.bench.roofline import Limits
 from blockllm.chain import SpanPlan
 from blockllm.core import EmbedFunction, Layer, LayerFunction, keeps_kv
-from blockllm.engine.memory import Precision
+from blockllm.engine.device.budget import Precision
 
 
 class Work(NamedTuple):

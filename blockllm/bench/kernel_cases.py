@@ -18,15 +18,15 @@ from blockllm.bench.kernel_setup import Setup, tolerance
 from blockllm.bench.kernels import Call, Case
 from blockllm.bench.linear_cases import int8_linear, linear, narrow_linear, pack
 from blockllm.core import LoraTarget, Sampling, Tensor
-from blockllm.engine.batch import Segment
+from blockllm.engine.batch.arrays import Segment
 from blockllm.engine.kernels import fused, plain
 from blockllm.engine.kernels.matmul import Matmul, make_matmul
-from blockllm.engine.models.linear import Linear
-from blockllm.engine.models.segments import Segments
+from blockllm.engine.layers.linear import Linear
+from blockllm.engine.layers.segments import Segments
 from blockllm.engine.sampling import sample
 from blockllm.engine.sampling.choose import Filters, pick_sorted
 from blockllm.engine.sampling.uniform import uniforms
-from blockllm.engine.sequence import Sequence
+from blockllm.engine.sequence.sequence import Sequence
 
 _PAGE = 16
 _EPS = 1e-5

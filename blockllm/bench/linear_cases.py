@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from blockllm.bench.kernel_setup import Setup, tolerance
 from blockllm.bench.kernels import Call, Case
-from blockllm.engine.kernels import native, packed, plain
+from blockllm.engine.kernels import plain
+from blockllm.engine.kernels.cpu import native, packed
 from blockllm.engine.kernels.matmul import make_matmul, packs
 
 

@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from blockllm.engine.models.stack import DecoderStack
+from blockllm.engine.layers.stack import DecoderStack
 from blockllm.observability.timeline import Timeline
 
 # (module, class or "", function, what the part is called)
 TARGETS = (
-    ("blockllm.engine.models.linear", "Linear", "__call__", "linear"),
-    ("blockllm.engine.models.embedding", "Embedding", "__call__", "embedding"),
-    ("blockllm.engine.models.norm", "", "rms_norm", "norm"),
-    ("blockllm.engine.models.norm", "", "add_rms_norm", "norm"),
-    ("blockllm.engine.models.norm", "", "rms_norm_heads", "norm"),
-    ("blockllm.engine.models.halves", "", "silu_multiply", "activation"),
+    ("blockllm.engine.layers.linear", "Linear", "__call__", "linear"),
+    ("blockllm.engine.layers.embedding", "Embedding", "__call__", "embedding"),
+    ("blockllm.engine.layers.norm", "", "rms_norm", "norm"),
+    ("blockllm.engine.layers.norm", "", "add_rms_norm", "norm"),
+    ("blockllm.engine.layers.norm", "", "rms_norm_heads", "norm"),
+    ("blockllm.engine.layers.halves", "", "silu_multiply", "activation"),
     ("blockllm.engine.attention.rows", "AttentionRows", "place", "rotate and write"),
     ("blockllm.engine.attention.native", "NativeAttention", "attend", "attention"),
 )

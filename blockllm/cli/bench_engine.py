@@ -46,7 +46,7 @@ def kernel(
     from blockllm.bench.kernel_cases import all_cases
     from blockllm.bench.kernel_setup import default_setup, setup_of
     from blockllm.bench.roofline import measure_limits
-    from blockllm.engine.device import choose_device, choose_dtype
+    from blockllm.engine.device.choose import choose_device, choose_dtype
     from blockllm.zoo import Zoo as Store
 
     where = choose_device(device)

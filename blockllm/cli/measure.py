@@ -33,7 +33,7 @@ def take_measurement(zoo: Zoo, model: str, reference: str, text: bytes, window: 
 
     Raises ZooError if the two cannot be compared, and what `Scorer` raises.
     """
-    from blockllm.engine.scoring import Scorer
+    from blockllm.engine.score import Scorer
     from blockllm.offline import text as texts
     from blockllm.offline.loss import measure_loss
 

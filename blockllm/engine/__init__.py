@@ -6,7 +6,7 @@ import os
 # their core back after about 0.1 ms instead of spinning against other processes.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+from blockllm.engine.build import prepare
 from blockllm.engine.loop import Engine
-from blockllm.engine.setup import prepare
 
 __all__ = ["Engine", "prepare"]

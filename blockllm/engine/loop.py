@@ -16,17 +16,17 @@ import torch
 
 from blockllm.config import EngineSettings
 from blockllm.core import Finish, Request, TokenEvent
-from blockllm.engine.finish import finish_reason
-from blockllm.engine.flight import Flight, Logits, overlaps, take_off
-from blockllm.engine.pace import ObservedPace
-from blockllm.engine.queues import SpanQueues
-from blockllm.engine.run import run_rows
+from blockllm.engine.batch.hops import HopCursor
+from blockllm.engine.batch.turn import Turn
+from blockllm.engine.build import ChainStore, build
+from blockllm.engine.costs.turn_budget import ObservedBudget
+from blockllm.engine.run.pending import Logits, PendingTokens, overlaps, sample_rows
+from blockllm.engine.run.rows import run_rows
 from blockllm.engine.sampling import Sampled
 from blockllm.engine.scheduler import Scheduler
-from blockllm.engine.sequence import Sequence
-from blockllm.engine.setup import ChainStore, build
+from blockllm.engine.sequence.finish import finish_reason
+from blockllm.engine.sequence.sequence import Sequence
 from blockllm.engine.stats import HopCounters, snapshot
-from blockllm.engine.turn import Turn
 from blockllm.observability.stats import EngineStats
 from blockllm.observability.timeline import OFF, Timeline
 from blockllm.zoo.reports import Progress, silent
@@ -48,13 +48,15 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.parts: Final = build(zoo, models, self.settings, progress)
         parts = self.parts
-        self._scheduler = Scheduler(parts.states, parts.caches, self.settings, parts.pace)
+        self._scheduler = Scheduler(parts.states, parts.caches, self.settings, parts.budget)
         joins = parts.executor.joins_spans
-        self._queues = SpanQueues(list(parts.states.values()), timeline, joins)
+        self._cursor = HopCursor(list(parts.states.values()), timeline, joins)
         self._counters = HopCounters(len(self.parts.plan.spans))
-        self._flight: Flight | None = None  # what was sampled last, if it is not collected yet
+        self._pending: PendingTokens | None = (
+            None  # what was sampled last, if it is not collected yet
+        )
         self._overlaps = overlaps(self.settings.overlap, parts.caches[0].tensor.device)
-        self._observed = parts.pace if isinstance(parts.pace, ObservedPace) else None
+        self._observed = parts.budget if isinstance(parts.budget, ObservedBudget) else None
 
     @property
     def has_work(self) -> bool:
@@ -76,12 +78,12 @@ class Engine:
             with part("admit"):
                 plan, view = self._scheduler.plan()
             with part("rows"):
-                turn = self._scheduler.apply(plan, view, self._flight and self._flight.sampled)
+                turn = self._scheduler.apply(plan, view, self._pending and self._pending.sampled)
             launched = self._launch(turn) if turn else None
             events = self._collect()  # of the turn before, while the device works on this one
             if launched is not None:
                 with part("sample"):
-                    self._flight = take_off(*launched, self._scheduler.awaits_token)
+                    self._pending = sample_rows(*launched, self._scheduler.awaits_token)
             if self._overlaps:
                 return events
             events = self._collect()
@@ -92,23 +94,23 @@ class Engine:
     @torch.inference_mode()
     def _launch(self, turn: Turn) -> tuple[Turn, Logits]:
         """Drive the rows of a turn through their stops."""
-        logits = Logits()
-        for hop, out, is_head in run_rows(self.parts, self._queues, turn.batch, self._timeline):
+        logits, executor = Logits(), self.parts.executor
+        for hop, out in run_rows(executor, self._cursor, turn.batch, self._timeline):
             self._counters.count(hop)
-            if is_head:
+            if hop.plan.has_head:
                 logits.append((hop, out))
         self._counters.turns += 1
         with self._timeline.part("advance"):
-            self._scheduler.advance(turn, self._queues.paused)
+            self._scheduler.advance(turn, self._cursor.paused)
         return turn, logits
 
     def _collect(self) -> list[TokenEvent]:
         """Tell what the turn in flight has sampled."""
-        flight, self._flight = self._flight, None
-        if flight is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return []
         with self._timeline.part("sample"):
-            found = list(flight.collect())
+            found = list(pending.collect())
         with self._timeline.part("emit"):
             return [self._add_token(*each) for each in found if self._scheduler.knows(each[0])]
 

@@ -9,16 +9,16 @@ import torch
 
 from blockllm.config import EngineSettings
 from blockllm.core import Request
-from blockllm.engine.finish import check_request
+from blockllm.engine.batch.hops import Paused
+from blockllm.engine.batch.turn import Turn, make_turn
+from blockllm.engine.costs.turn_budget import SequencePath, TurnBudget
 from blockllm.engine.hidden import HiddenStore
 from blockllm.engine.kv.cache import KVCache, SequenceKV
-from blockllm.engine.kv.planned import PlannedPages, Prompt
-from blockllm.engine.pace import Load, Pace
 from blockllm.engine.policies import POLICIES
-from blockllm.engine.queues import Paused
-from blockllm.engine.sequence import RouteState, Sequence
-from blockllm.engine.turn import Turn, make_turn
-from blockllm.engine.waiting import WaitingLines
+from blockllm.engine.sequence.finish import check_request
+from blockllm.engine.sequence.planned_pages import PlannedPages, Prompt
+from blockllm.engine.sequence.sequence import RouteState, Sequence
+from blockllm.engine.sequence.waiting import WaitingLines
 from blockllm.engine.work import Plan, Policy, View, check
 from blockllm.errors import BadRequest, ModelNotFound, Overloaded, TooManyRequests
 from blockllm.shares import has_room
@@ -34,9 +34,9 @@ class Scheduler:
         states: dict[str, RouteState],
         caches: list[KVCache],
         settings: EngineSettings,
-        pace: Pace | None = None,
+        budget: TurnBudget | None = None,
     ) -> None:
-        self._states, self._caches, self._settings, self._pace = states, caches, settings, pace
+        self._states, self._caches, self._settings, self._budget = states, caches, settings, budget
         self.policy: Policy = POLICIES[settings.batching]()
         self._numbers = count(1)
         self._by_id: dict[str, Sequence] = {}
@@ -129,14 +129,14 @@ class Scheduler:
     def _max_rows(self) -> int:
         """Rows of this turn; fewer than allowed where a long turn would keep others waiting."""
         limit = self._settings.max_rows
-        if self._pace is None:
+        if self._budget is None:
             return limit
         running = (sequence for sequence in self._running if sequence.remaining > 1)
         prompt = next(running, None) or self._waiting.first()
         if prompt is None:
             return limit
-        decoding = [_load(s) for s in self._running if s.remaining == 1]
-        return self._pace.rows(decoding, _load(prompt), limit)
+        decoding = [_path(s) for s in self._running if s.remaining == 1]
+        return self._budget.rows(decoding, _path(prompt), limit)
 
     def apply(self, plan: Plan, view: View, sampled: torch.Tensor | None = None) -> Turn | None:
         """Take the pages that the plan needs; its rows as a turn, None without any. `view`: what
@@ -247,5 +247,5 @@ class Scheduler:
         assert all(self._hidden.num_rows(n, rows.stop) == rows.rows for n, rows in waits)
 
 
-def _load(sequence: Sequence) -> Load:
-    return Load([stop.stop.span for stop in sequence.state.stops], sequence.num_computed)
+def _path(sequence: Sequence) -> SequencePath:
+    return SequencePath([stop.stop.span for stop in sequence.state.stops], sequence.num_computed)

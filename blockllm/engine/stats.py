@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from blockllm.engine.batch import Hop
+from blockllm.engine.batch.arrays import Hop
+from blockllm.engine.build import Parts
 from blockllm.engine.scheduler import Scheduler
-from blockllm.engine.sequence import RouteState
-from blockllm.engine.setup import Parts
+from blockllm.engine.sequence.sequence import RouteState
 from blockllm.observability.stats import EngineStats, SpanStats
 
 

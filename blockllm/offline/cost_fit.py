@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blockllm.engine.cost import SpanCost, features
-from blockllm.engine.profiles import FitError, Sample
+from blockllm.engine.costs.profiles import FitError, Sample
+from blockllm.engine.costs.span import SpanCost, features
 
 Floats = NDArray[np.float64]
 

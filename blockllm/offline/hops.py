@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from blockllm.core import Request, Sampling
-from blockllm.engine.cost import HopSize, size_of
+from blockllm.engine.batch.hops import HopCursor
+from blockllm.engine.batch.turn import Grants, make_turn
+from blockllm.engine.build import Parts
+from blockllm.engine.costs.span import HopSize, size_of
 from blockllm.engine.kv.cache import KVCache, SequenceKV
-from blockllm.engine.queues import SpanQueues
-from blockllm.engine.run import run_rows
-from blockllm.engine.sequence import Sequence as EngineSequence
-from blockllm.engine.setup import Parts
-from blockllm.engine.turn import Grants, make_turn
+from blockllm.engine.run.rows import run_rows
+from blockllm.engine.sequence.sequence import Sequence as EngineSequence
 from blockllm.engine.work import full_work
 from blockllm.errors import OutOfMemory
 from blockllm.observability.timeline import Recorder
@@ -90,7 +90,7 @@ class HopDriver:
     def __init__(self, parts: Parts, wanted: Limits) -> None:
         """Raises OutOfMemory if a pool has no room for one sequence."""
         self._parts = parts
-        self._queues = SpanQueues(list(parts.states.values()))
+        self._cursor = HopCursor(list(parts.states.values()))
         self._kv: list[list[SequenceKV]] = []
         self._limits: list[Limits] = []
         for index, cache in enumerate(parts.caches):
@@ -149,7 +149,9 @@ class HopDriver:
     def run(self, grants: Grants) -> Iterator[TimedHop]:
         """One turn; every hop of it, timed until the device is done."""
         recorder = Recorder(self._settle)
-        for hop, _, _ in run_rows(self._parts, self._queues, make_turn(grants).batch, recorder):
+        for hop, _ in run_rows(
+            self._parts.executor, self._cursor, make_turn(grants).batch, recorder
+        ):
             compute = next(part for part in reversed(recorder.parts) if part.name == "compute")
             yield TimedHop(hop.plan.span, size_of(hop), compute.duration / 1e9)
 

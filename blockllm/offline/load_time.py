@@ -20,8 +20,8 @@ import torch
 
 from blockllm.chain import Span
 from blockllm.core import Tensor
-from blockllm.engine.loader import PackStore, TensorLoader
-from blockllm.engine.models.block import BlockExecutor
+from blockllm.engine.layers.block import BlockExecutor
+from blockllm.engine.weights.loader import PackStore, TensorLoader
 
 _PIECE = 1 << 20  # bytes read at a time
 _MOSTLY = 0.02  # share of pages that may stay in memory for a read to count as one from disk

@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from blockllm import __version__
 from blockllm.core import Measurement
-from blockllm.engine.scoring import Comparison, Scorer, compare
+from blockllm.engine.score import Comparison, Scorer, compare
 
 
 def measure_loss(

@@ -13,9 +13,8 @@ import msgspec
 
 from blockllm.chain import Span, SpanPlan, plan_spans
 from blockllm.config import EngineSettings
-from blockllm.engine.cost import HopSize
-from blockllm.engine.device import choose_device, choose_dtype
-from blockllm.engine.profiles import (
+from blockllm.engine.build import Parts, build
+from blockllm.engine.costs.profiles import (
     KIND,
     Device,
     LoadSeconds,
@@ -24,7 +23,8 @@ from blockllm.engine.profiles import (
     describe_device,
     shapes_of,
 )
-from blockllm.engine.setup import Parts, build
+from blockllm.engine.costs.span import HopSize
+from blockllm.engine.device.choose import choose_device, choose_dtype
 from blockllm.errors import UnknownModel
 from blockllm.offline import cost_fit
 from blockllm.offline.hops import HopDriver, Limits, grid, held_out

@@ -13,7 +13,7 @@ from blockllm.bench import kernels, roofline
 from blockllm.bench.kernel_cases import all_cases
 from blockllm.bench.kernel_setup import Setup
 from blockllm.cli import bench_engine
-from blockllm.engine.kernels.build import native_library
+from blockllm.engine.kernels.cpu.build import native_library
 from blockllm.errors import ConfigError
 
 CPU = torch.device("cpu")

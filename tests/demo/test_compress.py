@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from blockllm.cli.main import app
-from blockllm.engine.kernels.build import native_library
+from blockllm.engine.kernels.cpu.build import native_library
 from blockllm.zoo import Zoo
 from tools.demo import FAMILY
 

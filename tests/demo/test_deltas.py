@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from blockllm.cli.main import app
-from blockllm.engine.scoring import Scorer
+from blockllm.engine.score import Scorer
 from blockllm.offline.text import windows
 from blockllm.zoo import Zoo
 from tests.driver import settings

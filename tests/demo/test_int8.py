@@ -8,7 +8,7 @@ import pytest
 
 from blockllm.cli.measure import take_measurement
 from blockllm.engine import Engine
-from blockllm.engine.kernels.build import native_library
+from blockllm.engine.kernels.cpu.build import native_library
 from blockllm.zoo import Zoo
 from tests.demo.test_family import SCORES, encode
 from tests.driver import greedy, request, run, settings

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from blockllm.engine.attention import AttentionRows, make_attention
 from blockllm.engine.attention.rows import GatheredRows
-from blockllm.engine.batch import Batch, RowSet
+from blockllm.engine.batch.arrays import Batch, RowSet
 from blockllm.engine.kv.cache import KVCache, KVShape
 
 PAGE, BUNDLES = 4, 2

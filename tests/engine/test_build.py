@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blockllm.engine.kernels import build
+from blockllm.engine.kernels.cpu import build
 
 SOURCE = """
 extern "C" void answer(int threads) {

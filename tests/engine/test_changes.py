@@ -17,12 +17,12 @@ from blockllm.core import (
     Target,
     Tensor,
 )
-from blockllm.engine.batch import Segment
+from blockllm.engine.batch.arrays import Segment
 from blockllm.engine.kernels.matmul import Matmul, make_matmul
-from blockllm.engine.models.changes import BaseLinear, combine
-from blockllm.engine.models.linear import Linear
-from blockllm.engine.models.norm import HeadNorm, Norm
-from blockllm.engine.models.segments import Segments
+from blockllm.engine.layers.changes import BaseLinear, combine
+from blockllm.engine.layers.linear import Linear
+from blockllm.engine.layers.norm import HeadNorm, Norm
+from blockllm.engine.layers.segments import Segments
 from blockllm.errors import UnsupportedModel
 
 IN, OUT, RANK, ROWS = 24, 40, 3, 11

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockllm.engine.kernels import native
+from blockllm.engine.kernels.cpu import native
 from blockllm.engine.sampling.choose import Filters, TopPick, pick_sorted, pick_top
-from blockllm.engine.tally import Tally
+from blockllm.engine.sequence.token_counts import TokenCounts
 
 
 def weights_of(kind: str, rows: int, vocab: int, generator: torch.Generator) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_a_row_that_needs_more_candidates_than_are_looked_at(kind: str) -> None:
 
 @given(st.lists(st.integers(0, 5), max_size=30), st.lists(st.integers(1, 4), max_size=9))
 def test_counts_follow_a_growing_text(text: list[int], steps: list[int]) -> None:
-    tally, tokens = Tally(), np.array(text, np.int64)
+    tally, tokens = TokenCounts(), np.array(text, np.int64)
     for end in [*np.minimum(np.cumsum(steps), len(text)).tolist(), len(text)]:
         seen, counts = tally.count(tokens[:end])
         expected = np.unique(tokens[:end], return_counts=True)

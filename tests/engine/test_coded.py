@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blockllm.engine.kernels.build import native_library
+from blockllm.engine.kernels.adapter_pool import make_tiles
 from blockllm.engine.kernels.coded import (
     Coded,
     Difference,
@@ -18,7 +18,7 @@ from blockllm.engine.kernels.coded import (
     look_up,
     make_differences,
 )
-from blockllm.engine.kernels.triton.pool import make_tiles
+from blockllm.engine.kernels.cpu.build import native_library
 
 needs_compiler = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
 

@@ -7,7 +7,7 @@ import torch
 
 from blockllm.core import CodedTarget, SparseTarget, Tensor
 from blockllm.engine.kernels.coded import densify
-from blockllm.engine.models.differences import load_difference
+from blockllm.engine.layers.differences import load_difference
 from blockllm.errors import CorruptStore
 
 _NAMES = {torch.uint8: "U8", torch.int32: "I32", torch.float32: "F32"}

@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from blockllm.core import LayerFunction, Rope
 from blockllm.engine import Engine
-from blockllm.engine.kernels.build import native_library
-from blockllm.engine.kernels.layer import (
+from blockllm.engine.kernels.cpu.build import native_library
+from blockllm.engine.kernels.cpu.layer import (
     NO_ROWS,
     FusedLayers,
     Matrix,
     describe_entry,
     describe_layer,
 )
-from blockllm.engine.models.stack import DecoderStack
+from blockllm.engine.layers.stack import DecoderStack
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from blockllm.engine import Engine
-from blockllm.engine.inputs import BatchInputs
+from blockllm.engine.run.inputs import BatchInputs
 from blockllm.zoo import Zoo
 from tests.driver import greedy, request, run, settings
 

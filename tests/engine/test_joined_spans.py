@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from blockllm.engine import Engine
-from blockllm.engine.executor import Executor
-from blockllm.engine.models.block import Part, Passage
-from blockllm.engine.models.stack import DecoderStack
+from blockllm.engine.layers.block import Part, Passage
+from blockllm.engine.layers.stack import DecoderStack
+from blockllm.engine.run.executor import Executor
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora

@@ -6,16 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blockllm.engine.kernels import native, plain
-from blockllm.engine.kernels.adapters import PackedAdapters
-from blockllm.engine.kernels.build import native_library
-from blockllm.engine.kernels.matmul import make_matmul, packs
-from blockllm.engine.kernels.triton.pool import (
+from blockllm.engine.kernels import plain
+from blockllm.engine.kernels.adapter_pool import (
     Update,
     make_pool,
     make_tiles,
     segmented_lora_plain,
 )
+from blockllm.engine.kernels.adapters import PackedAdapters
+from blockllm.engine.kernels.cpu import native
+from blockllm.engine.kernels.cpu.build import native_library
+from blockllm.engine.kernels.matmul import make_matmul, packs
 
 needs_compiler = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
 CPU, F32 = torch.device("cpu"), torch.float32

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockllm.engine.kernels import memory
-from blockllm.engine.kernels.memory import new_memory
+from blockllm.engine.kernels.cpu import memory
+from blockllm.engine.kernels.cpu.memory import new_memory
 
 DTYPES = st.sampled_from([torch.int8, torch.bfloat16, torch.float32])
 

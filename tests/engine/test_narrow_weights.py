@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blockllm.engine import Engine
-from blockllm.engine.kernels.build import native_library
+from blockllm.engine.kernels.cpu.build import native_library
 from blockllm.zoo import Zoo
 from tests.driver import greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from blockllm.core import Finish, Request, Sampling
 from blockllm.engine import Engine
-from blockllm.engine.flight import overlaps
+from blockllm.engine.run.pending import overlaps
 from blockllm.engine.sampling import choose, sample
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, least_memory, request, run, settings, step

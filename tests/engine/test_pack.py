@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockllm.engine.kernels import native, packed, plain
-from blockllm.engine.kernels.build import native_library
+from blockllm.engine.kernels import plain
+from blockllm.engine.kernels.cpu import native, packed
+from blockllm.engine.kernels.cpu.build import native_library
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from blockllm.core import Rope
-from blockllm.engine.models.rope import RotaryEmbedding
+from blockllm.engine.attention.rope import RotaryEmbedding
 
 SCALINGS: dict[str, tuple[Rope, dict[str, Any]]] = {
     "default": (Rope(5e5), {"rope_type": "default"}),

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from blockllm.core import LoraTarget, RowsTarget
-from blockllm.engine.batch import Segment
-from blockllm.engine.models.embedding import Embedding
-from blockllm.engine.models.linear import Linear
-from blockllm.engine.models.segments import Segments
+from blockllm.engine.batch.arrays import Segment
+from blockllm.engine.layers.embedding import Embedding
+from blockllm.engine.layers.linear import Linear
+from blockllm.engine.layers.segments import Segments
 from blockllm.errors import CorruptStore
 from tests.engine.test_changes import CPU, IN, OUT, ROWS, Store
 

@@ -22,11 +22,11 @@ from blockllm.core import (
     Request,
     Sampling,
 )
-from blockllm.engine.kernels import native
+from blockllm.engine.kernels.cpu import native
 from blockllm.engine.kv.cache import RouteKV
 from blockllm.engine.sampling import sample
 from blockllm.engine.sampling.uniform import uniforms
-from blockllm.engine.sequence import RouteState, Sequence
+from blockllm.engine.sequence.sequence import RouteState, Sequence
 
 VOCAB = 12
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from blockllm.engine.scoring import Scorer, compare
+from blockllm.engine.score import Scorer, compare
 from blockllm.errors import BadRequest, ContextTooLong, EngineError, ModelNotFound
 from blockllm.zoo import Zoo
 from tests.driver import settings

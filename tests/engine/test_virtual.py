@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from blockllm.core import LayerFunction, Sampling
 from blockllm.engine import Engine
-from blockllm.engine.scoring import Scorer
+from blockllm.engine.score import Scorer
 from blockllm.errors import BadRequest, ContextTooLong, UnsupportedModel
 from blockllm.zoo import Zoo
 from blockllm.zoo.assemble import AnyTargets, NewTarget

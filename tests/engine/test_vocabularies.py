@@ -6,7 +6,7 @@ import pytest
 
 from blockllm.core import Request, Sampling
 from blockllm.engine import Engine
-from blockllm.engine.scoring import Scorer, compare
+from blockllm.engine.score import Scorer, compare
 from blockllm.errors import BadRequest, EngineError
 from blockllm.zoo import Zoo
 from tests.driver import greedy, request, run, settings

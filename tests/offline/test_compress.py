@@ -10,8 +10,8 @@ import torch
 
 from blockllm.core import CodedTarget, NormTarget, target_tensors
 from blockllm.engine import Engine
-from blockllm.engine.loader import TensorLoader
-from blockllm.engine.scoring import Scorer
+from blockllm.engine.score import Scorer
+from blockllm.engine.weights.loader import TensorLoader
 from blockllm.errors import NameTaken, ZooError
 from blockllm.offline.compress.choose import Mix
 from blockllm.offline.compress.codecs import decode

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blockllm.core import Function, LayerFunction
-from blockllm.engine.scoring import Scorer, compare
+from blockllm.engine.score import Scorer, compare
 from blockllm.errors import NameTaken, ZooError
 from blockllm.offline.equivalence.adopt import adopt, check_free
 from blockllm.offline.equivalence.candidates import Models, candidates, num_bytes

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from blockllm.chain import plan_spans
 from blockllm.cli import profile as command
-from blockllm.engine.cost import HopSize, SpanCost
-from blockllm.engine.profiles import (
+from blockllm.engine.build import build
+from blockllm.engine.costs.profiles import (
     KIND,
     FitError,
     Sample,
@@ -24,7 +24,7 @@ from blockllm.engine.profiles import (
     find_costs,
     shapes_of,
 )
-from blockllm.engine.setup import build
+from blockllm.engine.costs.span import HopSize, SpanCost
 from blockllm.errors import OutOfMemory
 from blockllm.offline import cost_fit, load_time, profile
 from blockllm.offline.hops import Group, HopDriver, Limits, grid, held_out

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from blockllm.chain import plan_spans
 from blockllm.cli import report as command
 from blockllm.core import Measurement, Tensor
-from blockllm.engine.cost import HopSize, SpanCost
-from blockllm.engine.profiles import (
+from blockllm.engine.costs.profiles import (
     KIND,
     Device,
     FitError,
@@ -24,6 +23,7 @@ from blockllm.engine.profiles import (
     SpanProfile,
     shapes_of,
 )
+from blockllm.engine.costs.span import HopSize, SpanCost
 from blockllm.errors import ZooError
 from blockllm.offline.report import plots
 from blockllm.offline.report.facts import collect, numbers_in

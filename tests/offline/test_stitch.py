@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from blockllm.cli.zoo import app
 from blockllm.core import BridgeFunction
 from blockllm.engine import Engine
-from blockllm.engine.scoring import Scorer, compare
+from blockllm.engine.score import Scorer, compare
 from blockllm.errors import ZooError
 from blockllm.offline.stitching.bridge import Pair, Terms, least_squares
 from blockllm.offline.stitching.cuts import Cut, check_cut, cost, matching_cuts

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from blockllm.cli.zoo import app
 from blockllm.core import LayerFunction
-from blockllm.engine.scoring import Scorer
+from blockllm.engine.score import Scorer
 from blockllm.errors import ZooError
 from blockllm.offline.surrogates.decoding import load
 from blockllm.offline.surrogates.make import decoders

@@ -7,8 +7,8 @@ import torch
 
 from blockllm.chain import plan_spans
 from blockllm.engine import Engine
+from blockllm.engine.device.budget import Precision, plan_kv, weight_bytes
 from blockllm.engine.kernels.matmul import packs
-from blockllm.engine.memory import Precision, plan_kv, weight_bytes
 from tests.driver import Answer, greedy, request, run, settings
 from tests.oracle.conftest import Report
 from tests.oracle.delta_cases import BASES, CASES, PROMPT, TOKENS, DeltaLab, prompt_of

@@ -12,8 +12,8 @@ from blockllm.chain import plan_spans
 from blockllm.config import EngineSettings
 from blockllm.core import Sampling
 from blockllm.engine import Engine
+from blockllm.engine.device.budget import Precision, plan_kv, weight_bytes
 from blockllm.engine.kernels.matmul import packs
-from blockllm.engine.memory import Precision, plan_kv, weight_bytes
 from tests.driver import Answer, greedy, request, run, settings, step
 from tests.oracle.conftest import (
     ALL_MODELS,

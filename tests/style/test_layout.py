@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ PACKAGE = Path(blockllm.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 # each imports only leftwards
 ROOMS = ["workers", "zoo", "chain", "engine", "cluster", "api", "offline", "bench", "cli"]
+# the same within the engine
+ENGINE = [
+    "work", "hidden", "kernels", "kv", "device", "sequence", "batch", "costs", "attention",
+    "weights", "layers", "sampling", "run", "policies", "scheduler", "build", "score", "stats",
+    "loop",
+]  # fmt: skip
 NOUNS = {"core", "errors", "config", "shares"}
 FORBIDDEN = {
     "workers": {"torch", "tokenizers", "jinja2", "numpy", "starlette"},
@@ -61,6 +68,30 @@ def test_a_room_imports_only_what_lies_before_it(path: Path) -> None:
         if top == "blockllm" and rest:
             assert rest.split(".")[0] in allowed, f"{path} imports {name}"
         assert top not in FORBIDDEN.get(room, set()), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "engine").rglob("*.py")), ids=str)
+def test_a_room_of_the_engine_imports_only_what_lies_before_it(path: Path) -> None:
+    room = path.relative_to(PACKAGE / "engine").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for name in imports(path):
+        if name.startswith("blockllm.engine."):
+            other = name.split(".")[2]
+            assert other in ENGINE[: ENGINE.index(room) + 1], f"{path} imports {name}"
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    names = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+    graph = {
+        name: [
+            other
+            for other in imports(PACKAGE.parent / (name.replace(".", "/") + ".py"))
+            if other in names
+        ]
+        for name in names
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 def test_files_are_small() -> None:

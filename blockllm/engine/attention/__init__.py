@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 
-from blockllm.engine.attention.batched import BatchedAttention
 from blockllm.engine.attention.native import NativeAttention
 from blockllm.engine.attention.plain import PlainAttention
 from blockllm.engine.attention.rows import AttentionRows
+from blockllm.engine.attention.sdpa import SdpaAttention
 from blockllm.engine.attention.triton import TritonAttention
 
 
@@ -39,7 +39,7 @@ def make_attention(name: str) -> Attention:
     `triton` (GPU kernels)."""
     backends: dict[str, type[Attention]] = {
         "plain": PlainAttention,
-        "gathered": BatchedAttention,
+        "gathered": SdpaAttention,
         "native": NativeAttention,
         "triton": TritonAttention,
     }

@@ -9,9 +9,9 @@ import torch
 
 from blockllm.engine.attention import Attention
 from blockllm.engine.attention.native import NativeAttention, describe
+from blockllm.engine.attention.rope import RopeTable
 from blockllm.engine.attention.rows import AttentionRows
-from blockllm.engine.kernels.layer import Rows
-from blockllm.engine.models.rope import RopeTable
+from blockllm.engine.kernels.cpu.layer import Rows
 
 
 @dataclass(slots=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from blockllm.engine.attention.batched import BatchedAttention
+from blockllm.engine.attention.rope import RopeTable
 from blockllm.engine.attention.rows import AttentionRows
-from blockllm.engine.kernels import native
-from blockllm.engine.kernels.layer import Rows
-from blockllm.engine.kernels.native import address
-from blockllm.engine.models.rope import RopeTable
+from blockllm.engine.attention.sdpa import SdpaAttention
+from blockllm.engine.kernels.cpu import native
+from blockllm.engine.kernels.cpu.layer import Rows
+from blockllm.engine.kernels.cpu.native import address
 
 _TILE = 64  # rows of a prompt that one task of the kernel attends
 _INT, _LONG = 4, 8  # bytes of an index
@@ -19,7 +19,7 @@ class NativeAttention:
     """See the port in `attention/__init__.py`. Where the kernels cannot be used, torch serves."""
 
     def __init__(self) -> None:
-        self._fallback = BatchedAttention()
+        self._fallback = SdpaAttention()
 
     def attend(
         self,

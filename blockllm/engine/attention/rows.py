@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from blockllm.engine.batch import Batch, Ints, RowSet
+from blockllm.engine.attention.rope import RopeTable
+from blockllm.engine.batch.arrays import Batch, Ints, RowSet
+from blockllm.engine.device.transfer import upload
 from blockllm.engine.kernels import fused as kernels
 from blockllm.engine.kernels import plain
-from blockllm.engine.kernels.layer import Rows
+from blockllm.engine.kernels.cpu.layer import Rows
 from blockllm.engine.kv.cache import KVCache
-from blockllm.engine.models.rope import RopeTable
-from blockllm.engine.transfer import upload
 
 
 class DecodeIndex(NamedTuple):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from blockllm.engine.attention.batched import BatchedAttention
 from blockllm.engine.attention.rows import AttentionRows
+from blockllm.engine.attention.sdpa import SdpaAttention
 from blockllm.engine.kernels import gpu
 
 
@@ -13,7 +13,7 @@ class TritonAttention:
     """See the port in `attention/__init__.py`; where the kernels cannot be used, torch."""
 
     def __init__(self) -> None:
-        self._fallback = BatchedAttention()
+        self._fallback = SdpaAttention()
 
     def attend(
         self,

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from blockllm.engine.kernels import gpu, native
-from blockllm.engine.kernels.triton.pool import Update, make_pool, segmented_lora_plain
+from blockllm.engine.kernels import gpu
+from blockllm.engine.kernels.adapter_pool import Update, make_pool, segmented_lora_plain
+from blockllm.engine.kernels.cpu import native
 
 # (y [rows, out], changed in place; x [rows, in]; tiles [n, 3] int32 of first row, end, adapter;
 # most rows of a tile)

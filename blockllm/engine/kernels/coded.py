@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from blockllm.engine.kernels import native
 from blockllm.engine.kernels.adapters import AddUpdates, panels
+from blockllm.engine.kernels.cpu import native
 
 
 class Coded(NamedTuple):

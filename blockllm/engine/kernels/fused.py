@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from blockllm.engine.kernels import gpu, native, plain
+from blockllm.engine.kernels import gpu, plain
+from blockllm.engine.kernels.cpu import native
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

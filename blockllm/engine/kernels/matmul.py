@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from blockllm.engine.kernels import native, plain
-from blockllm.engine.kernels.packed import PackedInt8, PackedLinear
+from blockllm.engine.kernels import plain
+from blockllm.engine.kernels.cpu import native
+from blockllm.engine.kernels.cpu.packed import PackedInt8, PackedLinear
 
 Matmul = Callable[[torch.Tensor], torch.Tensor]  # [rows, in] → [rows, out]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from blockllm.chain import Route
 from blockllm.chain.spans import num_kv_layers
-from blockllm.engine.kernels.memory import new_memory
+from blockllm.engine.kernels.cpu.memory import new_memory
 from blockllm.engine.kv.pages import PageGroup, PagePool
 from blockllm.engine.kv.prefix import PageHashes, upstream_keys
 

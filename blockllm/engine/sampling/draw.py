@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from blockllm.core import TokenLogprobs
+from blockllm.engine.device.transfer import Download, upload
 from blockllm.engine.sampling.choose import TopPick
-from blockllm.engine.transfer import Download, upload
 
 
 class Sampled(NamedTuple):
@@ -20,7 +20,7 @@ class Sampled(NamedTuple):
     revised: bool = False  # `Draw.tokens` held another one until now
 
 
-class Asked(NamedTuple):
+class WantedLogprobs(NamedTuple):
     """Log-probabilities of the model itself, before penalties and temperature (as vLLM)."""
 
     rows: list[int]  # [k] which rows want them
@@ -52,7 +52,7 @@ class Draw:
         self,
         tokens: torch.Tensor,
         finite: torch.Tensor,
-        asked: Asked | None = None,
+        asked: WantedLogprobs | None = None,
         picked: tuple[TopPick, np.ndarray] | None = None,
     ) -> None:
         """tokens, finite: [rows]; `picked`: a choice that may have to be made again, and the rows

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from blockllm.core import Sampling
-from blockllm.engine.sequence import Sequence
-from blockllm.engine.transfer import upload
+from blockllm.engine.device.transfer import upload
+from blockllm.engine.sequence.sequence import Sequence
 
 
 def adjusts(sequence: Sequence) -> bool:
@@ -44,14 +44,14 @@ def adjust(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> None:
 
 
 def _repetition(row: torch.Tensor, sequence: Sequence, penalty: float) -> None:
-    tokens, _ = sequence.tally.count(sequence.known_tokens())
+    tokens, _ = sequence.token_counts.count(sequence.known_tokens())
     (seen,) = upload([tokens], row.device)
     values = row[seen]
     row[seen] = torch.where(values > 0, values / penalty, values * penalty)
 
 
 def _frequency(row: torch.Tensor, sequence: Sequence, sampling: Sampling) -> None:
-    tokens, counts = sequence.output_tally.count(sequence.known_tokens()[sequence.num_prompt :])
+    tokens, counts = sequence.output_counts.count(sequence.known_tokens()[sequence.num_prompt :])
     if len(tokens):
         seen, weights = upload([tokens, counts], row.device)
         row[seen] -= sampling.frequency_penalty * weights.to(row.dtype) + sampling.presence_penalty

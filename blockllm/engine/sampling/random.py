@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from blockllm.core import Sampling
-from blockllm.engine.kernels import native
+from blockllm.engine.device.transfer import upload
+from blockllm.engine.kernels.cpu import native
 from blockllm.engine.sampling.choose import Filters, TopPick, pick, pick_top
-from blockllm.engine.transfer import upload
 
 
 class Drawing(NamedTuple):

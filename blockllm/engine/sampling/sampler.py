@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from blockllm.core import Sampling
-from blockllm.engine.kernels import native
+from blockllm.engine.device.transfer import upload
+from blockllm.engine.kernels.cpu import native
 from blockllm.engine.sampling.choose import TopPick
-from blockllm.engine.sampling.draw import Asked, Draw, Sampled
+from blockllm.engine.sampling.draw import Draw, Sampled, WantedLogprobs
 from blockllm.engine.sampling.penalties import adjust, adjusts
 from blockllm.engine.sampling.random import Drawing, choose_random
 from blockllm.engine.sampling.uniform import uniforms
-from blockllm.engine.sequence import Sequence
-from blockllm.engine.transfer import upload
+from blockllm.engine.sequence.sequence import Sequence
 
 
 def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled]:
@@ -61,13 +61,13 @@ def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, torch.isfinite(logits.gather(-1, tokens[:, None])[:, 0])
 
 
-def _ask(logits: torch.Tensor, options: list[Sampling]) -> Asked | None:
+def _ask(logits: torch.Tensor, options: list[Sampling]) -> WantedLogprobs | None:
     wanted = [(i, o.logprobs) for i, o in enumerate(options) if o.logprobs is not None]
     if not wanted:
         return None
     rows, counts = (list(column) for column in zip(*wanted, strict=True))
     where = _indices(rows, logits.device)
-    return Asked(rows, counts, where, torch.log_softmax(logits[where], -1))
+    return WantedLogprobs(rows, counts, where, torch.log_softmax(logits[where], -1))
 
 
 def _draw_random(

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from blockllm.core import EmbedFunction, HeadFunction, Layer, Target, Tensor, target_tensors
-from blockllm.engine.loader import PackStore
-from blockllm.engine.reading import TORCH_DTYPES
+from blockllm.engine.weights.loader import PackStore
+from blockllm.engine.weights.packs import TORCH_DTYPES
 from blockllm.errors import ZooError
 from blockllm.offline.compress.choose import Option
 from blockllm.offline.compress.codecs import arrays, codecs_for, encode

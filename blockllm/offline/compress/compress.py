@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from blockllm.core import Measurement
-from blockllm.engine.scoring import Comparison
+from blockllm.engine.score import Comparison
 from blockllm.errors import NameTaken, ZooError
 from blockllm.offline.compress.choose import Mix, smallest
 from blockllm.offline.compress.compressor import Compressor

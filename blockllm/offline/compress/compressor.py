@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blockllm.core import Measurement, Target, Tensor, target_tensors
-from blockllm.engine.loader import PackStore
-from blockllm.engine.scoring import Comparison, Scorer, compare
+from blockllm.engine.score import Comparison, Scorer, compare
+from blockllm.engine.weights.loader import PackStore
 from blockllm.errors import ZooError
 from blockllm.offline.compress.candidates import Candidates, Scratch, Weight, make_candidates, read
 from blockllm.offline.compress.choose import Mix, frontier

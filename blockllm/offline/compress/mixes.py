@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from blockllm.core import Chain, ChainEntry, Delta
-from blockllm.engine.loader import PackStore
+from blockllm.engine.weights.loader import PackStore
 from blockllm.offline.compress.candidates import Candidates, Targets
 from blockllm.offline.compress.choose import Mix
 from blockllm.zoo.digest import delta_id

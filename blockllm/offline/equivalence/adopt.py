@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blockllm.core import Measurement
-from blockllm.engine.scoring import Scorer
+from blockllm.engine.score import Scorer
 from blockllm.errors import NameTaken, ZooError
 from blockllm.offline.equivalence.candidates import by_digest, exchanged
 from blockllm.offline.equivalence.evidence import Plan

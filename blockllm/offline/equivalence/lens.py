@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from blockllm.core import Chain, HeadFunction, LayerFunction
-from blockllm.engine.scoring import Scorer
+from blockllm.engine.score import Scorer
 from blockllm.offline.equivalence.candidates import Models
 from blockllm.offline.equivalence.evidence import Lens, Site, Swap
 from blockllm.offline.equivalence.oracle import Text

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from blockllm.core import Layer
-from blockllm.engine.scoring import Scorer, compare
+from blockllm.engine.score import Scorer, compare
 from blockllm.offline.equivalence.candidates import Models, by_digest, exchanged
 from blockllm.offline.equivalence.evidence import Mapping, Quality
 from blockllm.offline.equivalence.variants import Variants, chain_of

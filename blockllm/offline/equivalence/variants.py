@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from blockllm.core import Block, Chain, ChainEntry, Layer
-from blockllm.engine.loader import PackStore
+from blockllm.engine.weights.loader import PackStore
 from blockllm.zoo.digest import block_id
 
 

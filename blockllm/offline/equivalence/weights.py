@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from blockllm.core import Layer, Tensor
-from blockllm.engine.loader import PackStore
-from blockllm.engine.reading import TORCH_DTYPES
+from blockllm.engine.weights.loader import PackStore
+from blockllm.engine.weights.packs import TORCH_DTYPES
 from blockllm.offline.equivalence.evidence import Similarity
 
 _PIECE = 1 << 22  # values read at a time

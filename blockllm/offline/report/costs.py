@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from blockllm.engine.cost import HopSize
-from blockllm.engine.profiles import Device, Sample, SpanProfile
+from blockllm.engine.costs.profiles import Device, Sample, SpanProfile
+from blockllm.engine.costs.span import HopSize
 from blockllm.offline.report.facts import Facts
 from blockllm.offline.report.markup import Child, Markup, tag
 from blockllm.offline.report.plots import Curve, Part, bar, curves

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from blockllm.chain import plan_spans
 from blockllm.core import Chain, Measurement, Tensor
-from blockllm.engine.profiles import KIND, SpanProfile, shapes_of
+from blockllm.engine.costs.profiles import KIND, SpanProfile, shapes_of
 from blockllm.offline.report.groups import Group, make_groups
 from blockllm.offline.report.models import ModelFacts, layers_of, read_models, tensors_of
 from blockllm.zoo import Zoo

@@ -11,7 +11,7 @@ import torch
 from blake3 import blake3
 
 from blockllm.core import Layer, Measurement
-from blockllm.engine.scoring import Scorer, compare
+from blockllm.engine.score import Scorer, compare
 from blockllm.offline.loss import measure_loss
 from blockllm.offline.stitching.bridge import Terms, least_squares, pairs_of, train_bridge
 from blockllm.offline.stitching.cuts import Cost, Cut, bridge_function, check_cut, cost

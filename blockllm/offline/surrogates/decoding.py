@@ -8,12 +8,12 @@ import torch
 
 from blockllm.config import EngineSettings
 from blockllm.core import Request, Sampling
-from blockllm.engine.finish import check_request
+from blockllm.engine.batch.hops import HopCursor
+from blockllm.engine.build import ChainStore, Parts, build
 from blockllm.engine.kv.pages import PageGroup
-from blockllm.engine.queues import SpanQueues
-from blockllm.engine.scoring import run_alone
-from blockllm.engine.sequence import Sequence as EngineSequence
-from blockllm.engine.setup import ChainStore, Parts, build
+from blockllm.engine.score import run_alone
+from blockllm.engine.sequence.finish import check_request
+from blockllm.engine.sequence.sequence import Sequence as EngineSequence
 
 
 def load(zoo: ChainStore, models: Sequence[str]) -> Parts:
@@ -28,7 +28,7 @@ class Decoding:
         """Start before the prompt; nothing is computed yet. Raises BadRequest, ContextTooLong."""
         state = parts.states[model]
         self._parts, self._cache = parts, parts.caches[state.kv_class]
-        self._queues = SpanQueues(list(parts.states.values()))
+        self._queues = HopCursor(list(parts.states.values()))
         request = Request(model, model, tuple(prompt), Sampling(max_tokens=max_tokens))
         check_request(request, state, self._cache)
         self._sequence = EngineSequence(request, state, self._cache.page_size)

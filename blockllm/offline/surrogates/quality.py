@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from blockllm.config import EngineSettings
 from blockllm.core import LayerFunction
-from blockllm.engine.setup import Parts, build
+from blockllm.engine.build import Parts, build
 from blockllm.offline.hops import Group, HopDriver, Limits, TimedHop
 from blockllm.offline.surrogates.make import decoders
 from blockllm.offline.training.texts import batches

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 
-from blockllm.engine.setup import Parts
+from blockllm.engine.build import Parts
 from blockllm.offline.surrogates.decoding import Decoding
 
 

@@ -13,7 +13,7 @@ import torch
 from blake3 import blake3
 
 from blockllm.core import LayerFunction, Measurement
-from blockllm.engine.scoring import Scorer
+from blockllm.engine.score import Scorer
 from blockllm.errors import ZooError
 from blockllm.offline.loss import measure_loss
 from blockllm.offline.surrogates.decoding import load

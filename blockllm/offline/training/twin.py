@@ -17,11 +17,11 @@ from blockllm.core import (
     Function,
     LayerFunction,
 )
+from blockllm.engine.attention.rope import RotaryEmbedding
 from blockllm.engine.kernels import plain
-from blockllm.engine.loader import TensorLoader
-from blockllm.engine.models.activations import ACTIVATIONS
-from blockllm.engine.models.bridge import at_position
-from blockllm.engine.models.rope import RotaryEmbedding
+from blockllm.engine.layers.activations import ACTIVATIONS
+from blockllm.engine.layers.bridge import at_position
+from blockllm.engine.weights.loader import TensorLoader
 from blockllm.errors import ZooError
 from blockllm.zoo import Zoo
 

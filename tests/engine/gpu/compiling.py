@@ -14,9 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from blockllm.engine.kernels.adapter_pool import Update, make_pool
 from blockllm.engine.kernels.triton import activation, lora, norm, rotate
 from blockllm.engine.kernels.triton.decode import paged_decode
-from blockllm.engine.kernels.triton.pool import Update, make_pool
 from blockllm.engine.kernels.triton.prefill import paged_prefill
 
 SHARED_BYTES = {80: 163 << 10, 86: 99 << 10, 90: 227 << 10}  # per program, by capability

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from blockllm.engine.kernels import gpu, native
+from blockllm.engine.kernels import gpu
+from blockllm.engine.kernels.cpu import native
 
 if not torch.cuda.is_available():
     assert "triton" not in sys.modules, "triton was imported before its interpreter was chosen"

@@ -10,7 +10,7 @@ import torch
 
 from blockllm.core import Sampling
 from blockllm.engine import Engine
-from blockllm.engine import setup as engine_setup
+from blockllm.engine import build as engine_setup
 from blockllm.zoo import Zoo
 from tests.driver import greedy, request, run, settings
 from tests.engine.conftest import MODELS
@@ -20,11 +20,11 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from blockllm.engine.attention import make_attention
+from blockllm.engine.device.transfer import Download
 from blockllm.engine.kernels import gpu, plain
 from blockllm.engine.kernels.triton import activation, norm
 from blockllm.engine.kv.cache import KVCache, KVShape
 from blockllm.engine.sampling import draw, sample
-from blockllm.engine.transfer import Download
 from tests.engine.test_attention import BUNDLES, make_rows
 from tests.engine.test_sampling import make_sequence
 from tests.oracle import test_matrix as matrix

@@ -10,10 +10,10 @@ import torch
 pytest.importorskip("triton")
 
 from blockllm.engine import Engine
-from blockllm.engine import setup as engine_setup
+from blockllm.engine import build as engine_setup
 from blockllm.engine.attention import Attention, make_attention
-from blockllm.engine.executor import Executor
-from blockllm.engine.graphs import Compute, GraphExecutor, bucket_of, width_of
+from blockllm.engine.run.executor import Executor
+from blockllm.engine.run.graphs import Compute, GraphExecutor, bucket_of, width_of
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from blockllm.engine import Engine
-from blockllm.engine import setup as engine_setup
+from blockllm.engine import build as engine_setup
 from blockllm.zoo import Zoo
 from tests.driver import greedy, request, run, settings
 from tests.engine.gpu.test_engine_gpu import FakeCapture, make_graph_executor, through_triton

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
-from blockllm.engine.kernels.triton.lora import segmented_lora
-from blockllm.engine.kernels.triton.pool import (
+from blockllm.engine.kernels.adapter_pool import (
     LoraPool,
     Update,
     make_pool,
@@ -20,6 +19,7 @@ from blockllm.engine.kernels.triton.pool import (
     segmented_lora_plain,
     tile_rows,
 )
+from blockllm.engine.kernels.triton.lora import segmented_lora
 
 SIZE = 40
 COLUMNS = {"q": slice(0, 32), "k": slice(32, 40), "v": slice(40, 57)}

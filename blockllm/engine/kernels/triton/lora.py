@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
-    from blockllm.engine.kernels.triton.pool import LoraPool
+    from blockllm.engine.kernels.adapter_pool import LoraPool
 
 _SPLIT = 1024  # columns of x that one program reads; more of them work side by side
 

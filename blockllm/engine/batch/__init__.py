@@ -1,0 +1,1 @@
+"""The rows of a turn as flat arrays, and the hops that carry parts of them."""

@@ -1,0 +1,1 @@
+"""What spans cost, by profile or observation, and how many rows a turn may have."""

@@ -1,0 +1,1 @@
+"""The device: which one, its memory, copies to and from it."""

@@ -1,0 +1,1 @@
+"""Kernels of the CPU: C++ sources, how they are built and called."""

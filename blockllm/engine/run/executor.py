@@ -1,0 +1,159 @@
+"""Runs hops: owns the weights of all blocks and deltas, and the KV tensors' use."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+
+from blockllm.chain import SpanPlan
+from blockllm.core import Delta, Rope
+from blockllm.engine.attention import Attention
+from blockllm.engine.attention.bound import BoundAttention
+from blockllm.engine.attention.rope import RotaryEmbedding
+from blockllm.engine.batch.arrays import Batch, Hop
+from blockllm.engine.device.transfer import upload
+from blockllm.engine.kv.cache import KVCache
+from blockllm.engine.layers.block import Added, BlockExecutor, Passage
+from blockllm.engine.layers.decoder import DecoderLayer
+from blockllm.engine.layers.ends import EmbedLayer, HeadLayer
+from blockllm.engine.layers.segments import Wanted
+from blockllm.engine.layers.stack import DecoderStack
+from blockllm.engine.run.inputs import BatchInputs, EagerInputs, HopInputs
+from blockllm.engine.weights.tensors import TableLoader
+from blockllm.observability.timeline import OFF, Timeline
+
+_PASSAGES = 1024  # ways through neighbouring spans that are remembered
+
+
+class Executor:
+    """Applies spans to batches of rows. Stateless between hops but for weights and KV."""
+
+    joins_spans = True  # whether a hop may go through several
+
+    def __init__(
+        self,
+        plan: SpanPlan,
+        load: TableLoader,
+        caches: list[KVCache],
+        attention: Attention,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._caches, self._attention = caches, attention
+        self._dtype, self._device = dtype, device
+        known = {b.id: BlockExecutor(b, load) for span in plan.spans for b in span.blocks}
+        self._spans = [tuple(known[block.id] for block in span.blocks) for span in plan.spans]
+        # bound to the spans alone: a cycle would keep the weights until the next collection
+        make = functools.partial(_make_passage, self._spans)
+        self._passage = functools.lru_cache(_PASSAGES)(make)
+        self._rotaries = _make_rotaries(known.values(), device, dtype)
+        self._batches: WeakKeyDictionary[Batch, BatchInputs] = WeakKeyDictionary()
+        for block, added in _deltas(plan).items():
+            known[block].attach(added, load)
+
+    def run(self, hop: Hop, timeline: Timeline = OFF) -> torch.Tensor:
+        """Hidden states of the hop's rows [rows, hidden]; behind a head, logits of the members
+        that want them [members, vocab]. To be called in torch's inference mode."""
+        return self.compute(hop, self.inputs(hop), timeline)
+
+    def inputs(self, hop: Hop) -> EagerInputs:
+        """What the hop's rows bring; hops of a batch share what they have in common."""
+        common = self._batches.get(hop.batch)
+        if common is None:
+            common = self._batches[hop.batch] = BatchInputs(self._caches, self._dtype)
+        return EagerInputs(hop, common, self._device)
+
+    def blocks(self, span: int) -> tuple[BlockExecutor, ...]:
+        """The blocks of a span with their weights."""
+        return self._spans[span]
+
+    def compute(self, hop: Hop, inputs: HopInputs, timeline: Timeline = OFF) -> torch.Tensor:
+        """What `run` gives, of these inputs.
+
+        Behind the last attention of their models only rows whose next token is wanted are
+        computed; hidden states of the others are zero.
+        """
+        passage = self._passage(hop.plan.spans, any(hop.segments))
+        x, kv_layer = inputs.hidden, hop.plan.first_kv_layer
+        end = kv_layer + passage.num_kv_layers
+        bind = functools.partial(self._bind, inputs, timeline)
+        wanted = self._wanted(hop)
+        dropped = False  # whether the rows that are not wanted have been
+        for part, i in passage.steps:
+            segments = inputs.segments(i, passage.blocks[i])
+            kept = None if wanted is None else wanted.of(segments)
+            if kept is not None and dropped:
+                segments, kept = kept.segments, None
+            if x is None:
+                x = inputs.tokens()
+            if isinstance(part, EmbedLayer):
+                x = part(x, segments)
+            elif isinstance(part, DecoderStack):
+                first, kv_layer = kv_layer, kv_layer + part.num_kv_layers
+                here = kept if kv_layer == end else None
+                x = part(x, segments, bind, first, here)
+                if part.head is not None:
+                    return x
+                dropped = dropped or here is not None
+            elif isinstance(part, HeadLayer):
+                return part(x, segments) if kept is None else part(x[kept.rows], kept.segments)
+            else:
+                x = part(x)
+        assert x is not None
+        if wanted is None or not dropped:
+            return x
+        restored = x.new_zeros(len(hop.rows), x.shape[1])
+        restored[wanted.rows] = x
+        return restored
+
+    def _wanted(self, hop: Hop) -> Wanted | None:
+        """Rows that go on behind the hop's last attention; None: all."""
+        host = hop.wanted if hop.plan.ends_attention else None
+        return None if host is None else Wanted(host, *upload([host], self._device))
+
+    def _bind(
+        self, inputs: HopInputs, timeline: Timeline, layer: DecoderLayer, kv_layer: int
+    ) -> BoundAttention | None:
+        """The layer's attention, bound to the rows' rotations and pages; None if it has none."""
+        if not layer.keeps_kv:
+            return None
+        rows, table = inputs.attention(self._rotaries[layer], timeline)
+        return BoundAttention(self._attention, rows, table, *rows.locate(kv_layer))
+
+
+def _make_passage(
+    known: Sequence[tuple[BlockExecutor, ...]], spans: tuple[int, ...], has_segments: bool
+) -> Passage:
+    return Passage([block for span in spans for block in known[span]], has_segments)
+
+
+def _make_rotaries(
+    blocks: Iterable[BlockExecutor], device: torch.device, dtype: torch.dtype
+) -> dict[DecoderLayer, RotaryEmbedding]:
+    """Of every layer that has attention; layers that rotate alike share one."""
+    known: dict[tuple[Rope, int], RotaryEmbedding] = {}
+    of_layer = {}
+    for layer in (layer for block in blocks for layer in block.layers):
+        if isinstance(layer, DecoderLayer) and layer.keeps_kv:
+            key = (layer.function.rope, layer.function.head_dim)
+            if key not in known:
+                known[key] = RotaryEmbedding(*key, device, dtype)
+            of_layer[layer] = known[key]
+    return of_layer
+
+
+def _deltas(plan: SpanPlan) -> dict[str, list[Added]]:
+    """By block, every delta once."""
+    found: dict[str, dict[str, tuple[Delta, set[str]]]] = {}  # by block, by delta
+    for model, route in plan.routes.items():
+        for entry in route.chain.entries:
+            if entry.delta is not None:
+                of_block = found.setdefault(entry.block.id, {})
+                of_block.setdefault(entry.delta.id, (entry.delta, set()))[1].add(model)
+    return {
+        block: [Added(delta, frozenset(models)) for delta, models in own.values()]
+        for block, own in found.items()
+    }

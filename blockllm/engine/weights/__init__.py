@@ -1,0 +1,1 @@
+"""Tensors from packs to the device."""
