@@ -45,7 +45,7 @@ def test_lines_and_tables_fit_a_screen(path: Path) -> None:
         if len(line) > (TABLE_WIDTH if line.startswith("|") else WIDTH)
     ]
     assert not wide, "\n".join(
-        [*wide, "`python -m tools.wrap FILE` wraps prose; split wide tables"]
+        [*wide, "`python -m tools.pages.wrap FILE` wraps prose; split wide tables"]
     )
 
 

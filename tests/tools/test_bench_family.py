@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from blockllm.zoo import Zoo
 from tests.oracle.reference import load
-from tools.bench_family import Shape, make_family
+from tools.studies.bench_family import Shape, make_family
 
 
 @pytest.fixture(scope="module")

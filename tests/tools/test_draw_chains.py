@@ -6,7 +6,7 @@ import pytest
 
 from blockllm.zoo import Zoo
 from tools.demo import FAMILY, MODELS, ROOT
-from tools.draw_chains import draw, draw_zoo, find_boxes, in_order, nbytes
+from tools.pages.draw_chains import draw, draw_zoo, find_boxes, in_order, nbytes
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 
 def test_the_committed_picture_is_that_of_the_demo_zoo(zoo: Zoo) -> None:
     committed = (ROOT / "docs/images/chains.svg").read_text(encoding="utf-8")
-    assert committed == draw_zoo(zoo), "run `python -m tools.draw_chains` on the demo zoo"
+    assert committed == draw_zoo(zoo), "run `python -m tools.pages.draw_chains` on the demo zoo"
 
 
 def test_models_that_share_are_neighbours(zoo: Zoo) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from blockllm.config import EngineSettings
 from blockllm.zoo import Zoo
-from tools import measure_load, measure_sharing, measure_transformers
-from tools.bench_family import Shape, make_family
+from tools.studies import measure_load, measure_sharing, measure_transformers
+from tools.studies.bench_family import Shape, make_family
 
 
 @pytest.fixture(scope="module")

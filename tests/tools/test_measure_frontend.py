@@ -12,9 +12,9 @@ from blockllm.core import Finish, Request, Sampling
 from blockllm.observability import names
 from blockllm.observability.metrics import OVERHEAD_SECONDS, ServerMetrics
 from blockllm.observability.stats import EngineStats
-from tools.frontend_client import Connection, Load, request_bytes
-from tools.frontend_standin import PacedEngine
-from tools.measure_frontend import difference, quantile, read_buckets, stages_of
+from tools.studies.frontend_client import Connection, Load, request_bytes
+from tools.studies.frontend_standin import PacedEngine
+from tools.studies.measure_frontend import difference, quantile, read_buckets, stages_of
 
 INF = float("inf")
 

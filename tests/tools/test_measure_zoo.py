@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tools import measure_zoo
+from tools.studies import measure_zoo
 
 CHOSEN = ("base", "lora-a", "ia3", "prompt", "lora-on-lora", "base-int8")
 

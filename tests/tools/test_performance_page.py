@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tools import performance_page
-from tools.performance_page import CLAIMS, PAGE, RESULTS, number, page
+from tools.pages import performance_page
+from tools.pages.performance_page import CLAIMS, PAGE, RESULTS, number, page
 
 TEXT = CLAIMS.read_text(encoding="utf-8")
 # a figure with a unit that only measuring gives; sizes of configurations are in GiB
@@ -24,7 +24,9 @@ def claims() -> dict[str, Any]:
 
 
 def test_the_committed_page_is_what_the_tool_writes(claims: dict[str, Any]) -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(claims), "run python -m tools.performance_page"
+    assert PAGE.read_text(encoding="utf-8") == page(claims), (
+        "run python -m tools.pages.performance_page"
+    )
 
 
 def test_every_results_file_carries_a_claim(claims: dict[str, Any]) -> None:

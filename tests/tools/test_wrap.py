@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.wrap import WIDTH, wrap, wrap_page
+from tools.pages.wrap import WIDTH, wrap, wrap_page
 
 
 def test_prose_is_wrapped_and_nothing_is_lost() -> None:

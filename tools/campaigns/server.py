@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from blockllm.zoo import Zoo
 from tools.campaigns.oracle import resident
 from tools.campaigns.script import KEY
-from tools.demo import free_port, is_ready, stop_server
+from tools.demo.server import free_port, is_ready, stop_server
 from tools.soak.watch import Metrics, read_metrics
 
 START_SECONDS = 180

@@ -23,7 +23,9 @@ import httpx2
 from rich.console import Console
 from rich.table import Table
 
-from tools.demo import FAMILY, MODELS, ROOT, build_zoo, free_port, start_server, stop_server
+from tools.demo import FAMILY, MODELS, ROOT
+from tools.demo.server import free_port, start_server, stop_server
+from tools.demo.zoo import build_zoo
 from tools.soak.cases import Author, Case
 from tools.soak.client import Client, read_answer
 from tools.soak.disturb import Disturbed, change_zoo, kill_agents, quiet

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tools.demo import free_port, is_ready
+from tools.demo.server import free_port, is_ready
 
 KEYS = {"first": "key-of-the-first", "second": "key-of-the-second", "third": "key-of-the-third"}
 START_SECONDS = 60.0

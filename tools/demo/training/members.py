@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_family.corpus import GENERAL, TOPICS
-from demo_family.grow import Growth, grow
-from demo_family.tokens import (
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tools.demo.training.corpus import GENERAL, TOPICS
+from tools.demo.training.grow import Growth, grow
+from tools.demo.training.loop import Recipe
+from tools.demo.training.tokens import (
     CODE_CHAT_TEMPLATE,
     END,
     PADDING,
@@ -18,12 +25,6 @@ from demo_family.tokens import (
     START,
     token_id,
 )
-from demo_family.training import Recipe
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 BASE = "base"
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

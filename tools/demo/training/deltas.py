@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_family.attach import BitFit, Bottlenecks, Method, Peft
-from demo_family.corpus import TOPICS
-from demo_family.members import BASE, LINEARS, load_base
-from demo_family.training import Recipe
 from peft import (
     IA3Config,
     LNTuningConfig,
@@ -21,6 +17,11 @@ from peft import (
     PromptTuningConfig,
 )
 from transformers import LlamaForCausalLM
+
+from tools.demo.training.attach import BitFit, Bottlenecks, Method, Peft
+from tools.demo.training.corpus import TOPICS
+from tools.demo.training.loop import Recipe
+from tools.demo.training.members import BASE, LINEARS, load_base
 
 WINDOW = 256  # tokens of a training row
 

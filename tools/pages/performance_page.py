@@ -1,6 +1,6 @@
 """Writes docs/performance.md: one table per claim, every number from a results file.
 
-    python -m tools.performance_page [--check]
+    python -m tools.pages.performance_page [--check]
 
 docs/claims.toml names the claims, their commands and where their numbers lie. A row is read
 from `bench compare`'s results (a folder of docs/bench/results: figures and ratios are medians over
@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.wrap import wrap
+from tools.pages.wrap import wrap
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 CLAIMS, RESULTS, PAGE = DOCS / "claims.toml", DOCS / "bench/results", DOCS / "performance.md"
 HEAD = ["what", "ours", "theirs", "ratio (least to most)", "machine", "run of"]
 
@@ -168,7 +168,7 @@ def main() -> None:
     if not check:
         PAGE.write_text(text, encoding="utf-8")
     elif PAGE.read_text(encoding="utf-8") != text:
-        sys.exit("docs/performance.md is not current: run `python -m tools.performance_page`")
+        sys.exit("docs/performance.md is not current: run `python -m tools.pages.performance_page`")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draws the chains of a zoo over the blocks that they share, as an SVG.
 
-    python -m tools.draw_chains --zoo DIR [--out docs/images/chains.svg]
+    python -m tools.pages.draw_chains --zoo DIR [--out docs/images/chains.svg]
 
 A model is a line from its name to its tokens; a block is a box around the lines of all models
 that have it. `+` is what a model's delta adds to a block. Models are ordered such that those with

@@ -1,6 +1,6 @@
 """What the front end costs: overhead, rates and CPU, over an agent that computes nothing.
 
-`python -m tools.measure_frontend [--seconds 5] [--out out/frontend.json]`
+`python -m tools.studies.measure_frontend [--seconds 5] [--out out/frontend.json]`
 
 Runs the real server with a stand-in agent: 1, 8 and 64 streams at a pace of 20 ms per token, 64
 streams flat out, one-token requests flat out, and once more with its stages timed.
@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.table import Table
 
 from blockllm.observability import names
-from tools.frontend_client import Load, Seen, Traffic
-from tools.frontend_standin import MODEL, Options
+from tools.studies.frontend_client import Load, Seen, Traffic
+from tools.studies.frontend_standin import MODEL, Options
 
 PACE = 0.02  # seconds per token
 WARM_UP = 1.0  # seconds
@@ -150,7 +150,12 @@ class StandIn:
     """A running server process."""
 
     def __init__(self, options: Options) -> None:
-        command = [sys.executable, "-m", "tools.frontend_standin", msgspec.json.encode(options)]
+        command = [
+            sys.executable,
+            "-m",
+            "tools.studies.frontend_standin",
+            msgspec.json.encode(options),
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         lines = itertools.takewhile(bool, self._process.stdout)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_family import corpus, tokens
-from demo_family.deltas import DELTAS, WINDOW, Tuned, load_parent
-from demo_family.members import BASE
-from demo_family.report import perplexity
-from demo_family.training import Paused, Pieces, train
 from tokenizers import Tokenizer
+
+from tools.demo.training import corpus, tokens
+from tools.demo.training.deltas import DELTAS, WINDOW, Tuned, load_parent
+from tools.demo.training.loop import Paused, Pieces, train
+from tools.demo.training.members import BASE
+from tools.demo.training.report import perplexity
 
 MEASURED = 512  # tokens of a window, as for the rest of the family
 
@@ -88,7 +89,7 @@ def check_text(out: Path, splits: dict[str, corpus.Split]) -> None:
         if (out / "heldout" / f"{domain}.txt").read_text(encoding="utf-8") != split.heldout:
             raise SystemExit(
                 f"this Python's library has other text of {domain} than the family was trained on; "
-                "run tools/train_demo_family.py first"
+                "run tools/demo/train_family.py first"
             )
 
 

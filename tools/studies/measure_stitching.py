@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from demo_family import corpus
 
 from blockllm.offline.stitching.bridge import Terms
 from blockllm.offline.stitching.cuts import Cut, matching_cuts
 from blockllm.offline.stitching.stitch import Stitched, Wish, stitch
 from blockllm.offline.training.loop import Course
 from blockllm.zoo import Zoo
+from tools.demo import FAMILY
+from tools.demo.training import corpus
 
-FAMILY = Path(__file__).resolve().parent.parent / "demo"
 TEXT_BYTES = 400_000  # of general text to learn from
 FRONT, BACK = "base", "wide"
 MEASURED_BYTES = 6_000  # of held-out text

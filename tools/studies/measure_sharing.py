@@ -1,6 +1,7 @@
 """Many models on one engine: memory against unique bytes, a mixed batch against one by one.
 
-    python -m tools.measure_sharing --zoo DIR [--requests 16 --prompt 128 --output 32 --pairs 5]
+    python -m tools.studies.measure_sharing --zoo DIR [--requests 16 --prompt 128]
+        [--output 32 --pairs 5]
 
 Every request goes to another model. The arms are interleaved in one process and must give equal
 tokens; the prefix index is off, so that neither profits from the other. Exit status 1 if memory

@@ -1,6 +1,6 @@
 """One model, several requests at once: this engine against transformers' static batching.
 
-    python -m tools.measure_transformers --model DIR --zoo DIR --name NAME [--concurrency 8]
+    python -m tools.studies.measure_transformers --model DIR --zoo DIR --name NAME [--concurrency 8]
 
 Both hold the model in one process in fp32 with the same threads, get the same prompts of equal
 length (so that static batching pads nothing) and write the same number of tokens. The arms are
@@ -24,7 +24,7 @@ from blockllm.config import EngineSettings
 from blockllm.core import Chain, LayerFunction
 from blockllm.engine import Engine
 from blockllm.zoo import Zoo
-from tools.measure_sharing import drive, make_request, random_prompt, spread
+from tools.studies.measure_sharing import drive, make_request, random_prompt, spread
 
 TRIES = 7
 

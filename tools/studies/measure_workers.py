@@ -1,6 +1,6 @@
 """What it costs that texts are read in worker processes: the same calls here and there, in turn.
 
-`python -m tools.measure_workers [--calls 3000]`
+`python -m tools.studies.measure_workers [--calls 3000]`
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from blockllm.workers.call import Call
 from blockllm.workers.inline import InProcess
 from blockllm.workers.pool import Pool
 from blockllm.zoo.text.files import TOKENIZER
+from tools.demo import FAMILY
 
-FOLDER = Path(__file__).resolve().parent.parent / "demo" / "base"
+FOLDER = FAMILY / "base"
 TEXT = "def read(path):\n    return open(path).read()\n" * 8  # about 350 characters
 
 

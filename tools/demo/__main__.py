@@ -9,76 +9,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from rich.console import Console
 
-from tools.demo_measure import Measured, measure
-from tools.demo_tables import answers_table, measured_table, zoo_table
+from tools.demo import FAMILY, MODELS, ROOT
+from tools.demo.measure import Measured, measure
+from tools.demo.server import free_port, start_server, stop_server
+from tools.demo.tables import answers_table, measured_table
+from tools.demo.zoo import build_zoo
 
-ROOT = Path(__file__).resolve().parent.parent
-FAMILY = ROOT / "demo"
-MODELS = {"base": None, "frozen-lower": None, "full": None, "lora-a": "base", "lora-b": "base"}
 CONSOLE = Console()
-
-
-def build_zoo(folder: Path) -> None:
-    """Add every member of the family, from scratch, and show what each one stored."""
-    from blockllm.zoo import Zoo
-
-    shutil.rmtree(folder, ignore_errors=True)
-    zoo = Zoo(folder)
-    reports = [zoo.add(name, FAMILY / name, base=base) for name, base in MODELS.items()]
-    cards = {card.name: card for card in zoo.cards()}
-    CONSOLE.print(zoo_table([(report, cards[report.name]) for report in reports]))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def start_server(zoo: Path, port: int, stay: bool) -> subprocess.Popen[bytes]:
-    """Start `blockllm serve` and wait until it is ready; its output is shown as it comes."""
-    command = [sys.executable, "-m", "blockllm", "serve", "--zoo", str(zoo), "--port", str(port)]
-    if not stay:
-        command += ["--log-level", "warning"]
-    server = subprocess.Popen(command)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise SystemExit(f"the server ended with status {server.returncode}")
-        if is_ready(port):
-            return server
-        time.sleep(0.1)
-    server.kill()
-    raise SystemExit("the server was not ready within 120 s")
-
-
-def is_ready(port: int) -> bool:
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
-    try:
-        with urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as response:
-            return bool(response.status == 200)
-    except (URLError, OSError):
-        return False
-
-
-def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """Ask the server to drain; it must end by itself, with status 0."""
-    server.send_signal(signal.SIGTERM)
-    if server.wait(timeout=60) != 0:
-        raise SystemExit(f"the server ended with status {server.returncode}")
 
 
 async def ask_all(port: int, prompts: dict[str, str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The real front end over a stand-in agent: `python -m tools.frontend_standin` is either process.
+"""The real front end over a stand-in agent: this module is either process.
 
 The server is `blockllm serve` with its tokenizer, template, link and HTTP; only the agent's engine
 is replaced by one that gives every request its next token at a steady pace, or as fast as it can.
@@ -25,8 +25,9 @@ from blockllm.cluster.agent_main import Job
 from blockllm.cluster.agent_main import main as run_agent
 from blockllm.core import Chain, Finish, ModelCard, Request, TokenEvent
 from blockllm.observability.stats import EngineStats
+from tools.demo import FAMILY
 
-ASSETS = Path(__file__).resolve().parent.parent / "demo" / "base"
+ASSETS = FAMILY / "base"
 MODEL = "stand-in"
 MAX_CONTEXT = 4096
 FIRST_ID, NUM_IDS = 300, 1500  # ordinary tokens of the demo tokenizer
@@ -155,7 +156,7 @@ def run_server(options: Options) -> None:
     stages = StageTimes()
     if options.stages_file:
         stages.install()
-    command = (sys.executable, "-m", "tools.frontend_standin", "agent")
+    command = (sys.executable, "-m", "tools.studies.frontend_standin", "agent")
     settings = ServerSettings(port=0, log_level="warning")
     name = msgspec.json.encode(options).decode()
     serve.run_server(Shelf, name, None, EngineSettings(), settings, command)

@@ -1,6 +1,6 @@
 """Wraps the prose of Markdown pages at 100 columns; tables, fences and headings stay as they are.
 
-python -m tools.wrap FILE…
+python -m tools.pages.wrap FILE…
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Write a benchmark family to disk: a Llama base with random weights, fine-tunes and adapters.
 
-    python -m tools.bench_family OUT [--layers 16 --hidden 1024 --full-finetunes 8 --loras 8]
+    python -m tools.studies.bench_family OUT [--layers 16 --hidden 1024] [--full-finetunes 8]
+        [--loras 8]
 
 Random weights measure speed and memory, not quality. A full fine-tune is a whole checkpoint of
 its own; its embedding, head and the layers below --changed-from-layer are byte-identical to the

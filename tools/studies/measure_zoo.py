@@ -1,6 +1,6 @@
 """A zoo of one base and 24 variants of every kind: bytes, seconds to add, loss, one mixed batch.
 
-    python -m tools.measure_zoo [--out out/zoo-of-all-kinds.json]
+    python -m tools.studies.measure_zoo [--out out/zoo-of-all-kinds.json]
 
 A separate copy of a model is what a server of its own would hold: its base and its delta. Exit
 status 1 if a model answers otherwise in the mixed batch than alone, or if an exact model's
@@ -25,7 +25,7 @@ from blockllm.offline.compress.compress import Wanted, compress
 from blockllm.offline.text import windows
 from blockllm.zoo import Zoo
 from tools.demo import FAMILY, MODELS
-from tools.measure_sharing import drive, make_request, random_prompt
+from tools.studies.measure_sharing import drive, make_request, random_prompt
 
 BASE = "base"
 WINDOW = 512  # tokens scored at a time

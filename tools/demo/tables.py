@@ -9,7 +9,7 @@ from rich.text import Text
 
 from blockllm.core import ModelCard
 from blockllm.zoo import AddReport
-from tools.demo_measure import MAX_TOKENS, REQUESTS_PER_MODEL, Measured
+from tools.demo.measure import MAX_TOKENS, REQUESTS_PER_MODEL, Measured
 
 
 def _megabytes(count: float) -> str:

@@ -3,8 +3,8 @@
 frontier: bytes over loss of every codec and of the chosen mixes, for `full` over `base`
 fleet:    sixteen fine-tunes as deltas beside the same sixteen as merged copies, arms in turns
 
-    python -m tools.measure_deltas frontier --out docs/compressed-deltas
-    python -m tools.measure_deltas fleet --out docs/compressed-deltas
+    python -m tools.studies.measure_deltas frontier --out docs/compressed-deltas
+    python -m tools.studies.measure_deltas fleet --out docs/compressed-deltas
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def run(engine: Engine, kind: str, count: int, each: int) -> tuple[float, list[l
 
 def loaded(zoo: Path, models: list[str]) -> dict[str, int]:
     """Memory of a process of its own that holds the models."""
-    command = [sys.executable, "-m", "tools.measure_deltas", "load", "--out", str(zoo)]
+    command = [sys.executable, "-m", "tools.studies.measure_deltas", "load", "--out", str(zoo)]
     out = subprocess.run([*command, "--models", *models], capture_output=True, check=True)
     found: dict[str, int] = json.loads(out.stdout)
     return found

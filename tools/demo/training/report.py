@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import transformers
-from demo_family import corpus, members, tokens
-from demo_family.members import BASE, Member, Size
-from demo_family.training import next_token_loss
 from tokenizers import Tokenizer
 from torch import nn
+
+from tools.demo.training import corpus, members, tokens
+from tools.demo.training.loop import next_token_loss
+from tools.demo.training.members import BASE, Member, Size
 
 Perplexities = dict[str, dict[str, float]]
 
@@ -48,7 +49,7 @@ windows of {window} tokens that each begin with `<s>`; `perplexity.json` has the
 
 ## How it was made
 
-    python tools/train_demo_family.py --out demo
+    python -m tools.demo.train_family --out demo
 
 Machine: {machine}, no GPU; Python {python}, PyTorch {torch}, transformers {transformers}.
 Training seconds: {seconds}.

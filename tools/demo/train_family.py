@@ -13,12 +13,13 @@ import tempfile
 from pathlib import Path
 
 import torch
-from demo_family import corpus, members, report, tokens
-from demo_family.members import BASE, MEMBERS, SMOKE_SIZE, Member, Size
-from demo_family.training import Paused, Pieces, train
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
+
+from tools.demo.training import corpus, members, report, tokens
+from tools.demo.training.loop import Paused, Pieces, train
+from tools.demo.training.members import BASE, MEMBERS, SMOKE_SIZE, Member, Size
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,0 +1,1 @@
+"""Writes, wraps and checks what the documentation shows."""
