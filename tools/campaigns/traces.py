@@ -7,6 +7,7 @@ that share layers, with adapters of many kinds; tenants, salts, common beginning
 preemption; every policy, and one that decides at random.
 
     python -m tools.campaigns.traces --requests 100000
+    python -m tools.campaigns.traces --random             # every trace by the policy at random
     python -m tools.campaigns.traces --seed 17            # this trace alone
 """
 
@@ -38,7 +39,7 @@ from tools.campaigns.random_policy import RandomPolicy
 QUESTIONS = 1200  # distinct requests; each is answered alone once
 OF_A_TRACE = 80  # requests
 MAX_TURNS = 20_000  # a trace with more of them hangs
-KINDS = ("lora", "dora", "bitfit", "bottleneck", "ia3", "prefix", "prompt", "tokens")
+KINDS = ("lora", "dora", "bitfit", "bottleneck", "ia3", "norms", "prefix", "prompt", "tokens")
 PLAIN = EngineSettings(
     device="cpu", memory="64MiB", dtype="float32", max_turn_seconds=0.0, prefix_cache=False
 )
@@ -77,7 +78,17 @@ def build(scratch: Path) -> Zoo:
     upper = {"num_hidden_layers": 3, "attention_bias": True, "mlp_bias": True, "tokenizer": True}
     make_checkpoint(scratch / "upper", seed=2, copy_layers_from=base, copied_layers=(0,), **upper)
     make_checkpoint(scratch / "lonely", "qwen3", seed=4, head_dim=16, num_hidden_layers=3)
-    for name in ("upper", "lonely"):
+    make_checkpoint(scratch / "window", "mistral", seed=5, num_hidden_layers=3, sliding_window=7)
+    dynamic = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    make_checkpoint(
+        scratch / "dynamic",
+        "qwen2",
+        seed=6,
+        num_hidden_layers=2,
+        max_position_embeddings=32,
+        rope_parameters=dynamic,
+    )
+    for name in ("upper", "lonely", "window", "dynamic"):
         zoo.add(name, scratch / name)
     for kind in KINDS:
         if kind not in {card.name for card in zoo.cards()}:
@@ -141,11 +152,12 @@ def settings_of(chosen: random.Random) -> EngineSettings:
     return msgspec.structs.replace(PLAIN, **values)
 
 
-def play(zoo: Zoo, book: Book, seed: int) -> Found:
-    """One trace. Everything but the clock follows from the seed."""
+def play(zoo: Zoo, book: Book, seed: int, is_random: bool = False) -> Found:
+    """One trace. Everything but the clock follows from the seed. `is_random`: by the policy that
+    decides at random."""
     chosen, start = random.Random(seed), time.monotonic()
     engine = Engine(zoo, None, settings_of(chosen))
-    if chosen.random() < 0.3:
+    if chosen.random() < 0.3 or is_random:
         engine._scheduler.policy = RandomPolicy(seed)
     running: dict[str, tuple[int, list[int]]] = {}
     counts, wrong = Counter[str](), list[str]()
@@ -191,7 +203,7 @@ def play(zoo: Zoo, book: Book, seed: int) -> Found:
     return Found(counts, [f"trace {seed}: {what}" for what in wrong], time.monotonic() - start)
 
 
-def campaign(requests: int, first: int = 0) -> dict[str, Any]:
+def campaign(requests: int, first: int = 0, is_random: bool = False) -> dict[str, Any]:
     """Traces from the seed `first` on until so many requests were sent; the report."""
     total, wrong, seconds, resident = Counter[str](), list[str](), list[float](), list[int]()
     process, start = psutil.Process(), time.monotonic()
@@ -199,7 +211,7 @@ def campaign(requests: int, first: int = 0) -> dict[str, Any]:
         zoo = build(Path(scratch))
         book = Book(zoo)
         while total["asked"] < requests:
-            found = play(zoo, book, first + len(seconds))
+            found = play(zoo, book, first + len(seconds), is_random)
             total += found.counts
             wrong += found.wrong
             seconds.append(found.seconds)
@@ -226,11 +238,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--seed", type=int, help="one trace")
+    parser.add_argument("--random", action="store_true", help="the policy at random in each trace")
     parser.add_argument("--out", type=Path, help="the report as JSON")
     given = parser.parse_args()
     Scheduler.checks_plans = True
     single = given.seed is not None
-    report = campaign(1 if single else given.requests, given.seed or 0)
+    report = campaign(1 if single else given.requests, given.seed or 0, given.random)
     text = json.dumps(report, indent=2)
     print(text)
     if given.out:
