@@ -1,7 +1,7 @@
 """Two checkouts of this project, interleaved: has a change cost speed?
 
     git worktree add BEFORE COMMIT
-    python -m tools.measure_commits --before BEFORE --zoo-before ZOO --zoo ZOO --out out/commits
+    python -m tools.studies.measure_commits --before BEFORE --zoo-before ZOO --zoo ZOO
 
 Each checkout has a process of its own that loads the same models; they run the same requests in
 turn, the order changing from pair to pair. Both zoos hold the family of `bench_family` under its
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 # what a process runs, as text: it must not import this tree's files into another tree's process
 CHILD = """
 import json, sys, time
