@@ -67,14 +67,14 @@ def test_errors_of_commands_are_one_plain_line(tmp_path: Path) -> None:
 
 
 def test_answers_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    class Partner:
+    class FakeChatModel:
         name, has_template = "model", True
 
         def answer(self, messages: object) -> object:
             yield "one\ntwo \x1b[31m"
             yield "\u202ered"
 
-    converse(lambda name: Partner(), "model", "hello")  # type: ignore[arg-type, return-value]
+    converse(lambda name: FakeChatModel(), "model", "hello")  # type: ignore[arg-type, return-value]
     assert capsys.readouterr().out == "one\ntwo \\x1b[31m\\u202ered\n"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from blockllm.api.detokenize import make_detokenizer
-from blockllm.api.stops import StopFinder
+from blockllm.api.stop_strings import StopStringFinder
 from blockllm.api.tokenizer import TokenTable
 from blockllm.core import Finish, Request, TokenEvent, TokenLogprobs
 from blockllm.errors import EngineError
@@ -51,7 +51,7 @@ class Choice:
         self._num_characters = 0  # that have become certain, whether shown or not
         self._rules = rules
         self._detokenizer = make_detokenizer(tokenizer, request.prompt, rules.skip_special)
-        self._finder = StopFinder(rules.stops, rules.include_stop) if rules.stops else None
+        self._finder = StopStringFinder(rules.stops, rules.include_stop) if rules.stops else None
 
     def feed(self, event: TokenEvent, piece: Piece) -> bool:
         """Add what `event` brings to `piece`; True when it is the last to be shown.

@@ -45,7 +45,7 @@ _OPEN = (
     "every machine that reaches %s can use this server: it has no API keys. Set --api-key-file or"
     " BLOCKLLM_API_KEY, or listen on 127.0.0.1"
 )
-SECOND_SIGNAL_SECONDS = 1.0  # before that it is one wish that came twice: to us and our group
+SECOND_SIGNAL_SECONDS = 1.0  # before that it is one signal that came twice: to us and our group
 SPARE_DESCRIPTORS = 128  # for models, logs and the agent
 LAST_BYTES_SECONDS = 1.0  # for answers of cancelled requests to reach their clients
 

@@ -100,14 +100,14 @@ class Serving:
         """What sampling fields are that a request leaves out, where they are not OpenAI's."""
         return model.defaults if self.settings.sampling_defaults == "model" else {}
 
-    def plan(
+    def prepare(
         self,
         body: wire.GenerationFields,
         model: ServedModel,
         caller: Caller,
         prompts: Sequence[Sequence[int]],
         samplings: Sequence[Sampling],
-    ) -> Plan:
+    ) -> PreparedCall:
         """The requests of one call. Nothing is submitted yet. Raises BadRequest."""
         n = limits.read_choices(body, self.settings)
         stops = limits.read_stops(body.stop, self.settings.max_stop)
@@ -121,7 +121,7 @@ class Serving:
             arrival=caller.arrival,
         )
         choices = make_choices(template, prompts, samplings, n, model.decoder, rules)
-        return Plan(self, model, body, prompts, choices, n)
+        return PreparedCall(self, model, body, prompts, choices, n)
 
     def _salt(self, tenant: str, cache_salt: str) -> str:
         if len(cache_salt) > limits.MAX_SALT:
@@ -130,7 +130,7 @@ class Serving:
         return salt_of("" if self.settings.shared_prefixes else tenant, cache_salt)
 
 
-class Plan:
+class PreparedCall:
     """One call, ready to run: its requests and how its answer looks."""
 
     def __init__(

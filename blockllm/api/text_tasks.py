@@ -51,43 +51,43 @@ class _Tasks:
     def __init__(self) -> None:
         self._kept: OrderedDict[str, _Read] = OrderedDict()  # by digest of the tokenizer
 
-    def open(self, wish: Open, run: Run) -> str:
+    def open(self, arguments: Open, run: Run) -> str:
         """Read everything; the decoding part, if it is wanted."""
-        read = self._read(wish.content, run)
-        if wish.content.template:
-            _template(read, wish.content, run)
-        return read.decoding if wish.wants_decoding else ""
+        read = self._read(arguments.content, run)
+        if arguments.content.template:
+            _template(read, arguments.content, run)
+        return read.decoding if arguments.wants_decoding else ""
 
-    def encode(self, wish: Encode, run: Run) -> list[int]:
+    def encode(self, arguments: Encode, run: Run) -> list[int]:
         """Ids of a text."""
-        tokenizer = _tokenizer(self._read(wish.content, run))
-        run.at(TOKENIZER, wish.seconds)
-        if wish.max_context is not None:
-            tokenizer.check_length(wish.text, wish.max_context, wish.field)
-        return tokenizer.encode(wish.text, wish.add_special, wish.field)
+        tokenizer = _tokenizer(self._read(arguments.content, run))
+        run.at(TOKENIZER, arguments.seconds)
+        if arguments.max_context is not None:
+            tokenizer.check_length(arguments.text, arguments.max_context, arguments.field)
+        return tokenizer.encode(arguments.text, arguments.add_special, arguments.field)
 
-    def chat(self, wish: Chat, run: Run) -> list[int]:
+    def chat(self, arguments: Chat, run: Run) -> list[int]:
         """Ids of a conversation."""
-        read, key = self._read(wish.content, run), wish.content.template
-        template = _template(read, wish.content, run)
+        read, key = self._read(arguments.content, run), arguments.content.template
+        template = _template(read, arguments.content, run)
         if key not in read.prompts:
             read.prompts[key] = ChatPrompts(template, _tokenizer(read))
         return read.prompts[key].ids(
-            plain_messages(wish.messages, template.knows_developer),
-            wish.add_generation_prompt,
-            wish.variables,
-            wish.add_special,
-            wish.as_tokens,
-            wish.max_context,
-            wish.has_to_fit,
-            lambda part, loads: run.at(part, LOAD_SECONDS if loads else wish.seconds),
+            plain_messages(arguments.messages, template.knows_developer),
+            arguments.add_generation_prompt,
+            arguments.variables,
+            arguments.add_special,
+            arguments.as_tokens,
+            arguments.max_context,
+            arguments.has_to_fit,
+            lambda part, loads: run.at(part, LOAD_SECONDS if loads else arguments.seconds),
         )
 
-    def decode(self, wish: Decode, run: Run) -> str:
+    def decode(self, arguments: Decode, run: Run) -> str:
         """Text of ids."""
-        tokenizer = _tokenizer(self._read(wish.content, run))
-        run.at(TOKENIZER, wish.seconds)
-        return tokenizer.decode(wish.ids, skip_special=False)
+        tokenizer = _tokenizer(self._read(arguments.content, run))
+        run.at(TOKENIZER, arguments.seconds)
+        return tokenizer.decode(arguments.ids, skip_special=False)
 
     def _read(self, content: TextContent, run: Run) -> _Read:
         if content.tokenizer in self._kept:

@@ -11,7 +11,7 @@ from blockllm.cli.output import say
 from blockllm.errors import BlockllmError
 
 if TYPE_CHECKING:
-    from blockllm.api.talk import Messages, Partner
+    from blockllm.api.chat_models import ChatModel, Messages
 
 _HELP = """\
 /clear        forget the conversation
@@ -39,44 +39,44 @@ def chat(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1.")] = None,
 ) -> None:
     """Talk to a model; Ctrl-C stops an answer, /help lists commands."""
+    from blockllm.api.chat_models import LocalChatModel, RemoteChatModel
     from blockllm.api.keys import own_key
     from blockllm.api.llm import LLM
-    from blockllm.api.talk import LocalPartner, RemotePartner
 
     sampling: dict[str, float] = {"max_tokens": max_tokens}
     if temperature is not None:
         sampling["temperature"] = temperature
     if url:
         key = own_key(api_key, api_key_file)
-        return converse(lambda name: RemotePartner(url, key, name, sampling), model, prompt)
+        return converse(lambda name: RemoteChatModel(url, key, name, sampling), model, prompt)
     with LLM(model, zoo or None, memory=memory, device=device) as llm:
-        converse(lambda name: LocalPartner(llm, name, sampling), model, prompt)
+        converse(lambda name: LocalChatModel(llm, name, sampling), model, prompt)
 
 
-def converse(open_partner: Callable[[str], Partner], model: str, prompt: str | None) -> None:
-    """One answer to `prompt`, or a conversation until the user leaves. Raises what `open_partner`
+def converse(open_model: Callable[[str], ChatModel], name: str, prompt: str | None) -> None:
+    """One answer to `prompt`, or a conversation until the user leaves. Raises what `open_model`
     raises for the first model."""
-    partner = open_partner(model)
+    model = open_model(name)
     if prompt is not None:
-        _say(partner, [{"role": "user", "content": prompt}])
+        _say(model, [{"role": "user", "content": prompt}])
         return
-    talk = _Talk(open_partner, partner)
+    conversation = _Conversation(open_model, model)
     while (line := _ask()) != "/exit":
         try:
-            talk.take(line)
+            conversation.handle(line)
         except BlockllmError as error:
             say(f"error: {error}", error=True)
 
 
-class _Talk:
+class _Conversation:
     """A conversation: lines that begin with / are commands, others go to the model."""
 
-    def __init__(self, open_partner: Callable[[str], Partner], partner: Partner) -> None:
-        self._open = open_partner
+    def __init__(self, open_model: Callable[[str], ChatModel], model: ChatModel) -> None:
+        self._open = open_model
         self._messages: Messages = []
-        self._take_up(partner)
+        self._switch_to(model)
 
-    def take(self, line: str) -> None:
+    def handle(self, line: str) -> None:
         """Carry out one line. Raises BlockllmError."""
         command, _, argument = line.partition(" ")
         match command:
@@ -86,23 +86,23 @@ class _Talk:
                 self._messages = []
                 say("(forgotten)")
             case "/model" if argument.strip():
-                self._take_up(self._open(argument.strip()))
-                say(f"(talking to {self._partner.name})")
+                self._switch_to(self._open(argument.strip()))
+                say(f"(talking to {self._model.name})")
             case "/model":
-                say(f"(talking to {self._partner.name})")
+                say(f"(talking to {self._model.name})")
             case _ if command.startswith("/"):
                 say(f"(no command {command}; /help lists them, a space before / sends the line)")
             case _ if line.strip():
                 self._send(line.strip())
 
-    def _take_up(self, partner: Partner) -> None:
-        self._partner = partner
-        if not partner.has_template:
+    def _switch_to(self, model: ChatModel) -> None:
+        self._model = model
+        if not model.has_template:
             say("(no chat template: the model continues what you write)")
 
     def _send(self, text: str) -> None:
         asked: Messages = [*self._messages, {"role": "user", "content": text}]
-        answer = _say(self._partner, asked)
+        answer = _say(self._model, asked)
         self._messages = [*asked, {"role": "assistant", "content": answer}]
 
 
@@ -114,19 +114,19 @@ def _ask() -> str:
         return "/exit"
 
 
-def _say(partner: Partner, messages: Messages) -> str:
+def _say(model: ChatModel, messages: Messages) -> str:
     """Print the answer as it comes; Ctrl-C keeps what there is."""
-    if partner.has_template:
-        pieces: Iterator[str] = partner.answer(messages)
+    if model.has_template:
+        pieces: Iterator[str] = model.answer(messages)
     else:
-        pieces = partner.proceed(messages[-1]["content"])
+        pieces = model.complete(messages[-1]["content"])
     parts: list[str] = []
     try:
         for piece in pieces:
             parts.append(piece)
             say(piece, end="", keep="\n\t")
     except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]  # both partners answer with generators
+        pieces.close()  # type: ignore[attr-defined]  # both kinds answer with generators
         say(" (stopped)", end="")
     say()
     return "".join(parts)

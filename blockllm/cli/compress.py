@@ -59,15 +59,15 @@ def add_delta(
     zoo: Zoo, name: str, source: str, base: str, limits: Limits, scratch: Path, progress: Progress
 ) -> Compressed:
     """Add the fine-tune; raises ZooError with the measured loss where that is too much."""
-    from blockllm.offline.compress.compress import Wanted, compress
+    from blockllm.offline.compress.compress import CompressOptions, compress
 
     assert limits.text is not None
     max_bytes = None if limits.max_bytes is None else _parse_size(limits.max_bytes)
     max_kl = limits.max_kl
     if max_kl is None and max_bytes is None:
         max_kl = DEFAULT_KL
-    wanted = Wanted(max_kl, max_bytes)
-    return compress(zoo, name, source, base, limits.text.read_bytes(), wanted, scratch, progress)
+    options = CompressOptions(max_kl, max_bytes)
+    return compress(zoo, name, source, base, limits.text.read_bytes(), options, scratch, progress)
 
 
 def delta_lines(name: str, made: Compressed) -> list[str]:

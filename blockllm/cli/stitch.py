@@ -66,21 +66,21 @@ def stitch(
     Give equally many layers of both, or `@all` for every cut at matching depths.
     """
     from blockllm.offline.stitching.bridge import Terms
-    from blockllm.offline.stitching.stitch import Wish
+    from blockllm.offline.stitching.stitch import StitchOptions
     from blockllm.offline.stitching.stitch import stitch as make
     from blockllm.offline.training.loop import Course
     from blockllm.zoo import Zoo
 
     zoo = Zoo(folder)
     (first, ours), (second, theirs) = _parse(front), _parse(back)
-    wish = Wish(
+    options = StitchOptions(
         first, second, _cuts(zoo, first, ours, second, theirs), name, text.read_bytes(), window,
         Course(steps, rate, rows), Terms(weight_terms, bias_terms),
         measured.read_bytes() if measured else None,
         None if max_rise is None else parse_share(max_rise), checkpoint,
     )  # fmt: skip
     with progress_bars() as progress:
-        found = make(zoo, wish, progress)
+        found = make(zoo, options, progress)
     if as_json:
         print_json(found)
     else:
@@ -89,7 +89,7 @@ def stitch(
     for one in refused:
         say(
             f"{one.name}: the perplexity rises by {one.loss.rise:.2%}, allowed is "
-            f"{wish.max_rise:.2%}; not added",
+            f"{options.max_rise:.2%}; not added",
             error=True,
         )
     if refused:

@@ -59,7 +59,7 @@ def surrogate(
     as_json: Json = False,
 ) -> None:
     """Prune a model's layers at several ratios, distil them, and measure them as its draft."""
-    from blockllm.offline.surrogates.surrogate import Wish
+    from blockllm.offline.surrogates.surrogate import SurrogateOptions
     from blockllm.offline.surrogates.surrogate import surrogate as make
     from blockllm.offline.training.loop import Course
     from blockllm.zoo import Zoo
@@ -71,13 +71,13 @@ def surrogate(
         name = base if len(ratio) == 1 else f"{base}-{share * 100:g}"
         if checkpoints is not None:
             checkpoints.mkdir(parents=True, exist_ok=True)
-        wish = Wish(
+        options = SurrogateOptions(
             model, name, share, text.read_bytes(), window, course, gamma,
             measured.read_bytes() if measured else None, min_agreement,
             checkpoints and checkpoints / f"{name}.safetensors",
         )  # fmt: skip
         with progress_bars() as progress:
-            made.append(make(zoo, wish, progress))
+            made.append(make(zoo, options, progress))
     if as_json:
         print_json(made)
     else:

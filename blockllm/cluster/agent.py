@@ -16,8 +16,8 @@ from blockllm.cluster.messages import (
     Cancel,
     Failed,
     Ready,
+    Shutdown,
     Stats,
-    Stop,
     Submit,
     ToAgent,
     Tokens,
@@ -53,7 +53,7 @@ class Loaded(NamedTuple):
 
 
 def run_agent(load: Callable[[], Loaded], link: Link) -> bool:
-    """Load an engine and serve the link until Stop; False when loading or serving failed.
+    """Load an engine and serve the link until Shutdown; False when loading or serving failed.
 
     Every failure is told to the other end first, so that no request is lost silently.
     """
@@ -89,7 +89,7 @@ class Agent:
         self._entries: list[float] = []  # seconds; told with the next tokens
 
     def run(self) -> None:
-        """Serve until Stop arrives. Raises what the engine's turn or its books raise."""
+        """Serve until Shutdown arrives. Raises what the engine's turn or its books raise."""
         _, served, left_out = self._loaded
         self.link.send(Ready(self.engine.stats(), dict(served), dict(left_out)))
         while not self._stopped:
@@ -114,7 +114,7 @@ class Agent:
                 self.engine.cancel(request_id)
             case AskStats():
                 self._report()
-            case Stop():
+            case Shutdown():
                 self._stopped = True
 
     def _note_entry(self, request: Request, sent: float) -> None:

@@ -13,8 +13,8 @@ from blockllm.cluster.messages import (
     FromAgent,
     Progress,
     Ready,
+    Shutdown,
     Stats,
-    Stop,
     Submit,
 )
 from blockllm.cluster.streams import Sink, Streams
@@ -56,7 +56,7 @@ class LocalAgent:
 
     def close(self) -> None:
         """End the loop; requests in flight fail with AgentDied."""
-        self._link.post(Stop())
+        self._link.post(Shutdown())
         self._thread.join()
         self._failure = self._failure or AgentDied("the LLM is closed")
         self._streams.fail_all(self._failure)

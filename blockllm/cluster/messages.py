@@ -1,6 +1,6 @@
 """What travels over a link. Tagged structs: a decoder rejects every other shape.
 
-front end ── Submit, Cancel, AskStats, Stop ──→ agent
+front end ── Submit, Cancel, AskStats, Shutdown ──→ agent
 front end ←── Progress, Ready, Tokens, Refused, Stats, Failed ── agent
 """
 
@@ -30,7 +30,7 @@ class AskStats(msgspec.Struct, frozen=True, tag="ask_stats"):
     """Report the books now."""
 
 
-class Stop(msgspec.Struct, frozen=True, tag="stop"):
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the agent; requests still in it are dropped."""
 
 
@@ -87,7 +87,7 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToAgent = Submit | Cancel | AskStats | Stop
+ToAgent = Submit | Cancel | AskStats | Shutdown
 FromAgent = Progress | Ready | Tokens | Refused | Stats | Failed
 
 

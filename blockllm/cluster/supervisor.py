@@ -30,8 +30,8 @@ from blockllm.cluster.messages import (
     FromAgent,
     Progress,
     Ready,
+    Shutdown,
     Stats,
-    Stop,
     Submit,
     Tokens,
 )
@@ -160,7 +160,7 @@ class Supervisor:
             if task is not None:
                 task.cancel()
         if self._link is not None and was_ready:
-            self._link.send(Stop())
+            self._link.send(Shutdown())
         if self._process is not None:
             # one that is still loading reads no messages: there is nothing to wait for
             await _end(self._process, STOP_SECONDS if was_ready else 0.0)

@@ -32,7 +32,7 @@ class Group(NamedTuple):
     context: int  # tokens each, the rows included, virtual ones not
 
 
-Load = tuple[Group, ...]
+TurnShape = tuple[Group, ...]
 
 
 class Limits(NamedTuple):
@@ -51,28 +51,28 @@ class TimedHop(NamedTuple):
     seconds: float
 
 
-def grid(limits: Limits) -> list[Load]:
+def grid(limits: Limits) -> list[TurnShape]:
     """Turns to fit from: decoding, chunks of prompts early and late, and both together."""
     contexts = sorted({min(c, limits.context) for c in (16, 128, 512)})
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= limits.sequences]
-    loads: list[Load] = [
+    shapes: list[TurnShape] = [
         (Group(count, 1, context),) for count, context in product(counts, contexts)
     ]
     for rows in (r for r in (8, 32, 64, 128, 256, 512) if r <= min(limits.rows, limits.context)):
-        loads += [(Group(1, rows, context),) for context in sorted({rows, limits.context})]
+        shapes += [(Group(1, rows, context),) for context in sorted({rows, limits.context})]
         if limits.sequences >= 4 and 3 + rows <= limits.rows:
-            loads.append((Group(3, 1, contexts[-1]), Group(1, rows, rows)))
-    return loads
+            shapes.append((Group(3, 1, contexts[-1]), Group(1, rows, rows)))
+    return shapes
 
 
-def held_out(limits: Limits, count: int) -> list[Load]:
+def held_out(limits: Limits, count: int) -> list[TurnShape]:
     """Turns to check a fit with: sizes drawn evenly on a logarithmic scale, always the same."""
     chosen = np.random.default_rng(_SEED)
 
     def draw(most: int) -> int:
         return round(float(np.exp(chosen.uniform(0, np.log(max(most, 1))))))
 
-    loads: list[Load] = []
+    shapes: list[TurnShape] = []
     for index in range(count):
         context = draw(limits.context)
         decoding = Group(draw(limits.sequences), 1, context)
@@ -80,8 +80,8 @@ def held_out(limits: Limits, count: int) -> list[Load]:
         chunk = Group(1, rows, min(limits.context, rows + draw(limits.context)))
         mixed = index % 3 == 2 and 1 < decoding.sequences < limits.rows - rows + 1
         fewer = Group(decoding.sequences - 1, 1, context)
-        loads.append((fewer, chunk) if mixed else ((decoding,), (chunk,))[index % 2])
-    return loads
+        shapes.append((fewer, chunk) if mixed else ((decoding,), (chunk,))[index % 2])
+    return shapes
 
 
 class HopDriver:
@@ -129,13 +129,13 @@ class HopDriver:
             for kv in opened:
                 cache.close(kv)
 
-    def make(self, model: str, load: Load) -> Grants:
+    def make(self, model: str, shape: TurnShape) -> Grants:
         """Sequences with the rows that each will compute; good for any number of runs."""
         state = self._parts.states[model]
         cache, slots = self._parts.caches[state.kv_class], iter(self._kv[state.kv_class])
         chosen = np.random.default_rng(_SEED)
         grants: Grants = []
-        for group in load:
+        for group in shape:
             for _ in range(group.sequences):
                 tokens = chosen.integers(0, state.route.chain.vocab_size, group.context)
                 request = Request("profile", model, tuple(tokens.tolist()), Sampling(max_tokens=1))

@@ -141,8 +141,8 @@ def _time_hops(parts: Parts, wanted: set[str], task: _Task) -> dict[str, _Times]
         limits = driver.limits(model)
         fitted = dict.fromkeys(grid(limits))
         checked = dict.fromkeys(held_out(limits, _CHECKS))
-        turns += [(0, driver.make(model, load)) for load in fitted]
-        turns += [(1, driver.make(model, load)) for load in checked if load not in fitted]
+        turns += [(0, driver.make(model, shape)) for shape in fitted]
+        turns += [(1, driver.make(model, shape)) for shape in checked if shape not in fitted]
     seen: tuple[_Seen, _Seen] = (defaultdict(list), defaultdict(list))
     order = random.Random(0)
     for number in range(effort.rounds + 1):

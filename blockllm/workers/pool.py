@@ -22,11 +22,11 @@ from blockllm.workers.call import (
     question_of,
     result_of,
 )
+from blockllm.workers.call_queue import LONG_PLACES, CallQueue, WaitingCall, places_of
 from blockllm.workers.ledger import Ledger
-from blockllm.workers.line import LONG_PLACES, Line, Wish, places_of
 from blockllm.workers.process import Worker, WorkerEnded
 
-MAX_WAITING = 2048  # places in line: calls, or so many times 32 KiB
+MAX_WAITING = 2048  # places of the queue: calls, or so many times 32 KiB
 CLOSING_SECONDS = 0.005  # between looks
 RETRY_SECONDS = 1.0  # before a worker is started again that could not start
 
@@ -43,8 +43,8 @@ class Pool:
         self.replaced = 0
         self._module, self._size, self._limits = module, size, limits or Limits()
         self._idle: list[Worker] = []
-        self._held: dict[Worker, Wish] = {}
-        self._line = Line(MAX_WAITING)
+        self._held: dict[Worker, WaitingCall] = {}
+        self._queue = CallQueue(MAX_WAITING)
         self._replacing: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
 
@@ -114,27 +114,27 @@ class Pool:
         if self._closing.is_set():
             raise Overloaded("the server is shutting down")
         found: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-        wish = Wish(found, call.contents, call.tenant, places_of(question))
-        if self._idle and self._may_hold(wish):
-            return self._hold(wish)
-        self._line.add(wish)
+        waiting = WaitingCall(found, call.contents, call.tenant, places_of(question))
+        if self._idle and self._may_hold(waiting):
+            return self._hold(waiting)
+        self._queue.add(waiting)
         try:
             return await found
         except asyncio.CancelledError:
             if found.cancelled():
-                self._line.remove(wish)
+                self._queue.remove(waiting)
             else:
                 self._give_back(found.result())
             raise
 
-    def _may_hold(self, wish: Wish) -> bool:
+    def _may_hold(self, waiting: WaitingCall) -> bool:
         """Whether a call may take an idle worker now."""
         long = sum(held.is_long for held in self._held.values())
-        if wish.is_long and long >= max(1, self._size - 1):
+        if waiting.is_long and long >= max(1, self._size - 1):
             return False
-        if not self.ledger.is_suspect(wish.contents):
+        if not self.ledger.is_suspect(waiting.contents):
             return True
-        digests = set(wish.contents.values())
+        digests = set(waiting.contents.values())
         return all(digests.isdisjoint(held.contents.values()) for held in self._held.values())
 
     def _give_back(self, worker: Worker) -> None:
@@ -144,13 +144,13 @@ class Pool:
         self._serve_waiting()
 
     def _serve_waiting(self) -> None:
-        while self._idle and (wish := self._line.next(self._may_hold)):
-            wish.found.set_result(self._hold(wish))
+        while self._idle and (waiting := self._queue.next(self._may_hold)):
+            waiting.found.set_result(self._hold(waiting))
 
-    def _hold(self, wish: Wish) -> Worker:
+    def _hold(self, waiting: WaitingCall) -> Worker:
         worker = self._idle.pop()  # the one that worked last: what it reads is in its caches
         worker.unwatch()
-        self._held[worker] = wish
+        self._held[worker] = waiting
         return worker
 
     def _has_ended(self, worker: Worker) -> None:
@@ -188,7 +188,7 @@ class Pool:
     async def close(self) -> None:
         """End all workers, whatever they do; calls that wait fail with Overloaded."""
         self._closing.set()
-        self._line.clear(Overloaded("the server is shutting down"))
+        self._queue.clear(Overloaded("the server is shutting down"))
         for worker in self._idle:
             worker.unwatch()
         for worker in (*self._held, *self._idle):

@@ -70,38 +70,38 @@ class Assembly(NamedTuple):
     own: OwnFacts | None
 
 
-def assemble(folder: Folder, catalog: Catalog, wish: Assembly) -> tuple[Record, int]:
+def assemble(folder: Folder, catalog: Catalog, assembly: Assembly) -> tuple[Record, int]:
     """Make the model under the zoo's write lock; returns its record and the bytes written.
 
     Raises a ZooError or OSError, and then folder and catalogue are as before.
     """
 
     def store(stage: Stage, snapshot: Snapshot, writer: PackWriter) -> Record:
-        like = snapshot.record(wish.like)
-        layers = tuple(_store_layer(layer, writer) for layer in wish.layers)
+        like = snapshot.record(assembly.like)
+        layers = tuple(_store_layer(layer, writer) for layer in assembly.layers)
         _check(layers)
-        parent = wish.parent and snapshot.record(wish.parent)
+        parent = assembly.parent and snapshot.record(assembly.parent)
         # an adapter finds its base's files by itself
         assets = like.assets if not parent else {}
-        if wish.own:
-            assets, moves = store_assets(wish.own.files, folder, stage)
+        if assembly.own:
+            assets, moves = store_assets(assembly.own.files, folder, stage)
             writer.moves += moves
         return msgspec.structs.replace(
             like,
-            name=wish.name,
-            kind=wish.kind,
-            parent=wish.parent,
-            root=wish.root or wish.like,
+            name=assembly.name,
+            kind=assembly.kind,
+            parent=assembly.parent,
+            root=assembly.root or assembly.like,
             layers=layers,
-            targets=_store_targets(wish.targets or {}, writer),
+            targets=_store_targets(assembly.targets or {}, writer),
             assets=assets,
-            eos_ids=wish.own.eos_ids if wish.own else like.eos_ids,
-            exact=wish.exact,
+            eos_ids=assembly.own.eos_ids if assembly.own else like.eos_ids,
+            exact=assembly.exact,
         )
 
     with folder.staging() as stage:
-        staged = stage_model(folder, stage, catalog, wish.name, partial(store, stage))
-        publish_model(catalog, staged, wish.own.loss if wish.own else None)
+        staged = stage_model(folder, stage, catalog, assembly.name, partial(store, stage))
+        publish_model(catalog, staged, assembly.own.loss if assembly.own else None)
     return staged.record, staged.writer.num_bytes
 
 

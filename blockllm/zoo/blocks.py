@@ -11,7 +11,7 @@ from blockllm.core import Block, ChainEntry, Delta, Layer, LayerFunction, Target
 from blockllm.zoo.digest import block_id, delta_id
 from blockllm.zoo.halves import find_halves, part_of
 from blockllm.zoo.outline import Outline
-from blockllm.zoo.partition import Step, partition
+from blockllm.zoo.partition import ChainLayer, partition
 from blockllm.zoo.records import Record
 
 
@@ -25,12 +25,12 @@ class Blocks:
         known: dict[str, Layer] = {}
         models = []
         for outline in dict.fromkeys(outlines):
-            steps = []
+            outlined = []
             for position, digest in enumerate(outline.layers):
                 for piece in self._pieces(layers[digest]):
                     known[piece.digest] = piece
-                    steps.append(_step(piece, outline.modules(position)))
-            models.append(steps)
+                    outlined.append(_chain_layer(piece, outline.modules(position)))
+            models.append(outlined)
         runs = [tuple(known[digest] for digest in run) for run in partition(models)]
         self.all = [Block(block_id(layer.digest for layer in run), run) for run in runs]
         self._of_piece = {layer.digest: block for block in self.all for layer in block.layers}
@@ -72,9 +72,9 @@ def _has(piece: Layer, module: str) -> bool:
     return part in ("whole", part_of(module))
 
 
-def _step(piece: Layer, modules: Iterable[str]) -> Step:
+def _chain_layer(piece: Layer, modules: Iterable[str]) -> ChainLayer:
     has_delta = any(_has(piece, module) for module in modules)
-    return Step(piece.digest, str(piece.function.__struct_config__.tag), has_delta)
+    return ChainLayer(piece.digest, str(piece.function.__struct_config__.tag), has_delta)
 
 
 def _delta(changes: list[dict[str, tuple[Target, ...]]]) -> Delta | None:

@@ -87,7 +87,7 @@ def _stage(
         writer.moves += moves
         return msgspec.structs.replace(record, assets=assets, eos_ids=facts.ends_within(rows))
 
-    name = opened.wish.name
+    name = opened.options.name
     staged = stage_model(folder, stage, catalog, name, store, ticker.advance)
     return staged, tuple(notes)
 
@@ -109,24 +109,24 @@ def _store_model(
     opened: OpenedModel, writer: PackWriter, ticker: _Ticker
 ) -> tuple[Record, TextFacts]:
     ticker.total = opened.checkpoint.num_bytes
-    record = store_checkpoint(opened.checkpoint, opened.wish.name, opened.wish.root, writer)
+    record = store_checkpoint(opened.checkpoint, opened.options.name, opened.options.root, writer)
     return record, opened.facts._replace(ends=record.eos_ids + opened.facts.ends)
 
 
 def _store_adapter(
     opened: OpenedAdapter, folder: Folder, snapshot: Snapshot, writer: PackWriter, ticker: _Ticker
 ) -> tuple[Record, TextFacts, tuple[str, ...]]:
-    wish, own, kind, weights, _ = opened
-    base = _find_base(snapshot, wish.base, kind.base)
+    options, own, kind, weights, _ = opened
+    base = _find_base(snapshot, options.base, kind.base)
     facts, assets = TextFacts(), snapshot.assets(base.name)
     if has_own(own, assets, folder):  # trainers save the base's files again, which take a second
         files = find_files(own, assets, folder)
-        facts = read_facts(files, own, base.family, wish.probe)
+        facts = read_facts(files, own, base.family, options.probe)
     plan = kind.read(weights.tensors, base.layers)
     ticker.total = plan.nbytes
-    if wish.scale is not None:
-        plan = rescale(plan, wish.scale)
-    record = store_adapter(plan, wish.name, wish.root, base, writer)
+    if options.scale is not None:
+        plan = rescale(plan, options.scale)
+    record = store_adapter(plan, options.name, options.root, base, writer)
     weights.check_unchanged()
     return record, facts._replace(ends=facts.ends + base.eos_ids), plan.notes
 

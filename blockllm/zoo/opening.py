@@ -21,7 +21,7 @@ from blockllm.zoo.text.facts import Probe, TextFacts, read_facts
 from blockllm.zoo.text.files import TOKENIZER
 
 
-class Wish(NamedTuple):
+class AddOptions(NamedTuple):
     """What to add: the name it gets, its folder, what the user called that, the base's name, the
     format of its linears ("int8"; None: as they are), the factor of an adapter's scale, and what
     tries its text files.
@@ -39,7 +39,7 @@ class Wish(NamedTuple):
 class OpenedModel(NamedTuple):
     """A full checkpoint: headers checked, text files copied and read."""
 
-    wish: Wish
+    options: AddOptions
     own: dict[str, Path]
     checkpoint: Checkpoint
     facts: TextFacts
@@ -49,7 +49,7 @@ class OpenedModel(NamedTuple):
 class OpenedAdapter(NamedTuple):
     """An adapter: headers checked, text files copied; a base says what the rest means."""
 
-    wish: Wish
+    options: AddOptions
     own: dict[str, Path]
     kind: AdapterKind
     weights: WeightFiles
@@ -57,45 +57,45 @@ class OpenedAdapter(NamedTuple):
 
 
 @contextmanager
-def open_source(wish: Wish) -> Iterator[OpenedModel | OpenedAdapter]:
+def open_source(options: AddOptions) -> Iterator[OpenedModel | OpenedAdapter]:
     """Open a folder; its files stay open until the end. Raises a ZooError or OSError."""
-    contents = look_at(wish.folder)
+    contents = look_at(options.folder)
     with TemporaryDirectory(prefix="blockllm-") as scratch:
-        own = copy_assets(wish.folder, Path(scratch))
+        own = copy_assets(options.folder, Path(scratch))
         if contents.is_adapter:
-            with _open_adapter(wish, own, contents.notes) as adapter:
+            with _open_adapter(options, own, contents.notes) as adapter:
                 yield adapter
         else:
-            with _open_model(wish, own, Path(scratch), contents.notes) as model:
+            with _open_model(options, own, Path(scratch), contents.notes) as model:
                 yield model
 
 
 @contextmanager
 def _open_model(
-    wish: Wish, own: dict[str, Path], scratch: Path, notes: tuple[str, ...]
+    options: AddOptions, own: dict[str, Path], scratch: Path, notes: tuple[str, ...]
 ) -> Iterator[OpenedModel]:
-    if wish.base is not None:
-        raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it takes no base")
-    if wish.scale is not None:
-        raise ZooError(f"{wish.root} is a full checkpoint, not an adapter: it has no scale")
-    checkpoint = open_checkpoint(wish.folder, as_int8=wish.format == "int8")
+    if options.base is not None:
+        raise ZooError(f"{options.root} is a full checkpoint, not an adapter: it takes no base")
+    if options.scale is not None:
+        raise ZooError(f"{options.root} is a full checkpoint, not an adapter: it has no scale")
+    checkpoint = open_checkpoint(options.folder, as_int8=options.format == "int8")
     with checkpoint.files:
-        converted = convert(wish.folder, own, checkpoint.family)
+        converted = convert(options.folder, own, checkpoint.family)
         if converted:
             notes += (converted.note,)
         if converted and converted.text is not None:
             own[TOKENIZER] = scratch / TOKENIZER
             own[TOKENIZER].write_text(converted.text, "utf-8")
-        facts = read_facts(own, own, checkpoint.family, wish.probe)
-        yield OpenedModel(wish, own, checkpoint, facts, notes + checkpoint.notes)
+        facts = read_facts(own, own, checkpoint.family, options.probe)
+        yield OpenedModel(options, own, checkpoint, facts, notes + checkpoint.notes)
 
 
 @contextmanager
 def _open_adapter(
-    wish: Wish, own: dict[str, Path], notes: tuple[str, ...]
+    options: AddOptions, own: dict[str, Path], notes: tuple[str, ...]
 ) -> Iterator[OpenedAdapter]:
-    if wish.format is not None:
-        raise ZooError(f"{wish.root} is an adapter: it takes the format of its base")
-    kind = choose_kind(wish.folder)
-    with open_adapter(wish.folder, kind.files, kind.saving) as weights:
-        yield OpenedAdapter(wish, own, kind, weights, notes)
+    if options.format is not None:
+        raise ZooError(f"{options.root} is an adapter: it takes the format of its base")
+    kind = choose_kind(options.folder)
+    with open_adapter(options.folder, kind.files, kind.saving) as weights:
+        yield OpenedAdapter(options, own, kind, weights, notes)

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 
-class Step(NamedTuple):
+class ChainLayer(NamedTuple):
     """One layer of one model: its digest, its kind, and whether the model adds a delta to it."""
 
     digest: str
@@ -19,7 +19,7 @@ class Step(NamedTuple):
     has_delta: bool = False
 
 
-def partition(models: Iterable[Sequence[Step]]) -> list[tuple[str, ...]]:
+def partition(models: Iterable[Sequence[ChainLayer]]) -> list[tuple[str, ...]]:
     """Blocks as runs of layer digests; every digest is in exactly one.
 
     Two layers are in one block if wherever one occurs the other is beside it, both are of one
@@ -28,12 +28,12 @@ def partition(models: Iterable[Sequence[Step]]) -> list[tuple[str, ...]]:
     followers: dict[str, set[str | None]] = {}
     leaders: dict[str, set[str | None]] = {}
     apart: set[tuple[str, str]] = set()
-    for steps in models:
-        digests: list[str | None] = [None, *(step.digest for step in steps), None]
-        for before, step, after in zip(digests, steps, digests[2:], strict=False):
-            leaders.setdefault(step.digest, set()).add(before)
-            followers.setdefault(step.digest, set()).add(after)
-        for left, right in pairwise(steps):
+    for layers in models:
+        digests: list[str | None] = [None, *(layer.digest for layer in layers), None]
+        for before, layer, after in zip(digests, layers, digests[2:], strict=False):
+            leaders.setdefault(layer.digest, set()).add(before)
+            followers.setdefault(layer.digest, set()).add(after)
+        for left, right in pairwise(layers):
             if left.kind != right.kind or left.has_delta != right.has_delta:
                 apart.add((left.digest, right.digest))
     joined: dict[str, str] = {}

@@ -23,7 +23,7 @@ from blockllm.zoo.catalog import Catalog
 from blockllm.zoo.folder import Folder
 from blockllm.zoo.ingest import Ingested, Opened, add_beside_others, add_locked
 from blockllm.zoo.moment import Moment
-from blockllm.zoo.opening import Wish, open_source
+from blockllm.zoo.opening import AddOptions, open_source
 from blockllm.zoo.records import Record, Targets
 from blockllm.zoo.renewal import renew
 from blockllm.zoo.reports import AddReport, GcReport, Progress, VerifyReport, silent
@@ -90,8 +90,8 @@ class Zoo:
         with self._disk_errors():
             # a path need not be valid text; the catalogue's strings are
             root = str(source).encode("utf-8", "replace").decode()
-            wish = Wish(name, find_folder(source), root, base, format, scale, self._probe)
-            with open_source(wish) as opened:
+            options = AddOptions(name, find_folder(source), root, base, format, scale, self._probe)
+            with open_source(options) as opened:
                 record, stored, notes = self._add(opened, progress)
         return self._report(record, stored, started, notes)
 
@@ -134,9 +134,9 @@ class Zoo:
         """
         started = time.monotonic()
         check_name(name)
-        wish = Assembly(name, like, tuple(layers), kind, exact, root, targets, parent, own)
+        assembly = Assembly(name, like, tuple(layers), kind, exact, root, targets, parent, own)
         with self._disk_errors(), self._folder.writing():
-            record, stored = assemble(self._folder, self._catalog, wish)
+            record, stored = assemble(self._folder, self._catalog, assembly)
         return self._report(record, stored, started)
 
     def _report(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from blockllm.api.chat_models import ChatModel, LocalChatModel, RemoteChatModel
 from blockllm.api.llm import LLM
-from blockllm.api.talk import LocalPartner, Partner, RemotePartner
 from blockllm.cli.chat import converse
 from blockllm.errors import EngineError, ModelNotFound
 from tests.api.family import FakeZoo
@@ -23,8 +23,8 @@ def llm(folder: Path) -> Iterator[LLM]:
         yield llm
 
 
-def local(llm: LLM) -> Callable[[str], Partner]:
-    return lambda name: LocalPartner(llm, name, SAMPLING)
+def local(llm: LLM) -> Callable[[str], ChatModel]:
+    return lambda name: LocalChatModel(llm, name, SAMPLING)
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -75,24 +75,24 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(
             finally:
                 self.closed = True
 
-    partner = Interrupted()
+    model = Interrupted()
     type_in(monkeypatch, "hello", "/exit")
-    converse(lambda name: partner, "base", None)  # type: ignore[arg-type, return-value]
+    converse(lambda name: model, "base", None)  # type: ignore[arg-type, return-value]
     assert capsys.readouterr().out == "half an  (stopped)\n"
-    assert partner.closed
+    assert model.closed
 
 
 def test_a_running_server(server: RunningServer, capsys: pytest.CaptureFixture[str]):
-    def remote(url: str) -> Callable[[str], Partner]:
-        return lambda name: RemotePartner(url, "", name, SAMPLING)
+    def remote(url: str) -> Callable[[str], ChatModel]:
+        return lambda name: RemoteChatModel(url, "", name, SAMPLING)
 
     converse(remote(server.url + "/v1"), "base", "The quick")
     converse(remote(server.url), "plain", "The quick")
     assert capsys.readouterr().out == "The quick\n\nThe quickThe\n"
     with pytest.raises(ModelNotFound):
-        RemotePartner(server.url, "", "nix", SAMPLING)
+        RemoteChatModel(server.url, "", "nix", SAMPLING)
     with pytest.raises(EngineError, match="refused"):
-        RemotePartner("http://127.0.0.1:1", "", "base", SAMPLING)
+        RemoteChatModel("http://127.0.0.1:1", "", "base", SAMPLING)
 
 
 def test_errors_in_a_conversation_do_not_end_it(
@@ -110,7 +110,7 @@ def test_commands_never_reach_the_model(
 ):
     seen: list[str] = []
 
-    class Watched(LocalPartner):
+    class Watched(LocalChatModel):
         def answer(self, messages: list[dict[str, str]]) -> Iterator[str]:
             seen.append(messages[-1]["content"])
             yield f"{self.name} heard it"

@@ -82,7 +82,7 @@ def test_a_signal_ends_it_at_once_when_it_comes_a_second_after_the_first(folder:
         stuck.start()
         wait_for_work(server)
         agent = server.agent_pid()
-        for number in (signal.SIGTERM, signal.SIGINT):  # both at once are one wish
+        for number in (signal.SIGTERM, signal.SIGINT):  # both at once are one request to end
             os.kill(server.process.pid, number)
         time.sleep(1.1)
         assert server.process.poll() is None

@@ -15,8 +15,8 @@ from blockllm.cluster.messages import (
     FromAgent,
     Ready,
     Refused,
+    Shutdown,
     Stats,
-    Stop,
     Submit,
     Tokens,
 )
@@ -49,7 +49,7 @@ class Running:
         raise AssertionError(f"no {kind.__name__} among {self.said}")
 
     def stop(self) -> bool:
-        self.link.post(Stop())
+        self.link.post(Shutdown())
         self.thread.join(5)
         return self.result[0]
 

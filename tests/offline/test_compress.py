@@ -15,7 +15,7 @@ from blockllm.engine.weights.loader import TensorLoader
 from blockllm.errors import NameTaken, ZooError
 from blockllm.offline.compress.choose import Mix
 from blockllm.offline.compress.codecs import decode
-from blockllm.offline.compress.compress import Wanted, compress
+from blockllm.offline.compress.compress import CompressOptions, compress
 from blockllm.offline.compress.compressor import Compressor
 from blockllm.zoo import Zoo
 from blockllm.zoo.assemble import NewLayer, NewTarget
@@ -70,7 +70,9 @@ def files(folder: Path) -> dict[str, int]:
 
 def test_a_fine_tune_is_added_as_a_delta_with_its_loss(zoo: Zoo, folders: Path) -> None:
     base = zoo.card("base")
-    made = compress(zoo, "a", folders / "a", "base", TEXT, Wanted(max_bytes=0.25, window=64))
+    made = compress(
+        zoo, "a", folders / "a", "base", TEXT, CompressOptions(max_bytes=0.25, window=64)
+    )
     card = zoo.card("a")
     assert (card.kind, card.parent, card.exact) == ("compressed", "base", False)
     assert card.loss == (made.measurement,)
@@ -90,7 +92,7 @@ def test_a_fine_tune_is_added_as_a_delta_with_its_loss(zoo: Zoo, folders: Path) 
 
 def test_the_smallest_delta_within_the_gate_is_taken(zoo: Zoo, folders: Path) -> None:
     loose, strict = (
-        compress(zoo, f"a{i}", folders / "a", "base", TEXT, Wanted(max_kl=kl, window=64))
+        compress(zoo, f"a{i}", folders / "a", "base", TEXT, CompressOptions(max_kl=kl, window=64))
         for i, kl in enumerate((0.02, 0.0005))
     )
     assert loose.measurement.kl <= 0.02 and strict.measurement.kl <= 0.0005
@@ -103,9 +105,9 @@ def test_a_gate_that_fails_names_the_loss_and_leaves_nothing(
     zoo: Zoo, folders: Path, tmp_path: Path
 ) -> None:
     before = files(tmp_path)
-    wanted = Wanted(max_kl=1e-4, max_bytes=0.08, window=64)
+    options = CompressOptions(max_kl=1e-4, max_bytes=0.08, window=64)
     with pytest.raises(ZooError, match=r"KL 0\.\d+ at best, allowed is 0.0001"):
-        compress(zoo, "a", folders / "a", "base", TEXT, wanted, scratch=tmp_path)
+        compress(zoo, "a", folders / "a", "base", TEXT, options, scratch=tmp_path)
     assert files(tmp_path) == before
     assert [card.name for card in zoo.cards()] == ["base"]
 
@@ -113,12 +115,12 @@ def test_a_gate_that_fails_names_the_loss_and_leaves_nothing(
 def test_what_is_no_fine_tune_is_refused(zoo: Zoo, folders: Path, tmp_path: Path) -> None:
     other = make_checkpoint(tmp_path / "other", vocab_size=320, num_hidden_layers=3)
     with pytest.raises(ZooError, match="another shape"):
-        compress(zoo, "other", other, "base", TEXT, Wanted(max_bytes=0.5))
+        compress(zoo, "other", other, "base", TEXT, CompressOptions(max_bytes=0.5))
     with pytest.raises(NameTaken):
-        compress(zoo, "base", folders / "a", "base", TEXT, Wanted(max_bytes=0.5))
-    compress(zoo, "a", folders / "a", "base", TEXT, Wanted(max_bytes=0.5, window=64))
+        compress(zoo, "base", folders / "a", "base", TEXT, CompressOptions(max_bytes=0.5))
+    compress(zoo, "a", folders / "a", "base", TEXT, CompressOptions(max_bytes=0.5, window=64))
     with pytest.raises(ZooError, match="a delta itself"):
-        compress(zoo, "b", folders / "b", "a", TEXT, Wanted(max_bytes=0.5, window=64))
+        compress(zoo, "b", folders / "b", "a", TEXT, CompressOptions(max_bytes=0.5, window=64))
 
 
 def merge(zoo: Zoo, made: Compressor, mix: Mix, name: str) -> None:
@@ -165,9 +167,9 @@ def test_every_codec_is_served_as_merged_weights_are(family: str, tmp_path: Path
 
 
 def test_models_in_one_batch_answer_as_alone(zoo: Zoo, folders: Path) -> None:
-    wanted = Wanted(max_bytes=0.2, window=64)
+    options = CompressOptions(max_bytes=0.2, window=64)
     for name in "ab":
-        compress(zoo, name, folders / name, "base", TEXT, wanted)
+        compress(zoo, name, folders / name, "base", TEXT, options)
     engine = Engine(zoo, ["base", "a", "b"], settings(memory="64MiB", prefix_cache=False))
     requests = [
         request(f"{name}{length}", name, list(range(5, 5 + length)), greedy(8, logprobs=1))
@@ -192,8 +194,8 @@ def test_what_equals_the_base_needs_no_delta(folders: Path, tmp_path: Path) -> N
     model.save_pretrained(tmp_path / "one")
     zoo = Zoo(tmp_path / "zoo")
     zoo.add("base", folders / "base")
-    wanted = Wanted(max_kl=EXACT, window=64)
-    made = compress(zoo, "one", tmp_path / "one", "base", TEXT, wanted)
+    options = CompressOptions(max_kl=EXACT, window=64)
+    made = compress(zoo, "one", tmp_path / "one", "base", TEXT, options)
     assert made.codecs == {"2.self_attn.k_proj": "sparse"}
     (target,) = zoo.targets("one")[2]["self_attn.k_proj"]
     assert target_tensors(target)["values"].shape == (1,)
@@ -206,7 +208,7 @@ def test_ends_and_files_are_the_checkpoints(folders: Path, tmp_path: Path) -> No
     (tuned / "chat_template.jinja").write_text("{{ messages }}")
     zoo = Zoo(tmp_path / "zoo")
     zoo.add("base", folders / "base")
-    made = compress(zoo, "tuned", tuned, "base", TEXT, Wanted(max_bytes=0.5, window=64))
+    made = compress(zoo, "tuned", tuned, "base", TEXT, CompressOptions(max_bytes=0.5, window=64))
     assert "end token 9999 is none of the model's tokens" in "".join(made.report.notes)
     assert zoo.chain("tuned").eos_ids == (2, 7, 9)  # config.json's first
     template = zoo.asset("tuned", "chat_template.jinja")

@@ -17,7 +17,7 @@ from blockllm.engine.score import Scorer, compare
 from blockllm.errors import ZooError
 from blockllm.offline.stitching.bridge import Pair, Terms, least_squares
 from blockllm.offline.stitching.cuts import Cut, check_cut, cost, matching_cuts
-from blockllm.offline.stitching.stitch import Stitched, Wish, stitch
+from blockllm.offline.stitching.stitch import Stitched, StitchOptions, stitch
 from blockllm.offline.training.loop import Course
 from blockllm.offline.training.twin import TwinLayer, load_twins, run_layers
 from blockllm.zoo import Zoo
@@ -42,12 +42,14 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     return zoo
 
 
-def wish(front: str, back: str, cuts: tuple[Cut, ...], name: str, steps: int = 0) -> Wish:
-    return Wish(front, back, cuts, name, TEXT, 32, Course(steps, 3e-3))
+def joining(
+    front: str, back: str, cuts: tuple[Cut, ...], name: str, steps: int = 0
+) -> StitchOptions:
+    return StitchOptions(front, back, cuts, name, TEXT, 32, Course(steps, 3e-3))
 
 
-def make(zoo: Zoo, wish: Wish) -> list[Stitched]:
-    return stitch(zoo, wish, lambda what, done, total: None)
+def make(zoo: Zoo, options: StitchOptions) -> list[Stitched]:
+    return stitch(zoo, options, lambda what, done, total: None)
 
 
 def pairs(positions: tuple[float, ...], size: int = 6, out: int = 9) -> list[Pair]:
@@ -82,12 +84,12 @@ def test_least_squares_finds_weights_that_depend_on_the_position() -> None:
 
 
 def test_a_model_stitched_to_itself_is_itself(zoo: Zoo) -> None:
-    (made,) = make(zoo, wish("wide", "wide", (Cut(2, 2),), "itself"))
+    (made,) = make(zoo, joining("wide", "wide", (Cut(2, 2),), "itself"))
     assert made.loss.kl < 1e-4 and made.loss.agreement > 0.97
 
 
 def test_a_stitched_chain_is_served_as_its_twin_computes(zoo: Zoo) -> None:
-    found = make(zoo, wish("narrow", "wide", ALL, "up"))
+    found = make(zoo, joining("narrow", "wide", ALL, "up"))
     names = [one.name for one in found]
     assert names == ["up-0-0", "up-1-1", "up-2-2", "up-3-3", "up-4-4"]
     scorer = Scorer(zoo, names, settings(prefix_cache=False))
@@ -108,7 +110,7 @@ def test_a_stitched_chain_is_served_as_its_twin_computes(zoo: Zoo) -> None:
 
 def test_chains_share_the_bridge_and_both_models(zoo: Zoo) -> None:
     cuts = (Cut(1, 1), Cut(3, 3))
-    found = make(zoo, wish("wide", "narrow", cuts, "down"))
+    found = make(zoo, joining("wide", "narrow", cuts, "down"))
     wide, narrow = zoo.layers("wide"), zoo.layers("narrow")
     chains = [zoo.layers(one.name) for one in found]
     for cut, layers in zip(cuts, chains, strict=True):
@@ -127,8 +129,8 @@ def test_chains_share_the_bridge_and_both_models(zoo: Zoo) -> None:
 
 
 def test_training_brings_the_chain_nearer_and_changes_nothing_else(zoo: Zoo) -> None:
-    (before,) = make(zoo, wish("narrow", "wide", (Cut(2, 2),), "untrained"))
-    (after,) = make(zoo, wish("narrow", "wide", (Cut(2, 2),), "trained", steps=60))
+    (before,) = make(zoo, joining("narrow", "wide", (Cut(2, 2),), "untrained"))
+    (after,) = make(zoo, joining("narrow", "wide", (Cut(2, 2),), "trained", steps=60))
     assert after.loss.kl < 0.9 * before.loss.kl
     layers = zoo.layers("trained")
     assert layers[:3] == zoo.layers("narrow")[:3] and layers[4:] == zoo.layers("wide")[3:]
@@ -138,7 +140,7 @@ def test_training_brings_the_chain_nearer_and_changes_nothing_else(zoo: Zoo) -> 
 
 def test_a_stopped_training_goes_on(zoo: Zoo, tmp_path: Path) -> None:
     path = tmp_path / "bridge.safetensors"
-    task = wish("narrow", "wide", (Cut(1, 1),), "stopped", steps=8)
+    task = joining("narrow", "wide", (Cut(1, 1),), "stopped", steps=8)
     task = task._replace(course=task.course._replace(every=3), checkpoint=path)
 
     def stop(what: str, done: int, total: int) -> None:
@@ -157,7 +159,7 @@ def test_a_stopped_training_goes_on(zoo: Zoo, tmp_path: Path) -> None:
 
 
 def test_the_gate_keeps_no_worse_chain(zoo: Zoo) -> None:
-    task = wish("narrow", "wide", (Cut(0, 0), Cut(4, 4)), "gated")
+    task = joining("narrow", "wide", (Cut(0, 0), Cut(4, 4)), "gated")
     open_gate = make(zoo, task._replace(name="open"))
     rises = sorted(one.loss.rise for one in open_gate)
     found = make(zoo, task._replace(max_rise=sum(rises) / 2))
@@ -178,7 +180,7 @@ def test_the_gate_keeps_no_worse_chain(zoo: Zoo) -> None:
 )
 def test_cuts_that_make_no_chain_are_refused(zoo: Zoo, back: str, cut: Cut, what: str) -> None:
     with pytest.raises(ZooError, match=what):
-        make(zoo, wish("narrow", back, (cut,), "never"))
+        make(zoo, joining("narrow", back, (cut,), "never"))
     assert "never" not in {card.name for card in zoo.cards()}
 
 

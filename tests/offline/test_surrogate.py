@@ -27,7 +27,7 @@ from blockllm.offline.surrogates.speculate import (
     num_agreed,
     speculate,
 )
-from blockllm.offline.surrogates.surrogate import SurrogateFound, Wish, surrogate
+from blockllm.offline.surrogates.surrogate import SurrogateFound, SurrogateOptions, surrogate
 from blockllm.offline.training.loop import Course, batch_rows, train
 from blockllm.offline.training.twin import load_twins, run_layers
 from blockllm.zoo import Zoo
@@ -123,8 +123,8 @@ def test_every_group_of_heads_keeps_equally_many(
 
 def test_a_draft_in_the_zoo_changes_no_token(zoo: Zoo) -> None:
     before = {card.name for card in zoo.cards()}
-    wish = Wish("llama", "small", 0.5, TEXT, 32, Course(30, 3e-3, rows=4), gamma=3)
-    made = surrogate(zoo, wish, lambda what, done, total: None)
+    options = SurrogateOptions("llama", "small", 0.5, TEXT, 32, Course(30, 3e-3, rows=4), gamma=3)
+    made = surrogate(zoo, options, lambda what, done, total: None)
     assert len(made.surrogates) == 4
     card = zoo.card("small")
     assert (card.kind, card.exact) == ("draft", False)
@@ -159,16 +159,18 @@ def test_a_draft_in_the_zoo_changes_no_token(zoo: Zoo) -> None:
 
 def test_distillation_helps_and_a_gate_refuses(zoo: Zoo) -> None:
     def kl(steps: int) -> float:
-        wish = Wish("qwen3", f"d{steps}", 0.5, TEXT, 32, Course(steps, 3e-3))
-        return surrogate(zoo, wish, lambda what, done, total: None).loss.kl
+        options = SurrogateOptions("qwen3", f"d{steps}", 0.5, TEXT, 32, Course(steps, 3e-3))
+        return surrogate(zoo, options, lambda what, done, total: None).loss.kl
 
     assert kl(60) < 0.7 * kl(0)
-    wish = Wish("qwen3", "never", 0.9, TEXT, 32, Course(0, 1e-3), min_agreement=0.999)
+    options = SurrogateOptions(
+        "qwen3", "never", 0.9, TEXT, 32, Course(0, 1e-3), min_agreement=0.999
+    )
     with pytest.raises(ZooError, match=r"agree with qwen3's at \d+\.\d+% of tokens"):
-        surrogate(zoo, wish, lambda what, done, total: None)
+        surrogate(zoo, options, lambda what, done, total: None)
     assert "never" not in {card.name for card in zoo.cards()}
     with pytest.raises(ZooError, match="more text"):
-        surrogate(zoo, wish._replace(text=b"tiny"), lambda what, done, total: None)
+        surrogate(zoo, options._replace(text=b"tiny"), lambda what, done, total: None)
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from blockllm.workers.call import Call, Handler, Handlers, Run
 MODULE = "tests.workers.tasks"
 
 
-class Wish(msgspec.Struct):
+class TaskInput(msgspec.Struct):
     """What to do with a number, and for how long at most; a text makes the question long."""
 
     number: int = 0
@@ -33,75 +33,75 @@ def call(
     tenant: str = "",
 ) -> Call[int]:
     contents = {"content": content} if content else {}
-    wish = Wish(number, text=text)
-    return Call(task, wish, int, contents, "prompt", patience, tenant)
+    given = TaskInput(number, text=text)
+    return Call(task, given, int, contents, "prompt", patience, tenant)
 
 
 def handlers() -> Handlers:
     functions = (double, burn, grow, abort, die, sleep, refuse, fail, panic, pid, flood, escape)
-    return {function.__name__: Handler(Wish, function) for function in functions}
+    return {function.__name__: Handler(TaskInput, function) for function in functions}
 
 
 class Panic(BaseException):
     """As the tokenizers library's."""
 
 
-def double(wish: Wish, run: Run) -> int:
-    return 2 * wish.number
+def double(given: TaskInput, run: Run) -> int:
+    return 2 * given.number
 
 
-def burn(wish: Wish, run: Run) -> int:
-    run.at("content", wish.seconds)
+def burn(given: TaskInput, run: Run) -> int:
+    run.at("content", given.seconds)
     while True:
         pass
 
 
-def grow(wish: Wish, run: Run) -> int:
+def grow(given: TaskInput, run: Run) -> int:
     run.at("content")
     return len(bytearray(1 << 40))
 
 
-def abort(wish: Wish, run: Run) -> int:
+def abort(given: TaskInput, run: Run) -> int:
     run.at("content")
     os.abort()
 
 
-def die(wish: Wish, run: Run) -> int:
+def die(given: TaskInput, run: Run) -> int:
     """As by an operator, or by a machine without memory: the first so many times."""
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
 
 
-def sleep(wish: Wish, run: Run) -> int:
+def sleep(given: TaskInput, run: Run) -> int:
     run.at("content")
-    time.sleep(wish.number)
-    return wish.number
+    time.sleep(given.number)
+    return given.number
 
 
-def refuse(wish: Wish, run: Run) -> int:
+def refuse(given: TaskInput, run: Run) -> int:
     raise BadRequest("prompt: not this one", "prompt")
 
 
-def fail(wish: Wish, run: Run) -> int:
+def fail(given: TaskInput, run: Run) -> int:
     run.at("content")
     raise KeyError("no such token")
 
 
-def panic(wish: Wish, run: Run) -> int:
+def panic(given: TaskInput, run: Run) -> int:
     run.at("content")
     raise Panic("index out of bounds")
 
 
-def pid(wish: Wish, run: Run) -> int:
+def pid(given: TaskInput, run: Run) -> int:
     return os.getpid()
 
 
-def flood(wish: Wish, run: Run) -> object:
+def flood(given: TaskInput, run: Run) -> object:
     run.at("content")
-    return "a" * wish.number
+    return "a" * given.number
 
 
-def escape(wish: Wish, run: Run) -> int:
+def escape(given: TaskInput, run: Run) -> int:
     """Of what a worker gives up: how many things it can still do."""
     ways = (lambda: os.write(os.memfd_create("x"), b"a" * 10), _fork, _open_many)
     return sum(map(_succeeds, ways))

@@ -16,8 +16,8 @@ import pytest
 
 from blockllm.errors import BadRequest, ContentFault, Overloaded, TooManyRequests, WorkerDied
 from blockllm.workers.call import Limits
+from blockllm.workers.call_queue import CallQueue, WaitingCall
 from blockllm.workers.ledger import Ledger
-from blockllm.workers.line import Line, Wish
 from blockllm.workers.pool import Pool
 from tests.workers.tasks import MODULE, call
 
@@ -168,14 +168,14 @@ LONG = "a" * 100_000
 
 def test_long_texts_leave_a_worker_to_others():
     async def work(pool: Pool) -> None:
-        wish = call("sleep", 1, text=LONG, tenant="a")
-        long = [asyncio.ensure_future(pool.run(wish)) for _ in range(2)]
+        sleeping = call("sleep", 1, text=LONG, tenant="a")
+        long = [asyncio.ensure_future(pool.run(sleeping)) for _ in range(2)]
         await asyncio.sleep(0)
         while not all(task.done() for task in long):
             async with asyncio.timeout(0.9):
                 assert await pool.run(call("double", 3, tenant="b")) == 6
             await asyncio.sleep(0.01)
-            assert sum(wish.is_long for wish in pool._held.values()) <= 1
+            assert sum(waiting.is_long for waiting in pool._held.values()) <= 1
 
     in_pool(2, work)
 
@@ -193,32 +193,32 @@ def test_what_a_long_text_needs_is_not_the_contents_fault():
     in_pool(1, work)
 
 
-def test_tenants_are_served_in_turn_and_share_the_line():
+def test_tenants_are_served_in_turn_and_share_the_queue():
     async def main() -> None:
-        line = Line(12)
+        queue = CallQueue(12)
         loop = asyncio.get_running_loop()
 
-        def wish(tenant: str, places: int = 1) -> Wish:
-            made = Wish(loop.create_future(), {}, tenant, places)
-            line.add(made)
+        def add(tenant: str, places: int = 1) -> WaitingCall:
+            made = WaitingCall(loop.create_future(), {}, tenant, places)
+            queue.add(made)
             return made
 
         def served() -> str:
-            found = line.next(lambda wish: not wish.is_long)
+            found = queue.next(lambda waiting: not waiting.is_long)
             return found.tenant if found else ""
 
-        many = [wish("a", 4), *(wish("a") for _ in range(2))]
+        many = [add("a", 4), *(add("a") for _ in range(2))]
         with pytest.raises(TooManyRequests):
-            wish("a")
+            add("a")
         for _ in range(2):
-            wish("b")
+            add("b")
         with pytest.raises(Overloaded):
-            wish("c", 9)
+            add("c", 9)
         assert [served() for _ in range(5)] == ["a", "b", "a", "b", ""]
-        line.remove(many[0])
-        wish("", 40)  # whatever finds the line empty may wait
+        queue.remove(many[0])
+        add("", 40)  # a call that finds the queue empty may wait, whatever its size
         with pytest.raises(Overloaded):
-            wish("")
+            add("")
 
     asyncio.run(main())
 

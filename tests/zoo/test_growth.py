@@ -10,7 +10,7 @@ import pytest
 from blockllm.zoo import Zoo, snapshot
 from tests.makers import make_checkpoint, make_lora
 
-Asked = list[dict[str, Any]]
+Settings = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+def asked(monkeypatch: pytest.MonkeyPatch) -> Settings:
     """The settings of every target that is made of the catalogue's rows from now on."""
-    made: Asked = []
+    made: Settings = []
     make = snapshot.make_target
 
     def count(settings: dict[str, Any], parts: dict[str, Any]) -> Any:
@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return made
 
 
-def test_adding_an_adapter_reads_no_other(folder: Path, asked: Asked) -> None:
+def test_adding_an_adapter_reads_no_other(folder: Path, asked: Settings) -> None:
     zoo = Zoo(folder / "zoo")
     report = zoo.add("again", folder / "lora-0", base="base")
     zoo.remove("again")
@@ -50,20 +50,20 @@ def test_adding_an_adapter_reads_no_other(folder: Path, asked: Asked) -> None:
     assert (report.num_blocks, report.num_shared_blocks) == (4, 4)
 
 
-def test_adding_guesses_the_base_without_reading_adapters(folder: Path, asked: Asked) -> None:
+def test_adding_guesses_the_base_without_reading_adapters(folder: Path, asked: Settings) -> None:
     zoo = Zoo(folder / "zoo")
     zoo.add("guessed", folder / "lora-0")
     assert not asked and zoo.card("guessed").parent == "base"
     zoo.remove("guessed")
 
 
-def test_listing_decodes_no_target(folder: Path, asked: Asked) -> None:
+def test_listing_decodes_no_target(folder: Path, asked: Settings) -> None:
     cards = Zoo(folder / "zoo").cards()
     assert [card.name for card in cards] == ["base", "lora-0", "lora-1", "lora-2", "upper"]
     assert not asked
 
 
-def test_a_chain_decodes_its_own_targets(folder: Path, asked: Asked) -> None:
+def test_a_chain_decodes_its_own_targets(folder: Path, asked: Settings) -> None:
     zoo = Zoo(folder / "zoo")
     chain = zoo.chain("upper")
     targets = [t for e in chain.entries if e.delta for t in e.delta.targets.values()]

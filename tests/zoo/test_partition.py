@@ -7,44 +7,49 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockllm.zoo.partition import Step, partition
+from blockllm.zoo.partition import ChainLayer, partition
 
 
-def steps(text: str, deltas: str = "") -> list[Step]:
-    return [Step(digest, "decoder", digest in deltas) for digest in text]
+def layers(text: str, deltas: str = "") -> list[ChainLayer]:
+    return [ChainLayer(digest, "decoder", digest in deltas) for digest in text]
 
 
-def runs(*models: list[Step]) -> list[str]:
+def runs(*models: list[ChainLayer]) -> list[str]:
     return ["".join(run) for run in partition(models)]
 
 
 def test_examples() -> None:
-    assert runs(steps("abcd")) == ["abcd"]
-    assert runs(steps("abcd"), steps("abcd")) == ["abcd"]
-    assert runs(steps("abcd"), steps("abxy")) == ["ab", "cd", "xy"]
-    assert runs(steps("abcd"), steps("bc")) == ["a", "bc", "d"]
-    assert runs(steps("abcd"), steps("acbd")) == ["a", "b", "c", "d"]
-    assert runs(steps("abcd"), steps("abcd", deltas="bc")) == ["a", "bc", "d"]
-    assert runs(steps("aab")) == ["a", "b"]
-    assert runs(steps("abab")) == ["ab"]
+    assert runs(layers("abcd")) == ["abcd"]
+    assert runs(layers("abcd"), layers("abcd")) == ["abcd"]
+    assert runs(layers("abcd"), layers("abxy")) == ["ab", "cd", "xy"]
+    assert runs(layers("abcd"), layers("bc")) == ["a", "bc", "d"]
+    assert runs(layers("abcd"), layers("acbd")) == ["a", "b", "c", "d"]
+    assert runs(layers("abcd"), layers("abcd", deltas="bc")) == ["a", "bc", "d"]
+    assert runs(layers("aab")) == ["a", "b"]
+    assert runs(layers("abab")) == ["ab"]
     assert runs() == []
 
 
 def test_kinds_are_kept_apart() -> None:
-    chain = [Step("e", "embed"), Step("a", "decoder"), Step("b", "decoder"), Step("h", "head")]
+    chain = [
+        ChainLayer("e", "embed"),
+        ChainLayer("a", "decoder"),
+        ChainLayer("b", "decoder"),
+        ChainLayer("h", "head"),
+    ]
     assert runs(chain) == ["e", "ab", "h"]
 
 
 MODEL = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans()), min_size=1, max_size=8).map(
-    lambda pairs: [Step(digest, "decoder", delta) for digest, delta in pairs]
+    lambda pairs: [ChainLayer(digest, "decoder", delta) for digest, delta in pairs]
 )
 
 
 @given(st.lists(MODEL, max_size=5))
-def test_partition_is_sound_and_minimal(models: list[list[Step]]) -> None:
+def test_partition_is_sound_and_minimal(models: list[list[ChainLayer]]) -> None:
     blocks = partition(models)
     digests = [digest for block in blocks for digest in block]
-    assert sorted(digests) == sorted({step.digest for model in models for step in model})
+    assert sorted(digests) == sorted({layer.digest for model in models for layer in model})
     first = {block[0]: block for block in blocks}
     joints = set()
     for model in models:
@@ -52,8 +57,8 @@ def test_partition_is_sound_and_minimal(models: list[list[Step]]) -> None:
         while position < len(model):
             block = first[model[position].digest]  # a block is never entered in its middle
             part = model[position : position + len(block)]
-            assert tuple(step.digest for step in part) == block
-            assert len({step.has_delta for step in part}) == 1
+            assert tuple(layer.digest for layer in part) == block
+            assert len({layer.has_delta for layer in part}) == 1
             if previous:
                 joints.add((previous, block))
             position, previous = position + len(block), block
@@ -61,7 +66,7 @@ def test_partition_is_sound_and_minimal(models: list[list[Step]]) -> None:
         assert _must_be_cut(models, left[-1], right[0])
 
 
-def _must_be_cut(models: list[list[Step]], left: str, right: str) -> bool:
+def _must_be_cut(models: list[list[ChainLayer]], left: str, right: str) -> bool:
     for model in models:
         padded = [None, *model, None]
         for one, other in pairwise(padded):

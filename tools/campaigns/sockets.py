@@ -27,7 +27,7 @@ ORDINARY_EACH = 500
 MAX_PROBLEMS = 50
 
 
-class Tally:
+class SocketResults:
     """What came back, and what was wrong with it."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ def run_sockets(count: int, seed: int) -> dict[str, Any]:
     """Play scripts on a real server; the report."""
     with tempfile.TemporaryDirectory() as made, serving(Path(made)) as served:
         start, expected = time.monotonic(), served.ordinary()
-        tally, memory = asyncio.run(_play_all(served, count, seed, expected))
+        results, memory = asyncio.run(_play_all(served, count, seed, expected))
         metrics = _rest(served)
         seconds, errors = time.monotonic() - start, served.errors()
     for is_wrong, what in (
@@ -55,16 +55,16 @@ def run_sockets(count: int, seed: int) -> dict[str, Any]:
         (bool(errors), f"logged {len(errors)} errors: {errors[:3]}"),
         (memory[-1] - memory[0] > MAX_GROWTH, f"memory grew from {memory[0]} to {memory[-1]}"),
     ):
-        tally.problems += [what] if is_wrong else []
+        results.problems += [what] if is_wrong else []
     return {
-        "inputs": tally.connections,
-        "requests": tally.requests,
+        "inputs": results.connections,
+        "requests": results.requests,
         "seed": seed,
         "seconds": round(seconds, 1),
-        "statuses": {str(status): n for status, n in sorted(tally.statuses.items())},
-        "slowest_seconds": round(tally.slowest, 2),
+        "statuses": {str(status): n for status, n in sorted(results.statuses.items())},
+        "slowest_seconds": round(results.slowest, 2),
         "memory_mib": [round(size / 2**20, 1) for size in memory],
-        "faults": [{"count": 1, "what": what, "where": ""} for what in tally.problems],
+        "faults": [{"count": 1, "what": what, "where": ""} for what in results.problems],
     }
 
 
@@ -77,27 +77,27 @@ def _rest(served: Served) -> Any:
 
 async def _play_all(
     served: Served, count: int, seed: int, expected: list[int]
-) -> tuple[Tally, list[int]]:
-    tally, chance, memory = Tally(), random.Random(seed), [0]
+) -> tuple[SocketResults, list[int]]:
+    results, chance, memory = SocketResults(), random.Random(seed), [0]
     issued: Iterator[bytes] = (chance.randbytes(chance.randrange(4, 96)) for _ in range(count))
 
     async def work() -> None:
         for data in issued:
-            await _play(served.port, data, tally)
-            if tally.connections % ORDINARY_EACH == 0:
+            await _play(served.port, data, results)
+            if results.connections % ORDINARY_EACH == 0:
                 tokens = await asyncio.to_thread(served.ordinary)
                 if tokens != expected:
-                    tally.complain(f"an ordinary answer is {tokens}, not {expected}", b"")
+                    results.complain(f"an ordinary answer is {tokens}, not {expected}", b"")
                 memory.append(served.memory())
-                memory[0] = memory[0] or (memory[-1] if tally.connections * 5 > count else 0)
+                memory[0] = memory[0] or (memory[-1] if results.connections * 5 > count else 0)
 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))
     memory.append(served.memory())
     memory[0] = memory[0] or memory[-1]
-    return tally, memory
+    return results, memory
 
 
-async def _play(port: int, data: bytes, tally: Tally) -> None:
+async def _play(port: int, data: bytes, results: SocketResults) -> None:
     script = write_script(Draws(data))
     start = time.monotonic()
     received = b""
@@ -105,14 +105,14 @@ async def _play(port: int, data: bytes, tally: Tally) -> None:
         async with asyncio.timeout(PATIENCE):
             received = await _exchange(port, script)
     except TimeoutError:
-        tally.complain(f"neither answered nor closed within {PATIENCE} s", data)
-    tally.connections += 1
-    tally.requests += len(script.targets)
-    tally.slowest = max(tally.slowest, time.monotonic() - start)
+        results.complain(f"neither answered nor closed within {PATIENCE} s", data)
+    results.connections += 1
+    results.requests += len(script.targets)
+    results.slowest = max(results.slowest, time.monotonic() - start)
     try:
-        _judge(script, received, tally)
+        _judge(script, received, results)
     except (AssertionError, ValueError) as error:
-        tally.complain(f"{type(error).__name__}: {error}", data)
+        results.complain(f"{type(error).__name__}: {error}", data)
 
 
 async def _exchange(port: int, script: Script) -> bytes:
@@ -151,9 +151,9 @@ async def _read(reader: asyncio.StreamReader, received: bytearray) -> None:
             received += data
 
 
-def _judge(script: Script, received: bytes, tally: Tally) -> None:
+def _judge(script: Script, received: bytes, results: SocketResults) -> None:
     answers, rest = read_answers(received)
-    tally.statuses.update(answer.status for answer in answers)
+    results.statuses.update(answer.status for answer in answers)
     for answer in answers:
         check_answer(answer)
     if script.is_intact:

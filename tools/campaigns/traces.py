@@ -45,7 +45,7 @@ PLAIN = EngineSettings(
 )
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """A question: what is asked of which model, by tenant and salt apart."""
 
     model: str
@@ -106,7 +106,7 @@ class Book:
         begins = [[chosen.randrange(90) for _ in range(40)] for _ in range(4)]
         self.questions = [self._question(chosen, begins) for _ in range(QUESTIONS)]
 
-    def _question(self, chosen: random.Random, begins: list[list[int]]) -> Asked:
+    def _question(self, chosen: random.Random, begins: list[list[int]]) -> Question:
         common = chosen.choice(begins)[: chosen.choice((0, 0, 5, 16, 40))]
         own = [chosen.randrange(90) for _ in range(chosen.randint(1, chosen.choice((4, 30))))]
         sampling = Sampling(
@@ -121,7 +121,7 @@ class Book:
             stop_ids=tuple(chosen.sample(range(90), chosen.choice((0, 3)))),
             logprobs=chosen.choice((None, None, 2)),
         )
-        return Asked(chosen.choice(self.models), tuple(common + own), sampling)
+        return Question(chosen.choice(self.models), tuple(common + own), sampling)
 
     @functools.cache  # noqa: B019
     def answer(self, number: int) -> Answer:

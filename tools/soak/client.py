@@ -43,7 +43,7 @@ class Mismatch(NamedTuple):
     other: Answer
 
 
-class Tally:
+class SoakResults:
     """Everything seen so far."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Client:
 
     def __init__(self, port: int, concurrency: int, keys: Sequence[str], seen: Disturbed) -> None:
         """`keys`: one per tenant, used in turn; `seen`: what happens around."""
-        self.tally, self._seen = Tally(), seen
+        self.results, self._seen = SoakResults(), seen
         self._port, self._keys = port, keys
         self.latencies: list[float] = []  # seconds of whole answers, until the next look
         limits = httpx2.Limits(max_connections=concurrency + 4)
@@ -91,7 +91,7 @@ class Client:
         return response
 
     async def send(self, case: Case) -> None:
-        """Play one case to its end; whatever is wrong lands in the tally."""
+        """Play one case to its end; whatever is wrong lands in the results."""
         ways = {"abort": self._stream, "stream": self._stream, "kill": self._kill}
         start = time.monotonic()
         try:
@@ -105,7 +105,7 @@ class Client:
             if not self._seen.excuses(start):
                 self._complain(case, f"{type(error).__name__}: {error}")
                 outcome = "failed"
-        self.tally.ways[f"{case.way}: {outcome}"] += 1
+        self.results.ways[f"{case.way}: {outcome}"] += 1
 
     async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """One request outside the stream of cases; its answer as JSON."""
@@ -173,7 +173,7 @@ class Client:
     def _check_status(self, case: Case, response: httpx2.Response) -> None:
         if response.status_code == 503 and self._seen.excuses(time.monotonic()):
             raise _Unready
-        self.tally.statuses[response.status_code] += 1
+        self.results.statuses[response.status_code] += 1
         if response.status_code != case.status:
             self._complain(case, f"status {response.status_code}, not {case.status}")
 
@@ -183,12 +183,12 @@ class Client:
             self._complain(case, "longer than max_tokens")
         if any(choice.finish not in ("stop", "length") for choice in answer):
             self._complain(case, f"ended with {[choice.finish for choice in answer]}")
-        self.tally.num_tokens += sum(len(choice.tokens) for choice in answer)
+        self.results.num_tokens += sum(len(choice.tokens) for choice in answer)
         if case.key:
-            self.tally.compare(case.key, answer)
+            self.results.compare(case.key, answer)
 
     def _complain(self, case: Case, what: str) -> None:
-        self.tally.problems.append(f"{case.way} {case.number}: {what}; sent {case.body[:300]!r}")
+        self.results.problems.append(f"{case.way} {case.number}: {what}; sent {case.body[:300]!r}")
 
     async def is_tie(self, mismatch: Mismatch) -> bool:
         """Whether the answers part where the two best tokens are equally likely in fp32."""

@@ -89,7 +89,9 @@ async def soak(
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             with contextlib.suppress(httpx2.HTTPError):  # it may be starting again
-                samples.append(await _look(server, client, sum(client.tally.ways.values()), start))
+                samples.append(
+                    await _look(server, client, sum(client.results.ways.values()), start)
+                )
                 _write(out.with_suffix(".samples.json"), samples)
 
     async def work() -> None:
@@ -115,7 +117,7 @@ async def soak(
     seconds = time.monotonic() - start
     await _rest(client)
     replayed = await _replay_alone(client)
-    ties = sum([await client.is_tie(mismatch) for mismatch in client.tally.mismatches])
+    ties = sum([await client.is_tie(mismatch) for mismatch in client.results.mismatches])
     last = await _rest(client)
     await client.close()
     return Outcome(seconds, client, samples, last, ties, replayed, seen, start)
@@ -157,27 +159,27 @@ async def _rest(client: Client, patience: float = 20) -> Metrics:
 
 async def _replay_alone(client: Client) -> int:
     """Ask greedy questions once more, one at a time: company must not have changed the answer."""
-    keys = list(client.tally.firsts)[:REPLAYS]
+    keys = list(client.results.firsts)[:REPLAYS]
     for key in keys:
         path, _, text = key.partition(" ")
         answer = await client.ask(path, {**json.loads(text), "return_token_ids": True})
-        client.tally.compare(key, read_answer(answer))
+        client.results.compare(key, read_answer(answer))
     return len(keys)
 
 
 def judge(outcome: Outcome, found: list[Trend]) -> list[str]:
     """What is wrong; [] when all is well."""
-    tally, last = outcome.client.tally, outcome.last
-    wrong = tally.problems[:20]
-    unexplained, kills = len(tally.mismatches) - outcome.ties, len(outcome.seen.kills)
+    results, last = outcome.client.results, outcome.last
+    wrong = results.problems[:20]
+    unexplained, kills = len(results.mismatches) - outcome.ties, len(outcome.seen.kills)
     wrong += outcome.seen.problems[:20]
     for is_wrong, what in (
-        (any(status >= 500 for status in tally.statuses), f"5xx: {dict(tally.statuses)}"),
+        (any(status >= 500 for status in results.statuses), f"5xx: {dict(results.statuses)}"),
         (unexplained > 0, f"{unexplained} greedy answers differ from the first one"),
         (not last.is_idle, f"not at rest at the end: {last}"),
         (last.restarts != kills, f"{last.restarts:.0f} restarts of {kills} killed agents"),
         (last.errors > 0 and not kills, f"{last.errors:.0f} ended in an error"),
-        (not tally.firsts, "no greedy request was answered"),
+        (not results.firsts, "no greedy request was answered"),
     ):
         wrong += [what] if is_wrong else []
     for trend in found:
@@ -188,19 +190,19 @@ def judge(outcome: Outcome, found: list[Trend]) -> list[str]:
 
 def facts(outcome: Outcome, found: list[Trend]) -> dict[str, Any]:
     """The report as plain data."""
-    tally = outcome.client.tally
+    results = outcome.client.results
     return {
-        "requests": sum(tally.ways.values()),
+        "requests": sum(results.ways.values()),
         "seconds": round(outcome.seconds, 1),
-        "requests_per_second": round(sum(tally.ways.values()) / outcome.seconds, 1),
-        "tokens_received": tally.num_tokens,
-        "outcomes": dict(sorted(tally.ways.items())),
-        "statuses": {str(status): n for status, n in sorted(tally.statuses.items())},
-        "greedy_answers_compared": tally.num_compared,
+        "requests_per_second": round(sum(results.ways.values()) / outcome.seconds, 1),
+        "tokens_received": results.num_tokens,
+        "outcomes": dict(sorted(results.ways.items())),
+        "statuses": {str(status): n for status, n in sorted(results.statuses.items())},
+        "greedy_answers_compared": results.num_compared,
         "of_them_replayed_alone": outcome.replayed,
-        "mismatches": len(tally.mismatches),
+        "mismatches": len(results.mismatches),
         "of_them_ties_in_fp32": outcome.ties,
-        "problems": len(tally.problems),
+        "problems": len(results.problems),
         "zoo_changes": outcome.seen.changes[0],
         "agent_kills_at": [round(kill - outcome.start) for kill in outcome.seen.kills],
         "preemptions": outcome.last.preemptions,

@@ -18,7 +18,7 @@ import torch
 
 from blockllm.offline.stitching.bridge import Terms
 from blockllm.offline.stitching.cuts import Cut, matching_cuts
-from blockllm.offline.stitching.stitch import Stitched, Wish, stitch
+from blockllm.offline.stitching.stitch import Stitched, StitchOptions, stitch
 from blockllm.offline.training.loop import Course
 from blockllm.zoo import Zoo
 from tools.demo import FAMILY
@@ -81,13 +81,13 @@ def measure(work: Path, steps: int, rate: float, rows: int, pause_after: float) 
             continue
         if time.monotonic() - begin > pause_after:
             return False
-        wish = Wish(
+        options = StitchOptions(
             run.front, run.back, run.cuts, run.name, text, WINDOW,
             Course(run.steps, rate, rows, every=20), run.terms, measured,
             checkpoint=work / f"{run.name}.safetensors",
         )  # fmt: skip
         try:
-            made = stitch(zoo, wish, progress)
+            made = stitch(zoo, options, progress)
         except TimeoutError:
             return False
         path.write_bytes(msgspec.json.encode(made))

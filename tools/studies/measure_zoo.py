@@ -21,7 +21,7 @@ from blockllm.cli.measure import take_measurement
 from blockllm.config import EngineSettings
 from blockllm.engine import Engine
 from blockllm.engine.score import Scorer
-from blockllm.offline.compress.compress import Wanted, compress
+from blockllm.offline.compress.compress import CompressOptions, compress
 from blockllm.offline.text import windows
 from blockllm.zoo import Zoo
 from tools.demo import FAMILY, MODELS
@@ -86,8 +86,8 @@ def build(zoo: Zoo, chosen: list[Variant]) -> list[dict[str, Any]]:
         source = FAMILY / one.folder
         if one.format == "delta":
             assert one.base is not None
-            wanted = Wanted(max_bytes=COMPRESSED_SHARE)
-            report = compress(zoo, one.name, source, one.base, heldout(one), wanted).report
+            options = CompressOptions(max_bytes=COMPRESSED_SHARE)
+            report = compress(zoo, one.name, source, one.base, heldout(one), options).report
         else:
             form: Any = one.format
             report = zoo.add(one.name, source, base=one.base, format=form, scale=one.scale)

@@ -16,7 +16,7 @@ from blockllm.api.endpoint import Endpoint
 from blockllm.api.errors import json_response
 from blockllm.api.logprobs import completion_logprobs
 from blockllm.api.models import ServedModel
-from blockllm.api.serving import Caller, Plan, Serving, caller_of
+from blockllm.api.serving import Caller, PreparedCall, Serving, caller_of
 from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events, until_disconnect
 from blockllm.api.wire import CompletionRequest
 from blockllm.errors import BadRequest
@@ -29,15 +29,15 @@ def routes(serving: Serving) -> list[Route]:
 
     async def create(request: Request) -> Response:
         body = await serving.read(request, CompletionRequest)
-        plan = await _plan(serving, body, caller_of(request))
+        call = await _prepare(serving, body, caller_of(request))
         if body.stream:
-            return EventStream(_events(plan), serving.metrics.token_overhead.observe)
-        return json_response(await until_disconnect(_answer(plan), request.receive))
+            return EventStream(_events(call), serving.metrics.token_overhead.observe)
+        return json_response(await until_disconnect(_answer(call), request.receive))
 
     return [Route("/v1/completions", Endpoint(create), methods=["POST"])]
 
 
-async def _plan(serving: Serving, body: CompletionRequest, caller: Caller) -> Plan:
+async def _prepare(serving: Serving, body: CompletionRequest, caller: Caller) -> PreparedCall:
     model = serving.models.find(body.model)
     prompts = await _read_prompts(serving, caller, model, body)
     settings, defaults = serving.settings, serving.defaults(model)
@@ -47,7 +47,7 @@ async def _plan(serving: Serving, body: CompletionRequest, caller: Caller) -> Pl
         room = limits.check_prompt(ids, model.max_context, "prompt")
         max_tokens = limits.read_max_tokens(body, room, default)
         samplings.append(limits.read_sampling(body, settings, max_tokens, body.logprobs, defaults))
-    return serving.plan(body, model, caller, prompts, samplings)
+    return serving.prepare(body, model, caller, prompts, samplings)
 
 
 async def _read_prompts(
@@ -73,77 +73,77 @@ async def _read_prompts(
     return prompts
 
 
-async def _answer(plan: Plan) -> CompletionAnswer:
-    with plan.serving.in_flight(), plan.start() as generation:
+async def _answer(call: PreparedCall) -> CompletionAnswer:
+    with call.serving.in_flight(), call.start() as generation:
         collected = await generation.collect()
-    answer = _chunk(plan, [_choice(plan, index, each) for index, each in enumerate(collected)])
-    for choice in answer.choices if plan.wants_ids else ():
-        choice.prompt_token_ids = _prompt_of(plan, choice.index)
-    answer.usage = plan.usage()
+    answer = _chunk(call, [_choice(call, index, each) for index, each in enumerate(collected)])
+    for choice in answer.choices if call.wants_ids else ():
+        choice.prompt_token_ids = _prompt_of(call, choice.index)
+    answer.usage = call.usage()
     return answer
 
 
-def _choice(plan: Plan, index: int, pieces: Sequence[Piece]) -> CompletionChoice:
+def _choice(call: PreparedCall, index: int, pieces: Sequence[Piece]) -> CompletionChoice:
     last = pieces[-1]
     choice = CompletionChoice(
         index,
         "".join(piece.text for piece in pieces),
         finish_reason=last.finish_reason,
-        logprobs=completion_logprobs(plan.model.decoder, pieces),
+        logprobs=completion_logprobs(call.model.decoder, pieces),
         stop_reason=last.stop_reason if last.finish_reason else UNSET,
     )
-    if plan.wants_ids:
+    if call.wants_ids:
         choice.token_ids = [token for piece in pieces for token in piece.token_ids]
     return choice
 
 
-async def _events(plan: Plan) -> AsyncGenerator[Departure, None]:
-    stream = _Stream(plan)
-    with plan.serving.in_flight(), plan.start() as generation:
+async def _events(call: PreparedCall) -> AsyncGenerator[Departure, None]:
+    stream = _Stream(call)
+    with call.serving.in_flight(), call.start() as generation:
         async for pieces in generation.pieces():
             body = b"".join(map(stream.event, pieces))
             if body:
                 yield Departure(body, generation.made)
-    if plan.include_usage:
-        chunk = _chunk(plan, [])
-        chunk.usage = plan.usage()
+    if call.include_usage:
+        chunk = _chunk(call, [])
+        chunk.usage = call.usage()
         yield Departure(encode_events([chunk]))
 
 
 class _Stream:
     """Remembers of each choice whether its prompt was sent."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._untold = set(range(len(plan.choices))) if plan.wants_ids else set()
-        self._frames = TextFrames(lambda i: _chunk(plan, [_choice(plan, i, [Piece(i)])]), "text")
+    def __init__(self, call: PreparedCall) -> None:
+        self._call = call
+        self._untold = set(range(len(call.choices))) if call.wants_ids else set()
+        self._frames = TextFrames(lambda i: _chunk(call, [_choice(call, i, [Piece(i)])]), "text")
 
     def event(self, piece: Piece) -> bytes:
         """One piece as an event, or nothing while its text is held back."""
-        if self._plan.has_plain_events(piece):
+        if self._call.has_plain_events(piece):
             return self._frames.event(piece.index, piece.text)
-        return encode_events([_chunk(self._plan, [self._news(piece)])])
+        return encode_events([_chunk(self._call, [self._news(piece)])])
 
     def _news(self, piece: Piece) -> CompletionChoice:
-        choice = _choice(self._plan, piece.index, [piece])
+        choice = _choice(self._call, piece.index, [piece])
         if piece.index in self._untold:
             self._untold.remove(piece.index)
-            choice.prompt_token_ids = _prompt_of(self._plan, piece.index)
+            choice.prompt_token_ids = _prompt_of(self._call, piece.index)
         return choice
 
 
-def _prompt_of(plan: Plan, index: int) -> list[int]:
-    return list(plan.prompts[index // plan.n])
+def _prompt_of(call: PreparedCall, index: int) -> list[int]:
+    return list(call.prompts[index // call.n])
 
 
-def _chunk(plan: Plan, choices: list[CompletionChoice]) -> CompletionAnswer:
+def _chunk(call: PreparedCall, choices: list[CompletionChoice]) -> CompletionAnswer:
     chunk = CompletionAnswer(
-        id=f"cmpl-{plan.id}",
-        created=plan.created,
-        model=plan.model.name,
-        system_fingerprint=plan.model.fingerprint,
+        id=f"cmpl-{call.id}",
+        created=call.created,
+        model=call.model.name,
+        system_fingerprint=call.model.fingerprint,
         choices=choices,
     )
-    if plan.body.stream and plan.include_usage:
-        chunk.usage = plan.usage() if plan.continuous_usage else None
+    if call.body.stream and call.include_usage:
+        chunk.usage = call.usage() if call.continuous_usage else None
     return chunk

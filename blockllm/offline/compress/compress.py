@@ -27,7 +27,7 @@ from blockllm.zoo.source import check_name
 _PROBE = 2  # windows that errors are weighed on
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class CompressOptions(msgspec.Struct, frozen=True):
     """What is allowed: the smallest delta within `max_kl`; without that the best within
     `max_bytes`. Up to 1 it is a share of the checkpoint's bytes."""
 
@@ -69,7 +69,7 @@ def compress(
     source: str | Path,
     base: str,
     text: bytes,
-    wanted: Wanted,
+    options: CompressOptions,
     scratch: Path | None = None,
     progress: Progress = silent,
 ) -> Compressed:
@@ -82,15 +82,15 @@ def compress(
     check_name(name)
     if any(card.name == name for card in zoo.cards()):
         raise NameTaken(f"the zoo has a model named {name!r} already; remove it or choose a name")
-    parts = windows(zoo, [base], text, wanted.window)
-    parts = parts[: max(1, wanted.num_tokens // wanted.window)]
+    parts = windows(zoo, [base], text, options.window)
+    parts = parts[: max(1, options.num_tokens // options.window)]
     with _scratch_folder(scratch) as folder:
         made = Compressor(zoo, source, base, Path(folder), progress)
         progress("weighing errors", 0, 0)
         made.weigh(parts[:_PROBE])
-        mix, tried = _choose(made, parts, wanted, progress)
+        mix, tried = _choose(made, parts, options, progress)
         loss = next(one.loss for one in tried if one.mix == mix)
-        measurement = as_measurement(loss, name, str(source), wanted.window, text)
+        measurement = as_measurement(loss, name, str(source), options.window, text)
         report = zoo.assemble(
             name,
             base,
@@ -121,9 +121,9 @@ def _scratch_folder(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
 
 
 def _choose(
-    made: Compressor, text: list[list[int]], wanted: Wanted, progress: Progress
+    made: Compressor, text: list[list[int]], options: CompressOptions, progress: Progress
 ) -> tuple[Mix, list[Tried]]:
-    limit = wanted.max_bytes
+    limit = options.max_bytes
     if limit is not None and limit <= 1:
         limit *= made.checkpoint_bytes
     mixes, uniform = (
@@ -141,10 +141,10 @@ def _choose(
         return tried[-1].loss.kl
 
     def passes(mix: Mix) -> bool:
-        return loss_of(mix) <= (wanted.max_kl or 0.0)
+        return loss_of(mix) <= (options.max_kl or 0.0)
 
     # errors do not quite add up: one codec for all weights can be better than the mix of many
-    if wanted.max_kl is None:
+    if options.max_kl is None:
         rival = sorted(uniform, key=lambda mix: mix.error)[:1]
         return min((mixes[-1], *rival), key=loss_of), tried
     found = smallest(mixes, passes)
@@ -154,6 +154,6 @@ def _choose(
         best = min(tried, key=lambda one: one.loss.kl)
         size = f"{best.mix.nbytes} bytes ({best.mix.nbytes / made.checkpoint_bytes:.1%})"
         raise ZooError(
-            f"KL {best.loss.kl:.5f} at best, allowed is {wanted.max_kl}: {size} lose that much"
+            f"KL {best.loss.kl:.5f} at best, allowed is {options.max_kl}: {size} lose that much"
         )
     return found, tried

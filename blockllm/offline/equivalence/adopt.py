@@ -8,7 +8,7 @@ from blockllm.core import Measurement
 from blockllm.engine.score import Scorer
 from blockllm.errors import NameTaken, ZooError
 from blockllm.offline.equivalence.candidates import by_digest, exchanged
-from blockllm.offline.equivalence.evidence import Plan
+from blockllm.offline.equivalence.evidence import SwapPlan
 from blockllm.offline.equivalence.find import Limits, probe
 from blockllm.offline.loss import measure_loss
 from blockllm.zoo import Zoo
@@ -23,7 +23,12 @@ def check_free(zoo: Zoo, names: Sequence[str], name: str) -> None:
 
 
 def adopt(
-    zoo: Zoo, names: Sequence[str], plan: Plan, name: str, texts: dict[str, bytes], limits: Limits
+    zoo: Zoo,
+    names: Sequence[str],
+    plan: SwapPlan,
+    name: str,
+    texts: dict[str, bytes],
+    limits: Limits,
 ) -> list[Measurement]:
     """Add each model that the plan changes once more, with its layers exchanged: as `name`, or
     `name`-MODEL where it changes several. Its loss by all swaps together is in the catalogue when

@@ -1,6 +1,6 @@
 """The nouns of equivalence: swaps, what was measured about them, and the plan made of them.
 
-    models → Swap (candidate) → Edge (with evidence) → Plan (swaps that fit the budget together)
+    models → Swap (candidate) → Edge (with evidence) → SwapPlan (swaps that fit the budget together)
 
 A swap is directed: `new` in place of `old` is not `old` in place of `new`.
 """
@@ -100,7 +100,7 @@ class Edge(msgspec.Struct, frozen=True):
     texts: dict[str, str]  # BLAKE3 of the text that each model was measured on
 
 
-class Plan(msgspec.Struct, frozen=True):
+class SwapPlan(msgspec.Struct, frozen=True):
     """Swaps made together, what they save, and what each changed model loses by all of them."""
 
     swaps: tuple[Swap, ...]
@@ -131,4 +131,4 @@ class Findings(msgspec.Struct, frozen=True):
     budget: Budget
     edges: tuple[Edge, ...]
     predictions: tuple[Prediction, ...]
-    plan: Plan
+    plan: SwapPlan

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from blockllm.offline.equivalence.evidence import Budget, Mapping, Plan, Quality, Swap
+from blockllm.offline.equivalence.evidence import Budget, Mapping, Quality, Swap, SwapPlan
 
 Measure = Callable[[Mapping], dict[str, Quality]]  # qualities of the models that the swaps change
 Size = Callable[[Mapping], int]  # bytes of all models after the swaps
@@ -23,7 +23,7 @@ class _Offer(NamedTuple):
     round: int  # how many swaps had been made
 
 
-def search(swaps: Sequence[Swap], size: Size, measure: Measure, budget: Budget) -> Plan:
+def search(swaps: Sequence[Swap], size: Size, measure: Measure, budget: Budget) -> SwapPlan:
     """Make one swap after the other, the one that loses least per byte saved first, measuring the
     whole set each time; a swap that breaks the budget or saves nothing is left out.
 
@@ -52,7 +52,7 @@ def search(swaps: Sequence[Swap], size: Size, measure: Measure, budget: Budget) 
     return _plan(chosen, before, size, measure)
 
 
-def exhaustive(swaps: Sequence[Swap], size: Size, measure: Measure, budget: Budget) -> Plan:
+def exhaustive(swaps: Sequence[Swap], size: Size, measure: Measure, budget: Budget) -> SwapPlan:
     """The best of all sets of swaps: the plain twin of `search`, for a dozen swaps at most."""
     before = size({})
     best = _plan([], before, size, measure)
@@ -95,6 +95,6 @@ def _loss(qualities: dict[str, Quality]) -> float:
     return sum(quality.kl for quality in qualities.values())
 
 
-def _plan(swaps: Sequence[Swap], before: int, size: Size, measure: Measure) -> Plan:
+def _plan(swaps: Sequence[Swap], before: int, size: Size, measure: Measure) -> SwapPlan:
     mapping = _mapping(swaps)
-    return Plan(tuple(swaps), before - size(mapping), before, measure(mapping))
+    return SwapPlan(tuple(swaps), before - size(mapping), before, measure(mapping))

@@ -25,7 +25,7 @@ from blockllm.zoo.assemble import NewLayer
 _PAIRED = 32  # windows whose hidden states the first fit sees
 
 
-class Wish(NamedTuple):
+class StitchOptions(NamedTuple):
     """Which models to join where, how to train the bridge, and what a chain may lose."""
 
     front: str
@@ -56,25 +56,25 @@ class Stitched(msgspec.Struct, frozen=True):
     kept: bool  # whether the loss is within the gate; the zoo has no other
 
 
-def stitch(zoo: Zoo, wish: Wish, progress: Progress) -> list[Stitched]:
+def stitch(zoo: Zoo, options: StitchOptions, progress: Progress) -> list[Stitched]:
     """Join the models by one bridge for all cuts. Chains within the gate are in the zoo when this
     returns, with their loss.
 
     Raises ZooError, and then no model was added, for cuts that make no chain, models with deltas
     or of different tokenizers, and too little text.
     """
-    front, back = (zoo.layers(model) for model in (wish.front, wish.back))
-    for cut in wish.cuts:
+    front, back = (zoo.layers(model) for model in (options.front, options.back))
+    for cut in options.cuts:
         check_cut(front, back, cut)
-    models = (wish.front, wish.back)
-    learned, kept = learn_and_measure(zoo, models, wish.text, wish.measured, wish.window)
-    weights = _make_bridge(zoo, wish, learned, progress)
+    models = (options.front, options.back)
+    learned, kept = learn_and_measure(zoo, models, options.text, options.measured, options.window)
+    weights = _make_bridge(zoo, options, learned, progress)
     added: list[str] = []
     try:
-        for cut in wish.cuts:
-            added.append(_assemble(zoo, wish, cut, weights))
+        for cut in options.cuts:
+            added.append(_assemble(zoo, options, cut, weights))
         progress("measuring", 0, 0)
-        found = _measure(zoo, wish, added, kept)
+        found = _measure(zoo, options, added, kept)
     except BaseException:
         for name in added:
             zoo.remove(name)
@@ -89,58 +89,62 @@ def stitch(zoo: Zoo, wish: Wish, progress: Progress) -> list[Stitched]:
     return found
 
 
-def _make_bridge(zoo: Zoo, wish: Wish, learned: torch.Tensor, progress: Progress) -> Weights:
-    front, back = (zoo.layers(model) for model in (wish.front, wish.back))
-    ours, theirs = (load_twins(zoo, model) for model in (wish.front, wish.back))
-    bridges = {cut: bridge_function(front, back, cut) for cut in wish.cuts}
+def _make_bridge(
+    zoo: Zoo, options: StitchOptions, learned: torch.Tensor, progress: Progress
+) -> Weights:
+    front, back = (zoo.layers(model) for model in (options.front, options.back))
+    ours, theirs = (load_twins(zoo, model) for model in (options.front, options.back))
+    bridges = {cut: bridge_function(front, back, cut) for cut in options.cuts}
     progress("fitting by least squares", 0, 0)
-    weights = least_squares(pairs_of(ours, theirs, bridges, learned[:_PAIRED]), wish.terms)
+    weights = least_squares(pairs_of(ours, theirs, bridges, learned[:_PAIRED]), options.terms)
     return train_bridge(
-        ours, theirs, bridges, weights, learned, wish.course, _task(wish, front, back),
-        wish.checkpoint,
+        ours, theirs, bridges, weights, learned, options.course, _task(options, front, back),
+        options.checkpoint,
         lambda done, steps, loss: progress(f"distilling, loss {loss:.4f}", done, steps),
     )  # fmt: skip
 
 
-def _task(wish: Wish, front: Sequence[Layer], back: Sequence[Layer]) -> str:
+def _task(options: StitchOptions, front: Sequence[Layer], back: Sequence[Layer]) -> str:
     digests = [layer.digest for layer in (*front, *back)]
-    text = blake3(wish.text).hexdigest()
-    facts = (digests, wish.cuts, wish.window, wish.course, wish.terms, text)
+    text = blake3(options.text).hexdigest()
+    facts = (digests, options.cuts, options.window, options.course, options.terms, text)
     return str(blake3(repr(facts).encode()).hexdigest())
 
 
-def chain_name(wish: Wish, cut: Cut) -> str:
+def chain_name(options: StitchOptions, cut: Cut) -> str:
     """The name that the chain of a cut gets."""
-    return wish.name if len(wish.cuts) == 1 else f"{wish.name}-{cut.front}-{cut.back}"
+    return options.name if len(options.cuts) == 1 else f"{options.name}-{cut.front}-{cut.back}"
 
 
-def _assemble(zoo: Zoo, wish: Wish, cut: Cut, weights: Weights) -> str:
-    front, back = (zoo.layers(model) for model in (wish.front, wish.back))
+def _assemble(zoo: Zoo, options: StitchOptions, cut: Cut, weights: Weights) -> str:
+    front, back = (zoo.layers(model) for model in (options.front, options.back))
     bridge = TwinLayer(bridge_function(front, back, cut), weights)
     layers: tuple[Layer | NewLayer, ...] = (
         *front[: cut.front + 1],
-        new_layer(bridge, storage_dtype(zoo, wish.back)),
+        new_layer(bridge, storage_dtype(zoo, options.back)),
         *back[cut.back + 1 :],
     )
-    shorter = min((wish.front, wish.back), key=lambda name: zoo.card(name).max_context)
-    name = chain_name(wish, cut)
-    root = f"{wish.front}@{cut.front} {wish.back}@{cut.back}"
+    shorter = min((options.front, options.back), key=lambda name: zoo.card(name).max_context)
+    name = chain_name(options, cut)
+    root = f"{options.front}@{cut.front} {options.back}@{cut.back}"
     zoo.assemble(name, shorter, layers, kind="stitched", root=root)
     return name
 
 
-def _measure(zoo: Zoo, wish: Wish, names: Sequence[str], kept: torch.Tensor) -> list[Stitched]:
-    scorer = Scorer(zoo, [*names, wish.front, wish.back])
-    windows, text = kept.tolist(), wish.measured or wish.text
-    front_perplexity = compare(scorer, wish.front, wish.back, windows).perplexity
-    front_cost, back_cost = (cost(zoo.layers(model)) for model in (wish.front, wish.back))
+def _measure(
+    zoo: Zoo, options: StitchOptions, names: Sequence[str], kept: torch.Tensor
+) -> list[Stitched]:
+    scorer = Scorer(zoo, [*names, options.front, options.back])
+    windows, text = kept.tolist(), options.measured or options.text
+    front_perplexity = compare(scorer, options.front, options.back, windows).perplexity
+    front_cost, back_cost = (cost(zoo.layers(model)) for model in (options.front, options.back))
     found = []
-    for name, cut in zip(names, wish.cuts, strict=True):
-        loss = measure_loss(scorer, name, wish.back, windows, wish.window, text)
-        within = wish.max_rise is None or loss.rise <= wish.max_rise
+    for name, cut in zip(names, options.cuts, strict=True):
+        loss = measure_loss(scorer, name, options.back, windows, options.window, text)
+        within = options.max_rise is None or loss.rise <= options.max_rise
         own = cost(zoo.layers(name))
         found.append(
-            Stitched(name, wish.front, wish.back, cut, loss, front_perplexity, own, front_cost,
-                     back_cost, within)
+            Stitched(name, options.front, options.back, cut, loss, front_perplexity, own,
+                     front_cost, back_cost, within)
         )  # fmt: skip
     return found

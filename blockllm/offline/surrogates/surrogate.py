@@ -29,7 +29,7 @@ from blockllm.zoo import Progress, Zoo
 _PROMPTS, _PROMPT, _ANSWER = 8, 32, 48  # speculation is measured on: prompts, tokens, new tokens
 
 
-class Wish(NamedTuple):
+class SurrogateOptions(NamedTuple):
     """What surrogates to make of a model, and how good the draft must be to be kept."""
 
     model: str
@@ -55,7 +55,7 @@ class Made(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def surrogate(zoo: Zoo, wish: Wish, progress: Progress) -> Made:
+def surrogate(zoo: Zoo, options: SurrogateOptions, progress: Progress) -> Made:
     """Make a surrogate of every decoder layer and a draft chain of them; findings and loss are in
     the catalogue when this returns.
 
@@ -63,65 +63,74 @@ def surrogate(zoo: Zoo, wish: Wish, progress: Progress) -> Made:
     or the draft's first choices agree with the model's less than asked for.
     """
     started = time.monotonic()
-    layers = load_twins(zoo, wish.model)
-    learned, kept = learn_and_measure(zoo, [wish.model], wish.text, wish.measured, wish.window)
-    shown = f"pruning {wish.ratio:.0%}"
+    layers = load_twins(zoo, options.model)
+    learned, kept = learn_and_measure(
+        zoo, [options.model], options.text, options.measured, options.window
+    )
+    shown = f"pruning {options.ratio:.0%}"
     made = make_surrogates(
-        layers, learned, wish.ratio, wish.course, _task(zoo, wish), wish.checkpoint,
+        layers, learned, options.ratio, options.course, _task(zoo, options), options.checkpoint,
         lambda done, steps, loss: progress(f"{shown}, loss {loss:.4f}", done, steps),
     )  # fmt: skip
     zoo.assemble(
-        wish.name,
-        wish.model,
-        new_layers(zoo, wish.model, made),
+        options.name,
+        options.model,
+        new_layers(zoo, options.model, made),
         kind="draft",
-        root=f"{wish.model} without {wish.ratio:.0%} of its heads and channels",
+        root=f"{options.model} without {options.ratio:.0%} of its heads and channels",
     )
     try:
         progress(f"{shown}: measuring", 0, 0)
         loss = measure_loss(
-            Scorer(zoo, [wish.name, wish.model]), wish.name, wish.model, kept.tolist(),
-            wish.window, wish.measured or wish.text,
+            Scorer(zoo, [options.name, options.model]), options.name, options.model, kept.tolist(),
+            options.window, options.measured or options.text,
         )  # fmt: skip
-        if loss.agreement < wish.min_agreement:
+        if loss.agreement < options.min_agreement:
             raise ZooError(
-                f"{wish.name}: first choices agree with {wish.model}'s at {loss.agreement:.2%} of "
-                f"tokens, asked for are {wish.min_agreement:.2%}; nothing was added"
+                f"{options.name}: first choices agree with {options.model}'s at "
+                f"{loss.agreement:.2%} of tokens, asked for are {options.min_agreement:.2%}; "
+                "nothing was added"
             )
-        speculation = _measure_draft(zoo, wish, kept)
-        surrogates = _find(zoo, wish, layers, kept)
+        speculation = _measure_draft(zoo, options, kept)
+        surrogates = _find(zoo, options, layers, kept)
     except BaseException:
-        zoo.remove(wish.name)
+        zoo.remove(options.name)
         raise
     zoo.record_loss(loss)
-    zoo.record_finding("speculation", wish.name, wish.model, speculation)
+    zoo.record_finding("speculation", options.name, options.model, speculation)
     seconds = time.monotonic() - started
-    return Made(wish.name, wish.ratio, surrogates, loss, speculation, seconds)
+    return Made(options.name, options.ratio, surrogates, loss, speculation, seconds)
 
 
-def _task(zoo: Zoo, wish: Wish) -> str:
-    digests = [layer.digest for layer in zoo.layers(wish.model)]
-    facts = (digests, wish.ratio, wish.window, wish.course, blake3(wish.text).hexdigest())
+def _task(zoo: Zoo, options: SurrogateOptions) -> str:
+    digests = [layer.digest for layer in zoo.layers(options.model)]
+    facts = (
+        digests,
+        options.ratio,
+        options.window,
+        options.course,
+        blake3(options.text).hexdigest(),
+    )
     return str(blake3(repr(facts).encode()).hexdigest())
 
 
-def _measure_draft(zoo: Zoo, wish: Wish, kept: torch.Tensor) -> Speculation:
+def _measure_draft(zoo: Zoo, options: SurrogateOptions, kept: torch.Tensor) -> Speculation:
     prompts: Sequence[Sequence[int]] = [
         window[: max(2, min(_PROMPT, len(window) // 2))] for window in kept[:_PROMPTS].tolist()
     ]
-    parts = load(zoo, [wish.model, wish.name])
+    parts = load(zoo, [options.model, options.name])
     limit = min(state.max_context for state in parts.states.values())
-    count = min(_ANSWER, limit - len(prompts[0]) - wish.gamma - 2)
-    return measure_speculation(parts, wish.model, wish.name, prompts, count, wish.gamma)
+    count = min(_ANSWER, limit - len(prompts[0]) - options.gamma - 2)
+    return measure_speculation(parts, options.model, options.name, prompts, count, options.gamma)
 
 
 def _find(
-    zoo: Zoo, wish: Wish, layers: Sequence[TwinLayer], kept: torch.Tensor
+    zoo: Zoo, options: SurrogateOptions, layers: Sequence[TwinLayer], kept: torch.Tensor
 ) -> tuple[SurrogateFound, ...]:
     """Measure the surrogates as they were stored and record a finding of each."""
-    stored = load_twins(zoo, wish.name)
+    stored = load_twins(zoo, options.name)
     qualities = layer_qualities(layers, stored, kept)
-    models = (wish.model, wish.name)
+    models = (options.model, options.name)
     row, rows = (layer_seconds(zoo, models, count) for count in (1, 32))
     found = []
     for i, (position, quality) in enumerate(zip(decoders(layers), qualities, strict=True)):
@@ -129,15 +138,15 @@ def _find(
         function = new.function
         assert isinstance(function, LayerFunction)
         finding = SurrogateFound(
-            model=wish.model,
-            ratio=wish.ratio,
+            model=options.model,
+            ratio=options.ratio,
             num_heads=function.num_heads,
             intermediate_size=function.intermediate_size,
             parameters_saved=1 - _size(stored[position]) / _size(layers[position]),
             quality=quality,
-            row_seconds_saved=1 - row[wish.name][i] / row[wish.model][i],
-            rows_seconds_saved=1 - rows[wish.name][i] / rows[wish.model][i],
-            text=str(blake3(wish.measured or wish.text).hexdigest()),
+            row_seconds_saved=1 - row[options.name][i] / row[options.model][i],
+            rows_seconds_saved=1 - rows[options.name][i] / rows[options.model][i],
+            text=str(blake3(options.measured or options.text).hexdigest()),
         )
         zoo.record_finding("surrogate", new.digest, old.digest, finding)
         found.append(finding)

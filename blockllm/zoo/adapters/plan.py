@@ -83,7 +83,7 @@ class AdapterPlan(NamedTuple):
         return added + sum(part.entry.nbytes for part in self.replaced.values())
 
 
-class Place(NamedTuple):
+class LinearPlace(NamedTuple):
     """A linear module of the base: where it is, and its weight's shape."""
 
     position: int
@@ -109,13 +109,13 @@ def with_shapes(layers: Layers, replaced: Mapping[tuple[int, str], Part]) -> Lay
     return tuple(shaped)
 
 
-def find_linear(name: str, layers: Layers) -> Place:
+def find_linear(name: str, layers: Layers) -> LinearPlace:
     """The linear (or embedding) of a Hugging Face module name; raises AdapterMismatch."""
     place = locate_module(name, len(layers) - 2)
     weight = place and layers[place[0]].tensors.get(place[2])
     if place is None or weight is None or len(weight.shape) != 2:
         raise AdapterMismatch(f"the base has no linear module {name[:200]!r}")
-    return Place(*place, *weight.shape)
+    return LinearPlace(*place, *weight.shape)
 
 
 def check_shape(name: str, source: Source, shape: tuple[int, ...]) -> None:

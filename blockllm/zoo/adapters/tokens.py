@@ -21,7 +21,7 @@ from blockllm.zoo.adapters.plan import (
     AdapterPlan,
     Addition,
     Layers,
-    Place,
+    LinearPlace,
     check_shape,
     find_linear,
     is_tied,
@@ -40,7 +40,7 @@ _OPTIONS = {"init_weights", "target_modules", "token_indices"}
 class _Rows(NamedTuple):
     """Trained rows of a module, and of which tokens."""
 
-    place: Place
+    place: LinearPlace
     source: Source
     tokens: tuple[int, ...]
 

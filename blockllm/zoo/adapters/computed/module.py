@@ -17,8 +17,8 @@ from blockllm.zoo.adapters.plan import (
     Addition,
     Computed,
     Layers,
+    LinearPlace,
     Part,
-    Place,
     check_shape,
 )
 from blockllm.zoo.arrays import Floats, Integers, Weights, check_integers, read_floats
@@ -48,7 +48,7 @@ class Module(NamedTuple):
     """A linear of the base and what the adapter brings for it."""
 
     name: str
-    place: Place
+    place: LinearPlace
     layers: Layers
     parts: Mapping[str, Source]
 

@@ -22,7 +22,7 @@ from blockllm.zoo.adapters.computed.random import kaiming, seeded
 from blockllm.zoo.adapters.computed.reading import COMMON, read_modules, take_shared
 from blockllm.zoo.adapters.options import check_options
 from blockllm.zoo.adapters.patterns import MAX_RANK
-from blockllm.zoo.adapters.plan import AdapterPlan, Layers, Place, find_linear, strip_prefix
+from blockllm.zoo.adapters.plan import AdapterPlan, Layers, LinearPlace, find_linear, strip_prefix
 from blockllm.zoo.arrays import Floats, Weights, read_floats
 from blockllm.zoo.checkpoint import Source
 from blockllm.zoo.settings_reader import SettingsReader
@@ -88,7 +88,7 @@ def _saved(source: Source) -> _Shared:
 
 
 def _draw(
-    reader: SettingsReader, ranks: int, rank: int, places: Sequence[Place]
+    reader: SettingsReader, ranks: int, rank: int, places: Sequence[LinearPlace]
 ) -> tuple[_Shared, _Shared]:
     """The matrices as PEFT draws them from a seed for the largest sizes among the linears."""
     inputs = max((place.columns for place in places), default=0)

@@ -26,7 +26,7 @@ class _Matcher:
         return self.matched == len(self.stop)
 
 
-class StopFinder:
+class StopStringFinder:
     """Finds the stop string that is completed first (the longest, if several are).
 
     Text is held back only as long as it may be the beginning of a stop string.

@@ -1,4 +1,4 @@
-"""One partner to talk to in a terminal: a model in this process, or one behind a server."""
+"""Models to chat with in a terminal: one in this process, or one behind a server."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from blockllm.errors import EngineError, ModelNotFound
 Messages = list[dict[str, str]]
 
 
-class Partner(Protocol):
+class ChatModel(Protocol):
     """Answers a conversation, or continues a text when the model has no chat template."""
 
     name: str  # of the model
     has_template: bool
 
     def answer(self, messages: Messages) -> Iterator[str]: ...
-    def proceed(self, text: str) -> Iterator[str]: ...
+    def complete(self, text: str) -> Iterator[str]: ...
 
 
-class LocalPartner:
+class LocalChatModel:
     """A model loaded into this process."""
 
     def __init__(self, llm: LLM, model: str, sampling: Mapping[str, float]) -> None:
@@ -44,7 +44,7 @@ class LocalPartner:
     def answer(self, messages: Messages) -> Iterator[str]:
         return self._show(self._llm.chat_prompt(messages, self._model.name))
 
-    def proceed(self, text: str) -> Iterator[str]:
+    def complete(self, text: str) -> Iterator[str]:
         return self._show(self._llm.encode(text, self._model.name))
 
     def _show(self, ids: list[int]) -> Iterator[str]:
@@ -55,7 +55,7 @@ class LocalPartner:
             yield piece.text
 
 
-class RemotePartner:
+class RemoteChatModel:
     """A model behind a running server."""
 
     def __init__(self, url: str, key: str, model: str, sampling: Mapping[str, float]) -> None:
@@ -77,7 +77,7 @@ class RemotePartner:
         for choice in self._stream("/v1/chat/completions", {"messages": messages}):
             yield choice["delta"].get("content") or ""
 
-    def proceed(self, text: str) -> Iterator[str]:
+    def complete(self, text: str) -> Iterator[str]:
         for choice in self._stream("/v1/completions", {"prompt": text}):
             yield choice["text"]
 

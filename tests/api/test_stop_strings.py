@@ -3,14 +3,14 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from blockllm.api.stops import StopFinder
+from blockllm.api.stop_strings import StopStringFinder
 
 LETTERS = st.text("ab", max_size=30)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=6), max_size=4)
 
 
 def run(stops: list[str], pieces: list[str], include: bool = False) -> tuple[str, str | None]:
-    finder = StopFinder(stops, include)
+    finder = StopStringFinder(stops, include)
     shown = ""
     for piece in pieces:
         shown += finder.feed(piece)
@@ -39,7 +39,7 @@ def test_equals_the_plain_twin_whatever_the_pieces(
 
 @given(STOPS, LETTERS)
 def test_text_is_held_back_only_while_it_may_become_a_stop(stops: list[str], text: str):
-    finder = StopFinder(stops)
+    finder = StopStringFinder(stops)
     shown = ""
     for end, character in enumerate(text, 1):
         shown += finder.feed(character)
@@ -53,13 +53,13 @@ def test_text_is_held_back_only_while_it_may_become_a_stop(stops: list[str], tex
 
 
 def test_without_stops_nothing_is_held_back():
-    finder = StopFinder([])
+    finder = StopStringFinder([])
     assert finder.feed("abc") == "abc"
     assert finder.flush() == ""
 
 
 def test_time_does_not_depend_on_the_length_of_near_misses():
-    finder = StopFinder(["a" * 1000 + "b"])
+    finder = StopStringFinder(["a" * 1000 + "b"])
     for _ in range(200):
         assert len(finder.feed("a" * 100)) in (0, 100)
     assert len(finder.flush()) == 1000
