@@ -35,6 +35,10 @@ Origins = Annotated[
         description="*, or origins such as https://chat.example.org with commas between",
     ),
 ]
+RowLimits = Annotated[
+    str,
+    Meta(pattern=r"^(off|auto|[1-9]\d{0,5})$", description="off, auto or a number of rows"),
+]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Amount = Annotated[int, Meta(ge=0, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -59,6 +63,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_context: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
     max_waiting: Count = 2048
     batching: Literal["blocks", "models", "layered"] = "blocks"
+    block_limits: RowLimits = "off"
     cut: Literal["lazy", "layers"] = "lazy"
     prefix_cache: bool = True
     kernels: Literal["auto", "plain"] = "auto"

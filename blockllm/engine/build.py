@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -14,6 +15,8 @@ from blockllm.config import EngineSettings
 from blockllm.core import Chain
 from blockllm.engine.attention import make_attention
 from blockllm.engine.costs.profiles import FindingStore, describe_device, find_costs
+from blockllm.engine.costs.row_limits import row_limits
+from blockllm.engine.costs.span import SpanCost
 from blockllm.engine.costs.turn_budget import ObservedBudget, ProfiledBudget, TurnBudget
 from blockllm.engine.device.allocator import keep_freed_memory
 from blockllm.engine.device.budget import KVClass, Precision, context_of, plan_kv, weight_bytes
@@ -51,6 +54,7 @@ class Parts(NamedTuple):
     weight_bytes: int  # of distinct tensors in memory
     weight_bytes_unshared: int  # if every model had its own copy
     budget: TurnBudget | None  # how long a turn may take; None: no limit
+    row_limits: Mapping[int, int]  # by span, of one hop; a span that is absent has none
 
 
 def prepare(settings: EngineSettings, progress: Progress = silent) -> None:
@@ -90,6 +94,7 @@ def build(
     caches = _make_caches(classes, settings, device, dtype)
     whole = sum(t.nbytes for t in {t.hash: t for c in served for t in c.tensors()}.values())
     tell = partial(_tell_read, progress, whole)
+    costs = _costs(zoo, plan, device, dtype, settings)
     loader = TensorLoader(zoo, device, dtype, tell, settings.verify_weights)
     attention = make_attention("triton" if device.type == "cuda" else "native")
     eager = Executor(plan, loader, caches, attention, dtype, device)
@@ -104,7 +109,8 @@ def build(
         precision=precision,
         weight_bytes=weight_bytes(chains.values(), precision),
         weight_bytes_unshared=sum(weight_bytes([c], precision) for c in chains.values()),
-        budget=_budget(zoo, plan, device, dtype, settings),
+        budget=_budget(costs, settings),
+        row_limits=_row_limits(plan, costs, settings),
     )
 
 
@@ -112,21 +118,37 @@ def _tell_read(progress: Progress, whole: int, read: int) -> None:
     progress(_LOADING, read, whole)
 
 
-def _budget(
+def _costs(
     zoo: ChainStore,
     plan: SpanPlan,
     device: torch.device,
     dtype: torch.dtype,
     settings: EngineSettings,
-) -> TurnBudget | None:
+) -> dict[int, SpanCost]:
+    """Measured costs of all spans on this device, by span; none unless all were measured."""
+    is_asked = settings.max_turn_seconds or settings.block_limits == "auto"
+    if not is_asked or not isinstance(zoo, FindingStore):
+        return {}
+    costs = find_costs(zoo, plan, describe_device(device, dtype, settings))
+    return costs if len(costs) == len(plan.spans) else {}
+
+
+def _budget(costs: Mapping[int, SpanCost], settings: EngineSettings) -> TurnBudget | None:
     if not settings.max_turn_seconds:
         return None
-    costs = {}
-    if isinstance(zoo, FindingStore):
-        costs = find_costs(zoo, plan, describe_device(device, dtype, settings))
-    if len(costs) < len(plan.spans):
+    if not costs:
         return ObservedBudget(settings.max_turn_seconds)
     return ProfiledBudget(settings.max_turn_seconds, costs)
+
+
+def _row_limits(
+    plan: SpanPlan, costs: Mapping[int, SpanCost], settings: EngineSettings
+) -> dict[int, int]:
+    if settings.block_limits.isdecimal():
+        return dict.fromkeys(range(len(plan.spans)), int(settings.block_limits))
+    if settings.block_limits == "off" or not costs:
+        return {}
+    return row_limits(plan, costs, settings.max_turn_seconds, settings.max_rows)
 
 
 def _check(settings: EngineSettings) -> None:

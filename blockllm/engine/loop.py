@@ -48,7 +48,9 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.parts: Final = build(zoo, models, self.settings, progress)
         parts = self.parts
-        self._scheduler = Scheduler(parts.states, parts.caches, self.settings, parts.budget)
+        self._scheduler = Scheduler(
+            parts.states, parts.caches, self.settings, parts.budget, parts.row_limits
+        )
         joins = parts.executor.joins_spans
         self._cursor = HopCursor(list(parts.states.values()), timeline, joins)
         self._counters = HopCounters(len(self.parts.plan.spans))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from itertools import count
 
 import torch
@@ -14,7 +15,8 @@ from blockllm.engine.batch.turn import Turn, make_turn
 from blockllm.engine.costs.turn_budget import SequencePath, TurnBudget
 from blockllm.engine.hidden import HiddenStore
 from blockllm.engine.kv.cache import KVCache, SequenceKV
-from blockllm.engine.policies import POLICIES
+from blockllm.engine.policies import make_policy
+from blockllm.engine.policies.block_limits import stop_limits
 from blockllm.engine.sequence.finish import check_request
 from blockllm.engine.sequence.planned_pages import PlannedPages, Prompt
 from blockllm.engine.sequence.sequence import RouteState, Sequence
@@ -35,9 +37,12 @@ class Scheduler:
         caches: list[KVCache],
         settings: EngineSettings,
         budget: TurnBudget | None = None,
+        row_limits: Mapping[int, int] | None = None,
     ) -> None:
+        """`row_limits`: rows of one hop, by span, at most; a span that is absent takes any."""
         self._states, self._caches, self._settings, self._budget = states, caches, settings, budget
-        self.policy: Policy = POLICIES[settings.batching]()
+        limits = stop_limits(states, row_limits) if row_limits else {}
+        self.policy: Policy = make_policy(settings.batching, limits)
         self._numbers = count(1)
         self._by_id: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
@@ -121,6 +126,7 @@ class Scheduler:
         return View(
             running=self._running,
             waiting=self._waiting.lines,
+            sequences=self._by_number,
             pages=[PlannedPages(pool, cache, *shared) for pool, cache in enumerate(self._caches)],
             max_rows=self._max_rows(),
             max_sequences=self._settings.max_sequences,
@@ -196,7 +202,7 @@ class Scheduler:
         for sequence, work in zip(turn.sequences, turn.work, strict=True):
             assert sequence.kv is not None
             sequence.advance(work)
-            sequence.state.last_turn = self._turns
+            sequence.state.last_turn = sequence.own_turn = self._turns
             self._publish(sequence, sequence.kv)
             if sequence.pending_keys and sequence.remaining == 0:
                 self._keep_promise(sequence)

@@ -74,6 +74,11 @@ class Known(Protocol):
         """The number of the last turn that had rows of the sequence's model; 0: none had."""
         ...
 
+    @property
+    def own_turn(self) -> int:
+        """The number of the last turn that had rows of the sequence itself; 0: none had."""
+        ...
+
 
 class Admission(NamedTuple):
     """What it takes to admit a waiting sequence."""
@@ -130,6 +135,7 @@ class View(NamedTuple):
     running: Sequence[Known]  # by age
     # by tenant, each in order of arrival and none empty; the tenant admitted longest ago is first
     waiting: Mapping[str, Sequence[Known]]
+    sequences: Mapping[int, Known]  # all of them, by number
     pages: Sequence[Pages]  # by pool
     max_rows: int  # of this turn; rows that pass a part of their stops count for that part
     max_sequences: int  # that run at once

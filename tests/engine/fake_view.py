@@ -23,6 +23,7 @@ class FakeSequence:
     num_stops: int = 4
     num_computed: int = 0
     last_turn: int = 0
+    own_turn: int = 0
     hit: int = 0  # rows on known pages
     paused: Sequence[PausedRows] = ()
     is_blocked: bool = False
@@ -76,4 +77,4 @@ def make_view(
     lines: dict[str, list[Known]] = {}
     for known in waiting:
         lines.setdefault(known.tenant, []).append(known)
-    return View(list(running), lines, [pool], max_rows, max_sequences)
+    return View(list(running), lines, sequences, [pool], max_rows, max_sequences)

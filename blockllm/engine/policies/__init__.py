@@ -1,10 +1,20 @@
 """Policies: which rows go next. Each is a pure function of a view; later ones wrap earlier ones."""
 
+from collections.abc import Mapping, Sequence
+
+from blockllm.engine.policies.block_limits import BlockLimits, StopLimit
 from blockllm.engine.policies.by_model import ByModel
 from blockllm.engine.policies.chunked import Chunked
 from blockllm.engine.policies.layered import Layered
 from blockllm.engine.work import Policy
 
-POLICIES: dict[str, type[Policy]] = {"blocks": Chunked, "models": ByModel, "layered": Layered}
+__all__ = ["BlockLimits", "ByModel", "Chunked", "Layered", "make_policy"]
 
-__all__ = ["POLICIES", "ByModel", "Chunked", "Layered"]
+
+def make_policy(batching: str, limits: Mapping[str, Sequence[StopLimit]]) -> Policy:
+    """The policy of a setting `batching`. `limits`: stops of every model, with the rows that their
+    hops take; empty: hops have no limits."""
+    policy: Policy = Layered() if batching == "layered" else Chunked()
+    if limits:
+        policy = BlockLimits(policy, limits)
+    return ByModel(policy) if batching == "models" else policy

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blockllm.engine.policies.chunked import Chunked
-from blockllm.engine.work import Known, Plan, View
+from blockllm.engine.work import Known, Plan, Policy, View
 
 
 class ByModel:
-    """Chunked, for one model at a time."""
+    """Another policy, for one model at a time."""
+
+    def __init__(self, inner: Policy | None = None) -> None:
+        """`inner`: what it is asked about each model; default: `Chunked`."""
+        self._inner = inner or Chunked()
 
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`. Looks at all requests, as the servers that it stands for do."""
@@ -21,7 +25,7 @@ class ByModel:
                 waiting={"": own} if (own := [k for k in waiting if k.model == model]) else {},
                 max_sequences=view.max_sequences - len(view.running) + len(running),
             )
-            plan = Chunked().plan(own)
+            plan = self._inner.plan(own)
             if plan.work or plan.preempt:
                 return plan
         return Plan((), (), ())

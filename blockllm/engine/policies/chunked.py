@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from blockllm.engine.policies.paused import resume, rows_of
 from blockllm.engine.policies.tenants import (
     LOOK_AHEAD,
     give_way,
@@ -22,16 +23,22 @@ from blockllm.engine.work import Admission, Known, Pages, Plan, View, Work, full
 
 
 class Chunked:
-    """Every row that begins goes through all of its stops."""
+    """Every row that begins goes through all of its stops. Rows that wait go first; a sequence that
+    has some begins no others."""
 
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`."""
+        paused = {known.number: known for known in view.running if known.paused}
+        resumed = [work for known in paused.values() for work in resume(known)]
+        max_rows = max(0, view.max_rows - rows_of(resumed, paused))
         ahead = newcomers(view)
-        rows = _split_rows(view.running, view.max_rows, ahead)
+        rows = dict.fromkeys(paused, 0)
+        rows |= _split_rows([k for k in view.running if not k.paused], max_rows, ahead)
         work, preempted = plan_pools(view, rows)
+        left = max_rows - sum(each.rows for each in work)
+        work = [*(each for each in resumed if each.sequence not in preempted), *work]
         if preempted:
             return Plan(tuple(preempted), (), tuple(work))
-        left = view.max_rows - sum(each.rows for each in work)
         admitted = admit(view, left)
         if ahead and not admitted:
             victim = give_way(view, ahead)

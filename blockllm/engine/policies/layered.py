@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from blockllm.engine.policies.chunked import admit, plan_pools
+from blockllm.engine.policies.paused import resume
 from blockllm.engine.policies.tenants import in_turn, split_prompts
 from blockllm.engine.work import Known, Plan, View, Work
 
@@ -39,7 +40,7 @@ class Layered:
             wave += admitted
         for known in view.running:
             if known.number not in preempted:
-                wave += _paused(known)
+                wave += resume(known)
         return Plan(
             preempt=tuple(preempted),
             admit=tuple(each.sequence for each in admitted),
@@ -54,14 +55,6 @@ def _decodes(known: Known) -> bool:
 def _fewest_stops(view: View) -> int:
     ahead = [*view.running, *islice(in_turn(view), 1)] if view.waiting else view.running
     return min((known.num_stops for known in ahead if not _decodes(known)), default=1)
-
-
-def _paused(known: Known) -> Iterator[Work]:
-    """All that waits, up to where the rows before it wait."""
-    limit = known.num_stops
-    for stop, start, rows in known.paused:
-        yield Work(known.number, start, rows, stop, limit - 1)
-        limit = stop
 
 
 def _next_group(wave: Sequence[Work], budget: int) -> Iterator[Work]:

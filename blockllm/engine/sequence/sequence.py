@@ -111,6 +111,7 @@ class Sequence:
         self.paused: list[PausedRows] = []  # where the latter wait, deepest first
         # where the last token stands among those just sampled on the device; -1: it is known here
         self.sampled_at = -1
+        self.own_turn = 0  # the last one that had rows of it
         self.kv: SequenceKV | None = None  # set while admitted
         self.hashes = PageHashes(self._salt(), page_size)
         self.pending_keys: tuple[bytes, ...] = ()  # pages it promised to compute, see admission
