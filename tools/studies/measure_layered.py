@@ -82,6 +82,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             memory=options.memory,
             batching=batching,
             max_rows=options.rows,
+            max_sequences=min(options.rows, 64),
             max_turn_seconds=0.0,
             prefix_cache=False,
         )
@@ -99,8 +100,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             if pair:
                 found[arm].append(see(times, hops))
             engine.check_books()
-        if tokens["blocks"] != tokens["layered"]:
-            raise SystemExit(f"pair {pair}: the tokens of the arms differ")
+        differing = [
+            name for name, own in tokens["blocks"].items() if own != tokens["layered"][name]
+        ]
+        if differing:
+            raise SystemExit(f"pair {pair}: the tokens of {', '.join(differing)} differ")
     return {arm: [seen._asdict() for seen in runs] for arm, runs in found.items()}
 
 
