@@ -137,9 +137,12 @@ class HopDriver:
         grants: Grants = []
         for group in shape:
             for _ in range(group.sequences):
-                tokens = chosen.integers(0, state.route.chain.vocab_size, group.context)
-                request = Request("profile", model, tuple(tokens.tolist()), Sampling(max_tokens=1))
+                tokens = chosen.integers(0, state.route.chain.vocab_size, group.context).tolist()
+                given = tokens[:-1] if group.rows == 1 < group.context else tokens
+                request = Request("profile", model, tuple(given), Sampling(max_tokens=1))
                 sequence = EngineSequence(request, state, cache.page_size)
+                for token in tokens[len(given) :]:  # decoding computes what was generated
+                    sequence.append(token)
                 sequence.restart(sequence.num_total - group.rows)
                 sequence.kv = next(slots)
                 grants.append((sequence, full_work(sequence, group.rows)))

@@ -34,11 +34,11 @@ class NativeAttention:
         if not native.usable(q):
             return self._fallback.attend(q, k, v, kv, bundle, rows, window)
         tables = rows.bundle_tables[bundle]
-        if not rows.has_runs:
-            return native.paged_decode(q, kv, tables, rows.decoding.contexts, window)
+        members, where, contexts = rows.generated
+        if not rows.has_given and not rows.has_runs:
+            return native.paged_decode(q, kv, tables, contexts, window)
         out = torch.empty(q.shape)
-        native.paged_prefill(out, q, kv, tables, rows.tiles(_TILE), window)
-        members, where, contexts = rows.decoding
+        native.paged_prefill(out, q, kv, tables, rows.given_tiles(_TILE), window)
         if len(members):
             out[where] = native.paged_decode(q[where], kv, tables[members], contexts, window)
         return out
@@ -51,8 +51,8 @@ def describe(rows: AttentionRows, table: RopeTable) -> Rows:
         part, of = rows.part, rows.gathered.addresses
         _, bundles, width = rows.gathered.pages.tables.shape
         tiles = decoding = None
-        if part.has_runs:
-            tiles, decoding = rows.tiles(_TILE), rows.decoding
+        if part.has_runs or rows.has_given:
+            tiles, decoding = rows.given_tiles(_TILE), rows.generated
             (members, where, contexts), singles = map(address, decoding), len(decoding.members)
         else:
             members = where = 0

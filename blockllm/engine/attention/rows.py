@@ -28,9 +28,9 @@ class DecodeIndex(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """The sequences of a hop that have one row in it."""
+    """Rows of a hop that are attended to one by one."""
 
-    members: torch.Tensor  # [n]
+    members: torch.Tensor  # [n] whose they are
     rows: torch.Tensor  # [n]
     contexts: torch.Tensor  # [n] tokens visible to each
 
@@ -89,6 +89,9 @@ class GatheredRows:
         self.rows, self.cache = rows, cache
         self.counts, self.firsts = batch.counts[rows.members], batch.firsts[rows.members]
         self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
+        left = batch.given[rows.members] - self.firsts
+        # [k] how many of each one's rows are given: these come first
+        self.num_given = np.clip(left, 0, self.counts) if (left > 0).any() else None
         self.pages = self._find_pages(batch)
 
     def _find_pages(self, batch: Batch) -> PageArrays:
@@ -160,6 +163,7 @@ class AttentionRows:
         members, _ = part.within
         self.counts, self.firsts = gathered.counts[members], gathered.firsts[members]  # [k]
         self.contexts = gathered.contexts[members]
+        self._num_given = None if gathered.num_given is None else gathered.num_given[members]
         self._given = tensors
         # filled by the backends, shared by the layers
         self.decode: dict[int | None, DecodeIndex] = {}  # by window
@@ -195,20 +199,39 @@ class AttentionRows:
         return layers[within], bundle - self.first_bundle
 
     @functools.cached_property
-    def decoding(self) -> Decoding:
-        """What the sequences with one row read."""
-        members = np.flatnonzero(self.counts == 1)
-        arrays = (members, self.starts[members], self.contexts[members])
-        return Decoding(*upload(arrays, self.device))
+    def has_given(self) -> bool:
+        """Whether some rows are given, not generated."""
+        return self._num_given is not None and bool(self._num_given.any())
+
+    @functools.cached_property
+    def generated(self) -> Decoding:
+        """The rows that were generated, one by one; all others are in `given_tiles`."""
+        own = self.counts if self._num_given is None else self.counts - self._num_given
+        members = np.repeat(np.arange(len(own)), own)
+        # how many rows of its sequence come behind each
+        behind = np.repeat(np.cumsum(own), own) - np.arange(len(members)) - 1
+        rows, contexts = self.starts[1:][members] - 1 - behind, self.contexts[members] - behind
+        return Decoding(*upload((members, rows, contexts), self.device))
+
+    def given_tiles(self, size: int) -> torch.Tensor:
+        """`tiles` of the given rows, also where a sequence has one of them. A row's sums then run
+        in an order that depends on the row alone, not on how many are computed with it."""
+        given = np.zeros_like(self.counts) if self._num_given is None else self._num_given
+        return self._cut_tiles(size, given)
 
     def tiles(self, size: int) -> torch.Tensor:
         """Runs of rows cut into tiles of at most `size` rows: sequence, first row, end, position
         of the first row. [tiles, 4] int32"""
+        return self._cut_tiles(size, np.where(self.counts > 1, self.counts, 0))
+
+    def _cut_tiles(self, size: int, counts: Ints) -> torch.Tensor:
+        """Of the first so many rows of each sequence; a backend always asks for the same."""
         known = self._tiles.get(size)
         if known is None:
             tiles = []
-            for i in np.flatnonzero(self.counts > 1).tolist():
-                start, end, first = int(self.starts[i]), int(self.starts[i + 1]), self.firsts[i]
+            for i in np.flatnonzero(counts).tolist():
+                start, first = int(self.starts[i]), self.firsts[i]
+                end = start + int(counts[i])
                 # the last rows see most: started first, they leave no straggler
                 for row in reversed(range(start, end, size)):
                     tiles.append((i, row, min(row + size, end), first + row - start))

@@ -31,6 +31,7 @@ class Batch:
     slots: Ints  # [n] its place in that cache's tables
     counts: Ints  # [n] rows
     firsts: Ints  # [n] position of the first row
+    given: Ints  # [n] rows of the sequence that are given: virtual tokens and the prompt
     first_stops: Ints  # [n] the rows go through these stops of their route: first to last
     last_stops: Ints  # [n]
     wants_logits: NDArray[np.bool_]  # [n] whether a token follows the last row

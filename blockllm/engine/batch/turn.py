@@ -46,12 +46,12 @@ def make_turn(
     ranks, pools, slots, totals, given = np.array(facts, np.int64).T
     ends = counts.cumsum()
     if ends[-1] == len(grants):  # one row each
-        positions = starts
+        positions, lengths = starts, given
         tokens = np.array([s.tokens[w.start] for s, w in grants], np.int64)
     else:
         owner = np.repeat(np.arange(len(grants)), counts)  # [rows] → member
         positions = np.arange(ends[-1]) + (starts - ends + counts)[owner]
-        given = given[owner]
+        lengths = given[owner]
         tokens = np.concatenate([s.tokens[w.start : w.start + w.rows] for s, w in grants])
     virtual = tokens < 0 if tokens.min() < 0 else None
     wants_logits = starts + counts == totals
@@ -61,12 +61,13 @@ def make_turn(
         slots=slots,
         counts=counts,
         firsts=starts,
+        given=given,
         first_stops=first_stops,
         last_stops=last_stops,
         wants_logits=wants_logits,
         tokens=tokens if virtual is None else np.maximum(tokens, 0),  # any row of the table will do
         positions=positions,
-        rope_lengths=np.maximum(given, positions + 1),
+        rope_lengths=np.maximum(lengths, positions + 1),
         virtual=virtual,
         unrotated=None if virtual is None else _unrotated(sequences, counts, virtual),
         sampled=sampled,

@@ -108,7 +108,8 @@ void attend(const Call& call, float* out, float* fused) {
                      layer.kv_heads, layer.dim, at.page_size, call.threads);
     const int32_t* tables = at.tables_of(call.kv_layer);
     const int64_t table_stride = at.bundles * at.width;
-    if (!at.num_tiles) return decode(call, out, fused, layer.qkv.out, tables, table_stride);
+    if (!at.members && at.singles == call.rows)
+        return decode(call, out, fused, layer.qkv.out, tables, table_stride);
     paged_prefill(out, layer.o.in, fused, layer.qkv.out, keys, at.page_stride, at.value_stride,
                   tables, table_stride, at.tiles, at.num_tiles, layer.heads,
                   layer.kv_heads, layer.dim, at.page_size, layer.window,

@@ -34,7 +34,7 @@ struct Rows {
     int64_t bundles, width;
     const int32_t* tiles;  // [num_tiles, 4] of sequences with several rows
     int64_t num_tiles;
-    // [singles] of sequences with one row: which, the row, its context; if there are no tiles, all
+    // [singles] rows one by one: whose, which, its context; without members all rows in order
     const int64_t *members, *where, *contexts;
     int64_t singles;
 

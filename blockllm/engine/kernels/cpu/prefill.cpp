@@ -124,7 +124,9 @@ void attend_run(const Run& run, Scratch& s, const float* keys, int64_t page_stri
         }
     }
     const int64_t context = run.position + run.rows;
-    int64_t first = run.window && run.position + 1 > run.window ? run.position + 1 - run.window : 0;
+    // blocks begin at the same tokens for every run, so that a row's sums do not depend on its run
+    const int64_t before = run.position + 1 - run.window;
+    int64_t first = run.window && before > 0 ? before / BLOCK * BLOCK : 0;
     for (; first < context; first += BLOCK) {
         const int64_t count = context - first < BLOCK ? context - first : BLOCK;
         gather(s, keys, page_stride, value_stride, table, page_size, first, count, run.dim, width);
