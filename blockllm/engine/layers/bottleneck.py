@@ -6,26 +6,24 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from blockllm.core import BottleneckTarget
+from blockllm.engine.kernels.matmul import Matmul
 from blockllm.engine.layers.activations import ACTIVATIONS
 from blockllm.engine.layers.segments import Segments
-from blockllm.engine.weights.tensors import TensorSource
+from blockllm.engine.weights.tensors import Loader
 
 
 class _Bottleneck(NamedTuple):
     target: BottleneckTarget
-    down: torch.Tensor  # [bottleneck, hidden]
-    up: torch.Tensor  # [hidden, bottleneck]
-    down_bias: torch.Tensor | None
-    up_bias: torch.Tensor | None
+    down: Matmul  # [rows, hidden] → [rows, bottleneck]
+    up: Matmul
 
 
 class Bottlenecks:
     """Those of all models at one place of a layer."""
 
-    def __init__(self, targets: Sequence[Sequence[BottleneckTarget]], load: TensorSource) -> None:
+    def __init__(self, targets: Sequence[Sequence[BottleneckTarget]], load: Loader) -> None:
         """`targets` by model, in the order of the block's adapters."""
         self._own = [[_bind(target, load) for target in own] or None for own in targets]
 
@@ -34,12 +32,12 @@ class Bottlenecks:
         stream. Both [rows, hidden]"""
         for start, stop, own in segments.own(self._own):
             out = y[start:stop]
-            for target, down, up, down_bias, up_bias in own:
+            for target, down, up in own:
                 z = out + stream[start:stop] if target.reads == "stream" else out
-                inner = ACTIVATIONS[target.activation](F.linear(z, down, down_bias))
-                out.add_(F.linear(inner, up, up_bias), alpha=target.scale)
+                inner = ACTIVATIONS[target.activation](down(z))
+                out.add_(up(inner), alpha=target.scale)
 
 
-def _bind(target: BottleneckTarget, load: TensorSource) -> _Bottleneck:
-    biases = (load.load(b) if b else None for b in (target.down_bias, target.up_bias))
-    return _Bottleneck(target, load.load(target.down), load.load(target.up), *biases)
+def _bind(target: BottleneckTarget, load: Loader) -> _Bottleneck:
+    linears = ((target.down, target.down_bias), (target.up, target.up_bias))
+    return _Bottleneck(target, *(load.matmul([w], [bias], [None]) for w, bias in linears))
