@@ -67,9 +67,9 @@ def test_a_prompt_begins_no_more_rows_than_the_least_limit_on_its_way() -> None:
 
 def test_a_sequence_that_finds_its_first_block_full_is_not_admitted() -> None:
     running = [FakeSequence(1, num_computed=3) for _ in range(2)]
-    limits = {"m": stops(2, 9, 9, 9), "n": stops(9, 9, 9, 9)}
-    other = FakeSequence(4, model="n")  # its places are those of m here, so they count together
-    limits["n"] = tuple(stop._replace(place=Place(7, i)) for i, stop in enumerate(limits["n"]))
+    others = tuple(stop._replace(place=Place(7, i)) for i, stop in enumerate(stops(9, 9, 9, 9)))
+    limits = {"m": stops(1, 9, 9, 9), "n": others}
+    other = FakeSequence(4, model="n")
     view = make_view(running, [FakeSequence(4), other])
     plan = BlockLimits(Chunked(), limits).plan(view)
     assert plan.admit == (other.number,)
@@ -107,6 +107,21 @@ def test_no_hop_has_more_rows_than_its_limit_and_plans_stay_legal(
             passed[stop] += work.rows
     assert all(passed[stop] <= most for stop, most in enumerate(rows))
     assert plan.work or not (running or asked), "something always gets on"
+
+
+def test_a_chunk_is_shortened_to_what_single_rows_leave_and_neither_starves() -> None:
+    decoding = [FakeSequence(1, num_computed=5) for _ in range(6)]
+    prompts = [FakeSequence(30) for _ in range(2)]
+    limits = {"m": stops(40, 40, 8, 40)}
+    plan = BlockLimits(Chunked(), limits).plan(make_view([*prompts, *decoding]))
+    passed = {work.sequence: work.rows for work in plan.work if work.last_stop == 3}
+    assert passed == {prompts[0].number: 4} | {each.number: 1 for each in decoding[:4]}
+    waits = {work.sequence for work in plan.work if work.last_stop == 1}
+    assert waits == {each.number for each in decoding[4:]}, "the other prompt has not begun"
+    # the last row of a prompt does not begin where the head is full
+    head = {"m": stops(9, 9, 9, head=True)}
+    plan = BlockLimits(Chunked(), head).plan(make_view([*decoding[:2], FakeSequence(5)]))
+    assert plan.work[-1].rows == 4
 
 
 def advance(known: FakeSequence, work: Work, turn: int) -> None:

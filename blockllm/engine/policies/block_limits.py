@@ -2,17 +2,21 @@
 2404.18322).
 
 Wraps a policy and cuts its plan, which resumes the rows that wait. A hop at a span takes at most
-as many rows as the span's limit says. Rows that find a hop full end their work in front of it and
-go before others in the next turn: of the rows that wait and of those that have not begun, each in
-order of the turn that had rows of their sequence last. So every row gets on, and rows of a sequence
-stay in order.
+as many rows as the span's limit says. A single row that finds a hop full ends its work in front of
+it and goes before others in the next turn. A chunk of a prompt is shortened to what all hops on
+its way have left: the rest has not begun, so nothing piles up in front of a block.
+
+Single rows go before chunks, which have a part of every hop for themselves; of each kind, rows that
+wait go first, then the sequence that had rows longest ago. So every row gets on, in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from blockllm.engine.costs.turn_budget import LEAST_ROWS
 from blockllm.engine.sequence.place import Place
 from blockllm.engine.sequence.sequence import RouteState
 from blockllm.engine.work import Known, Plan, Policy, View, Work
@@ -52,43 +56,75 @@ class BlockLimits:
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`."""
         plan = self._inner.plan(view)
-        taken: dict[Place, int] = {}
-        work = []
-        for each in sorted(plan.work, key=_turn_of(view)):
-            kept = self._cut(each, view.sequences[each.sequence], taken)
-            if kept is not None:
-                work.append(kept)
+        ways = sorted((self._way(work, view) for work in plan.work), key=lambda way: way.order)
+        singles = [way for way in ways if way.work.rows == 1]
+        chunks = [way for way in ways if way.work.rows > 1]
+        room = _Room(stop for way in chunks for stop in way.stops)
+        kept = [room.pass_single(way) for way in singles] + [room.pass_chunk(way) for way in chunks]
+        work = tuple(each for each in kept if each is not None)
         begun = {each.sequence for each in work}
-        admitted = tuple(number for number in plan.admit if number in begun)
-        return Plan(plan.preempt, admitted, tuple(work))
+        return Plan(plan.preempt, tuple(n for n in plan.admit if n in begun), work)
 
-    def _cut(self, work: Work, known: Known, taken: dict[Place, int]) -> Work | None:
-        """The work as far as hops have room; counts what it takes of them."""
+    def _way(self, work: Work, view: View) -> _Way:
+        known = view.sequences[work.sequence]
         stops = self._stops[known.model][work.first_stop : work.last_stop + 1]
-        most = min([work.rows, *(s.rows for s in stops if not s.is_behind_attention)])
-        if not stops[0].is_behind_attention:
-            most = min(most, stops[0].rows - taken.get(stops[0].place, 0))
-        if most <= 0:
-            return None
-        is_wanted = work.start + most == known.num_begun + known.num_new
+        return _Way(work, known, stops)
+
+
+class _Way(NamedTuple):
+    """Work, whose it is, and the stops that it passes."""
+
+    work: Work
+    known: Known
+    stops: Sequence[StopLimit]
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Rows that wait first; then those whose sequence had rows longest ago."""
+        return self.work.first_stop == 0, self.known.own_turn
+
+    def num_at(self, stop: StopLimit, rows: int) -> int:
+        """How many of the work's first `rows` rows come to the stop."""
+        if not stop.is_behind_attention:
+            return rows
+        return int(self.work.start + rows == self.known.num_begun + self.known.num_new)
+
+
+class _Room:
+    """What the hops of a turn still take."""
+
+    def __init__(self, of_chunks: Iterable[StopLimit]) -> None:
+        """`of_chunks`: stops that chunks come to, where a part is kept for them."""
+        self._taken = Counter[Place]()
+        self._kept = {
+            stop.place: min(LEAST_ROWS, stop.rows // 2)
+            for stop in of_chunks
+            if not stop.is_behind_attention
+        }
+
+    def pass_single(self, way: _Way) -> Work | None:
+        """The row as far as hops have room; None if it gets nowhere."""
         passed = 0
-        for stop in stops:
-            count = int(is_wanted) if stop.is_behind_attention else most
-            before = taken.get(stop.place, 0)
-            if count and before + count > stop.rows:
+        for stop in way.stops:
+            count = way.num_at(stop, 1)
+            if count > self._left(stop) - self._kept.get(stop.place, 0):
                 break
-            taken[stop.place] = before + count
+            self._taken[stop.place] += count
             passed += 1
-        if not passed:
+        work = way.work
+        return work._replace(last_stop=work.first_stop + passed - 1) if passed else None
+
+    def pass_chunk(self, way: _Way) -> Work | None:
+        """As many of the rows as all hops on the way take; None if that is none."""
+        before = (stop for stop in way.stops if not stop.is_behind_attention)
+        rows = min([way.work.rows, *map(self._left, before)])
+        if any(way.num_at(stop, rows) > self._left(stop) for stop in way.stops):
+            rows -= 1  # the row whose next token is wanted stays
+        if rows <= 0:
             return None
-        return work._replace(rows=most, last_stop=work.first_stop + passed - 1)
+        for stop in way.stops:
+            self._taken[stop.place] += way.num_at(stop, rows)
+        return way.work._replace(rows=rows)
 
-
-def _turn_of(view: View) -> Callable[[Work], tuple[bool, int, bool]]:
-    """Rows that wait first, and single rows before those of prompts that came as long ago."""
-
-    def key(work: Work) -> tuple[bool, int, bool]:
-        own_turn = view.sequences[work.sequence].own_turn
-        return work.first_stop == 0, own_turn, work.rows > 1
-
-    return key
+    def _left(self, stop: StopLimit) -> int:
+        return stop.rows - self._taken[stop.place]

@@ -1,0 +1,193 @@
+"""A batch limit for every block against one limit for the whole turn, under skewed popularity.
+
+    blockllm zoo profile --zoo ZOO
+    python -m tools.studies.measure_block_limits --zoo ZOO --popularity zipf:1.2 --out out/limits
+
+Arms are values of the setting `block_limits`: `off` leaves `max_rows` and `max_turn_seconds`, which
+bound the turn; `auto` adds what pays at each block; a number is one and the same limit of every
+block. All engines live in one process, arms take turns, and tokens have to be equal. Which models
+are popular is drawn anew in every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from blockllm.bench.workload import Workload, plan
+from blockllm.config import EngineSettings
+from blockllm.core import Request, Sampling
+from blockllm.engine import Engine
+from blockllm.observability.stats import EngineStats, SpanStats
+from blockllm.zoo import Zoo
+from tools.studies.drive import Arrival, Times, percentile, play
+from tools.studies.measure_sharing import spread
+
+
+class Seen(NamedTuple):
+    """One run of one arm. Seconds: to first tokens, and between tokens."""
+
+    tokens_per_second: float
+    first_token: float  # median
+    first_token_p95: float
+    gap: float  # median
+    gap_p99: float
+    rows_per_hop: float  # over all hops
+    rows_per_hop_hottest: float  # at the span with most rows
+    turns: float
+
+
+def arrivals(options: argparse.Namespace, names: Sequence[str], seed: int) -> list[Arrival]:
+    """One round of requests, which models draw by their popularity."""
+    ranked = np.random.default_rng(seed).permutation(names).tolist()
+    workload = Workload(
+        models=tuple(ranked),
+        requests=options.requests,
+        rate=options.rate,
+        popularity=options.popularity,
+        prompt_length=options.prompt,
+        output_length=options.output,
+        seed=seed,
+    )
+    return [
+        Arrival(
+            planned.at,
+            Request(
+                id=str(planned.index),
+                model=planned.model,
+                prompt=tuple(map(int, planned.prompt)),
+                sampling=Sampling(
+                    max_tokens=planned.output_tokens, temperature=0.0, ignore_eos=True
+                ),
+            ),
+        )
+        for planned in plan(workload)
+    ]
+
+
+def see(times: dict[str, Times], due: dict[str, float], ran: EngineStats) -> Seen:
+    """The figures of one run. `due`: when each request was sent; `ran`: what the run counted."""
+    firsts = [own.first for own in times.values()]
+    gaps = [gap for own in times.values() for gap in own.gaps]
+    end = max(due[name] + own.seconds[-1] for name, own in times.items())
+    hottest = max(ran.spans, key=lambda span: span.rows)
+    return Seen(
+        tokens_per_second=sum(len(own.tokens) for own in times.values()) / end,
+        first_token=statistics.median(firsts),
+        first_token_p95=percentile(firsts, 95),
+        gap=statistics.median(gaps),
+        gap_p99=percentile(gaps, 99),
+        rows_per_hop=sum(span.rows for span in ran.spans) / sum(span.hops for span in ran.spans),
+        rows_per_hop_hottest=hottest.rows / hottest.hops,
+        turns=ran.turns,
+    )
+
+
+def counted(after: EngineStats, before: EngineStats) -> EngineStats:
+    """Turns, and hops and rows of spans, between two snapshots."""
+    pairs = zip(after.spans, before.spans, strict=True)
+    spans = [SpanStats(a.name, a.models, a.hops - b.hops, a.rows - b.rows) for a, b in pairs]
+    return EngineStats(turns=after.turns - before.turns, spans=tuple(spans))
+
+
+def run(engine: Engine, sent: Sequence[Arrival]) -> tuple[Seen, dict[str, list[int]]]:
+    """One round on one engine: its figures and the tokens of each request."""
+    before = engine.stats()
+    times = play(engine, sent)
+    engine.check_books()
+    due = {each.request.id: each.at for each in sent}
+    tokens = {name: own.tokens for name, own in times.items()}
+    return see(times, due, counted(engine.stats(), before)), tokens
+
+
+def open_engines(options: argparse.Namespace) -> dict[str, Engine]:
+    """An engine for each arm."""
+    engines = {}
+    for arm in options.arms.split(","):
+        settings = EngineSettings(
+            memory=options.memory,
+            block_limits=arm,
+            max_turn_seconds=options.turn_seconds,
+            max_sequences=options.sequences,
+            prefix_cache=False,
+        )
+        engines[arm] = Engine(Zoo(options.zoo), None, settings)
+        if arm == "auto" and not engines[arm].parts.row_limits:
+            raise SystemExit(f"auto: no profiles; run `blockllm zoo profile --zoo {options.zoo}`")
+    return engines
+
+
+def compare(options: argparse.Namespace, engines: dict[str, Engine]) -> dict[str, list[Seen]]:
+    """All rounds, by arm; the first one warms up and is dropped."""
+    found: dict[str, list[Seen]] = {arm: [] for arm in engines}
+    names = sorted(next(iter(engines.values())).parts.states)
+    for number in range(options.rounds + 1):
+        tokens = {}
+        for arm in list(engines)[:: 1 if number % 2 else -1]:
+            seen, tokens[arm] = run(engines[arm], arrivals(options, names, number))
+            if number:
+                found[arm].append(seen)
+        if any(own != next(iter(tokens.values())) for own in tokens.values()):
+            raise SystemExit(f"round {number}: the tokens of the arms differ")
+    return found
+
+
+def table(found: dict[str, list[Seen]]) -> str:
+    """Medians of the first arm; of the others, the ratio to it: median, least and largest."""
+    first, *others = found
+    lines = [
+        "| | " + " | ".join([first, *(f"{arm} / {first}" for arm in others)]) + " |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    for index, name in enumerate(Seen._fields):
+        own = [seen[index] for seen in found[first]]
+        cells = [f"{statistics.median(own):.3g}"]
+        for arm in others:
+            cells.append(spread([a[index] / b for a, b in zip(found[arm], own, strict=True)]))
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--arms", default="off,auto", help="values of `block_limits`")
+    parser.add_argument("--popularity", default="zipf:1.2", help="of the models")
+    parser.add_argument("--requests", type=int, default=96, help="of one round")
+    parser.add_argument("--rate", type=float, default=8.0, help="requests in a second")
+    parser.add_argument("--prompt", default="lognormal:96:0.8", help="tokens")
+    parser.add_argument("--output", default="uniform:16:64", help="tokens")
+    parser.add_argument("--turn-seconds", type=float, default=0.5, help="as max_turn_seconds")
+    parser.add_argument("--sequences", type=int, default=64, help="as max_sequences")
+    parser.add_argument("--memory", default="2GiB", help="of each engine")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="folder for limits.json")
+    options = parser.parse_args()
+    engines = open_engines(options)
+    limits = {
+        arm: {
+            span.name: engine.parts.row_limits.get(span.index) for span in engine.parts.plan.spans
+        }
+        for arm, engine in engines.items()
+    }
+    found = compare(options, engines)
+    print(table(found))
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        report: dict[str, Any] = {
+            "load": {name: str(value) for name, value in vars(options).items() if name != "out"},
+            "limits": limits,
+            "runs": {arm: [seen._asdict() for seen in runs] for arm, runs in found.items()},
+        }
+        (options.out / "limits.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
