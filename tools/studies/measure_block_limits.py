@@ -3,9 +3,9 @@
     blockllm zoo profile --zoo ZOO
     python -m tools.studies.measure_block_limits --zoo ZOO --popularity zipf:1.2 --out out/limits
 
-Arms are values of the setting `block_limits`: `off` leaves `max_rows` and `max_turn_seconds`, which
-bound the turn; `auto` adds what pays at each block; a number is one and the same limit of every
-block. All engines live in one process, arms take turns, and tokens have to be equal. Which models
+Arms: `turn` has one limit for the whole turn, by `max_turn_seconds`, and `turn:N` one of N rows
+(`max_rows`); `auto` adds to `turn` what pays at each block, and a number one and the same limit of
+every block (values of the setting `block_limits`). All engines live in one process, arms take turns, and tokens have to be equal. Which models
 are popular is drawn anew in every round.
 """
 
@@ -110,9 +110,11 @@ def open_engines(options: argparse.Namespace) -> dict[str, Engine]:
     """An engine for each arm."""
     engines = {}
     for arm in options.arms.split(","):
+        kind, _, rows = arm.partition(":")
         settings = EngineSettings(
             memory=options.memory,
-            block_limits=arm,
+            block_limits="off" if kind == "turn" else arm,
+            max_rows=int(rows or 512),
             max_turn_seconds=options.turn_seconds,
             max_sequences=options.sequences,
             prefix_cache=False,
@@ -158,7 +160,9 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--zoo", type=Path, required=True)
-    parser.add_argument("--arms", default="off,auto", help="values of `block_limits`")
+    parser.add_argument(
+        "--arms", default="turn,turn:128,auto", help="see above; the first is the reference"
+    )
     parser.add_argument("--popularity", default="zipf:1.2", help="of the models")
     parser.add_argument("--requests", type=int, default=96, help="of one round")
     parser.add_argument("--rate", type=float, default=8.0, help="requests in a second")
