@@ -5,8 +5,8 @@
 
 Arms: `turn` has one limit for the whole turn, by `max_turn_seconds`, and `turn:N` one of N rows
 (`max_rows`); `auto` adds to `turn` what pays at each block, and a number one and the same limit of
-every block (values of the setting `block_limits`). All engines live in one process, arms take turns, and tokens have to be equal. Which models
-are popular is drawn anew in every round.
+every block (values of the setting `block_limits`). All engines live in one process, arms take
+turns, and tokens have to be equal. Which models are popular is drawn anew in every round.
 """
 
 from __future__ import annotations
