@@ -9,7 +9,7 @@ import pytest
 
 from blockllm.config import EngineSettings
 from blockllm.zoo import Zoo
-from tools.studies import measure_load, measure_sharing, measure_transformers
+from tools.studies import measure_block_limits, measure_load, measure_sharing, measure_transformers
 from tools.studies.bench_family import Shape, make_family
 
 
@@ -73,3 +73,18 @@ def test_loading_and_copying_move_the_same_tensors(family: Path) -> None:
         seen[kind] = [one]
     table = measure_load.markdown({"seen": seen, "ready": [3.0]})
     assert "loading / copying huge" in table
+
+
+def test_limits_of_blocks_and_of_the_turn(family: Path) -> None:
+    arms = ["--arms", "turn,turn:64,3"]
+    load = ["--rounds", "2", "--requests", "6", "--rate", "500", "--prompt", "20", "--output", "4"]
+    memory = ["--memory", "32MiB", "--zoo", str(family / "zoo")]
+    options = measure_block_limits.parse_arguments([*arms, *load, *memory])
+    found = measure_block_limits.compare(options, measure_block_limits.open_engines(options))
+    assert [len(runs) for runs in found.values()] == [2, 2, 2]
+    assert all(seen.rows_per_hop_hottest <= 3 for seen in found["3"])
+    assert all(seen.rows_per_hop_hottest > 3 for seen in found["turn"])
+    assert "| turn | turn:64 / turn | 3 / turn |" in measure_block_limits.table(found)
+    options.arms = "auto"
+    with pytest.raises(SystemExit, match="no profiles"):
+        measure_block_limits.open_engines(options)

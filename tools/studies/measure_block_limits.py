@@ -22,7 +22,7 @@ import numpy as np
 
 from blockllm.bench.workload import Workload, plan
 from blockllm.config import EngineSettings
-from blockllm.core import Request, Sampling
+from blockllm.core import Chain, Request, Sampling
 from blockllm.engine import Engine
 from blockllm.observability.stats import EngineStats, SpanStats
 from blockllm.zoo import Zoo
@@ -43,8 +43,9 @@ class Seen(NamedTuple):
     turns: float
 
 
-def arrivals(options: argparse.Namespace, names: Sequence[str], seed: int) -> list[Arrival]:
+def arrivals(options: argparse.Namespace, chains: Sequence[Chain], seed: int) -> list[Arrival]:
     """One round of requests, which models draw by their popularity."""
+    names = [chain.model for chain in chains]
     ranked = np.random.default_rng(seed).permutation(names).tolist()
     workload = Workload(
         models=tuple(ranked),
@@ -53,6 +54,7 @@ def arrivals(options: argparse.Namespace, names: Sequence[str], seed: int) -> li
         popularity=options.popularity,
         prompt_length=options.prompt,
         output_length=options.output,
+        token_range=f"3:{min(chain.vocab_size for chain in chains)}",
         seed=seed,
     )
     return [
@@ -128,11 +130,12 @@ def open_engines(options: argparse.Namespace) -> dict[str, Engine]:
 def compare(options: argparse.Namespace, engines: dict[str, Engine]) -> dict[str, list[Seen]]:
     """All rounds, by arm; the first one warms up and is dropped."""
     found: dict[str, list[Seen]] = {arm: [] for arm in engines}
-    names = sorted(next(iter(engines.values())).parts.states)
+    states = next(iter(engines.values())).parts.states
+    chains = [states[model].route.chain for model in sorted(states)]
     for number in range(options.rounds + 1):
         tokens = {}
         for arm in list(engines)[:: 1 if number % 2 else -1]:
-            seen, tokens[arm] = run(engines[arm], arrivals(options, names, number))
+            seen, tokens[arm] = run(engines[arm], arrivals(options, chains, number))
             if number:
                 found[arm].append(seen)
         if any(own != next(iter(tokens.values())) for own in tokens.values()):
@@ -156,8 +159,8 @@ def table(found: dict[str, list[Seen]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """See the module."""
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument(
@@ -173,7 +176,12 @@ def main() -> None:
     parser.add_argument("--memory", default="2GiB", help="of each engine")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for limits.json")
-    options = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    """See the module."""
+    options = parse_arguments()
     engines = open_engines(options)
     limits = {
         arm: {

@@ -52,10 +52,13 @@ class BlockLimits:
     def __init__(self, inner: Policy, stops: Mapping[str, Sequence[StopLimit]]) -> None:
         """`stops`: of every model, in order."""
         self._inner, self._stops = inner, stops
+        self._least = min(stop.rows for own in stops.values() for stop in own)
 
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`."""
         plan = self._inner.plan(view)
+        if sum(work.rows for work in plan.work) <= self._least:
+            return plan  # no hop can have too many
         ways = sorted((self._way(work, view) for work in plan.work), key=lambda way: way.order)
         singles = [way for way in ways if way.work.rows == 1]
         chunks = [way for way in ways if way.work.rows > 1]
