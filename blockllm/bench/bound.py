@@ -15,7 +15,7 @@ from blockllm.core import EmbedFunction, Layer, LayerFunction, keeps_kv
 from blockllm.engine.device.budget import Precision
 
 
-class Work(NamedTuple):
+class Demand(NamedTuple):
     """Bytes that have to come from memory once, and floating-point operations."""
 
     num_bytes: float
@@ -33,13 +33,13 @@ class Bound(msgspec.Struct, frozen=True):
 
 
 def bound_of(
-    turns: Iterable[tuple[Work, float]],  # with the seconds that each took
+    turns: Iterable[tuple[Demand, float]],  # with the seconds that each took
     limits: Limits,
 ) -> Bound:
     """Hold turns against the limits; there must be one at least."""
-    works, seconds = zip(*turns, strict=True)
-    least = np.array([limits.seconds(*work) for work in works])
-    num_bytes, flops = np.median(np.array(works), axis=0).tolist()
+    demands, seconds = zip(*turns, strict=True)
+    least = np.array([limits.seconds(*demand) for demand in demands])
+    num_bytes, flops = np.median(np.array(demands), axis=0).tolist()
     return Bound(
         num_bytes=num_bytes,
         flops=flops,
@@ -71,36 +71,36 @@ class Needs:
             for stop in route.stops
         }
 
-    def of_hops(self, hops: Iterable[Mapping[str, Any]]) -> Work:
+    def of_hops(self, hops: Iterable[Mapping[str, Any]]) -> Demand:
         """Of one turn's; each is what a timeline says about it (`HopPlan.facts`)."""
-        works = [
+        demands = [
             work
             for hop in hops
             for span in hop["spans"]
             for work in self._of_span(span, hop["rows"], hop["models"])
         ]
-        return Work(*map(sum, zip(*works, strict=True)))
+        return Demand(*map(sum, zip(*demands, strict=True)))
 
-    def _of_span(self, span: int, rows: int, models: Iterable[str]) -> Iterable[Work]:
+    def _of_span(self, span: int, rows: int, models: Iterable[str]) -> Iterable[Demand]:
         for layer in self._spans[span]:
             yield self._of_weights(layer, rows)
             yield self._of_attention(layer, rows)
-        yield Work(sum(self._deltas[span, model] for model in models), 0)
+        yield Demand(sum(self._deltas[span, model] for model in models), 0)
 
-    def _of_weights(self, layer: Layer, rows: int) -> Work:
+    def _of_weights(self, layer: Layer, rows: int) -> Demand:
         if isinstance(layer.function, EmbedFunction):
-            return Work(0, 0)  # a row of the table for each row
+            return Demand(0, 0)  # a row of the table for each row
         tensors = layer.tensors.values()
         matrices = [t for t in tensors if len(t.shape) == 2 and t.dtype != "I8"]
-        return Work(
+        return Demand(
             sum(map(self._precision.matrix_bytes, tensors)),
             2 * rows * sum(math.prod(t.shape) for t in matrices),
         )
 
-    def _of_attention(self, layer: Layer, rows: int) -> Work:
+    def _of_attention(self, layer: Layer, rows: int) -> Demand:
         function = layer.function
         if not isinstance(function, LayerFunction) or not keeps_kv(function):
-            return Work(0, 0)
+            return Demand(0, 0)
         seen = rows * min(self._context, function.window or self._context)
         kept = 2 * function.num_kv_heads * function.head_dim * self._precision.itemsize
-        return Work(seen * kept, 4 * seen * function.num_heads * function.head_dim)
+        return Demand(seen * kept, 4 * seen * function.num_heads * function.head_dim)

@@ -16,12 +16,12 @@ from blockllm.bench.bound import Bound, Needs, bound_of
 from blockllm.bench.roofline import Limits
 from blockllm.core import Request, Sampling
 from blockllm.engine import Engine
-from blockllm.observability.timeline import OFF, Part, Recorder
+from blockllm.observability.timeline import OFF, Recorder, Timing
 
 _DEVICE_WORK = ("compute", "sample")  # parts that are not "outside compute"
 
 
-class Load(msgspec.Struct, frozen=True):
+class EngineLoad(msgspec.Struct, frozen=True):
     """Random prompts that arrive together; the models take turns."""
 
     models: tuple[str, ...]
@@ -93,11 +93,11 @@ class Profile(msgspec.Struct, frozen=True):
 
 
 class _Turn(NamedTuple):
-    whole: Part
-    inner: list[Part]
+    whole: Timing
+    inner: list[Timing]
 
     @property
-    def hops(self) -> list[Part]:
+    def hops(self) -> list[Timing]:
         return [p for p in self.inner if p.name == "compute"]
 
     @property
@@ -146,8 +146,8 @@ def _bound(turns: list[_Turn], needs: Needs, limits: Limits) -> Bound:
     return bound_of(zip(works, seconds, strict=True), limits)
 
 
-def _turns(parts: Sequence[Part]) -> list[_Turn]:
-    turns, inner = [], list[Part]()
+def _turns(parts: Sequence[Timing]) -> list[_Turn]:
+    turns, inner = [], list[Timing]()
     for part in parts:  # inner ones first
         if part.name == "turn":
             if any(p.name == "compute" for p in inner):
@@ -158,7 +158,7 @@ def _turns(parts: Sequence[Part]) -> list[_Turn]:
     return turns
 
 
-def _phase(turns: list[_Turn], waits: Sequence[Part]) -> Phase:
+def _phase(turns: list[_Turn], waits: Sequence[Timing]) -> Phase:
     whole = np.array([turn.whole.duration for turn in turns]) / 1e6  # [turns] ms
     own: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(turns)))
     outside = whole.copy()
@@ -183,11 +183,11 @@ def _phase(turns: list[_Turn], waits: Sequence[Part]) -> Phase:
     )
 
 
-def _label(part: Part) -> str:
+def _label(part: Timing) -> str:
     return f"compute: {part.name}" if "compute" in part.path else part.name
 
 
-def _is_device_work(part: Part) -> bool:
+def _is_device_work(part: Timing) -> bool:
     return part.name != "gather" and bool({part.name, *part.path} & set(_DEVICE_WORK))
 
 
@@ -197,7 +197,7 @@ def _share(name: str, milliseconds: np.ndarray, total: float) -> Share:
     return Share(name, mean, mean / total, median, p95)
 
 
-def _spans(turns: list[_Turn], waits: Sequence[Part]) -> list[SpanShare]:
+def _spans(turns: list[_Turn], waits: Sequence[Timing]) -> list[SpanShare]:
     seen: dict[tuple[int, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for turn in turns:
         for hop in turn.hops:
@@ -226,11 +226,11 @@ def _spans(turns: list[_Turn], waits: Sequence[Part]) -> list[SpanShare]:
     ]
 
 
-def _passed(part: Part) -> tuple[int, ...]:
+def _passed(part: Timing) -> tuple[int, ...]:
     return tuple(part.facts["spans"])
 
 
-def _within(inner: Part, outer: Part) -> bool:
+def _within(inner: Timing, outer: Timing) -> bool:
     return outer.start <= inner.start and inner.end <= outer.end
 
 
@@ -258,6 +258,6 @@ def track_names(engine: Engine) -> dict[int, str]:
     }
 
 
-def shorter(load: Load) -> Load:
+def shorter(load: EngineLoad) -> EngineLoad:
     """A load that touches the same code and weights for a fraction of the time."""
     return msgspec.structs.replace(load, prompt=min(load.prompt, 16), output=min(load.output, 4))

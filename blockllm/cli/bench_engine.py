@@ -115,7 +115,7 @@ def profile(
     engine = Engine(store, chosen, load(EngineSettings, "engine", None, flags), recorder)
     chains = store.chains(chosen)
     vocab = min(chain.vocab_size for chain in chains.values())
-    work = profiling.Load(tuple(chains), concurrency, prompt, output, temperature)
+    work = profiling.EngineLoad(tuple(chains), concurrency, prompt, output, temperature)
     profiling.run_load(engine, profiling.shorter(work).requests(vocab, 0))  # warms up
     recorder.clear()
     tensor = engine.parts.caches[0].tensor

@@ -65,17 +65,17 @@ def stitch(
 
     Give equally many layers of both, or `@all` for every cut at matching depths.
     """
-    from blockllm.offline.stitching.bridge import Terms
+    from blockllm.offline.stitching.bridge import BridgePowers
     from blockllm.offline.stitching.stitch import StitchOptions
     from blockllm.offline.stitching.stitch import stitch as make
-    from blockllm.offline.training.loop import Course
+    from blockllm.offline.training.loop import TrainingSchedule
     from blockllm.zoo import Zoo
 
     zoo = Zoo(folder)
     (first, ours), (second, theirs) = _parse(front), _parse(back)
     options = StitchOptions(
         first, second, _cuts(zoo, first, ours, second, theirs), name, text.read_bytes(), window,
-        Course(steps, rate, rows), Terms(weight_terms, bias_terms),
+        TrainingSchedule(steps, rate, rows), BridgePowers(weight_terms, bias_terms),
         measured.read_bytes() if measured else None,
         None if max_rise is None else parse_share(max_rise), checkpoint,
     )  # fmt: skip

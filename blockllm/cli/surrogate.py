@@ -20,7 +20,7 @@ from blockllm.cli.options import (
 from blockllm.cli.output import make_table, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
-    from blockllm.offline.surrogates.surrogate import Made
+    from blockllm.offline.surrogates.surrogate import SurrogateDraft
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model in the zoo.")]
 Ratio = Annotated[
@@ -61,10 +61,10 @@ def surrogate(
     """Prune a model's layers at several ratios, distil them, and measure them as its draft."""
     from blockllm.offline.surrogates.surrogate import SurrogateOptions
     from blockllm.offline.surrogates.surrogate import surrogate as make
-    from blockllm.offline.training.loop import Course
+    from blockllm.offline.training.loop import TrainingSchedule
     from blockllm.zoo import Zoo
 
-    zoo, course = Zoo(folder), Course(steps, rate, rows)
+    zoo, schedule = Zoo(folder), TrainingSchedule(steps, rate, rows)
     base = draft or f"{model}-draft"
     made = []
     for share in ratio:
@@ -72,7 +72,7 @@ def surrogate(
         if checkpoints is not None:
             checkpoints.mkdir(parents=True, exist_ok=True)
         options = SurrogateOptions(
-            model, name, share, text.read_bytes(), window, course, gamma,
+            model, name, share, text.read_bytes(), window, schedule, gamma,
             measured.read_bytes() if measured else None, min_agreement,
             checkpoints and checkpoints / f"{name}.safetensors",
         )  # fmt: skip
@@ -84,7 +84,7 @@ def surrogate(
         _print(made)
 
 
-def _print(made: list[Made]) -> None:
+def _print(made: list[SurrogateDraft]) -> None:
 
     columns = ("draft", "layer", "heads", "channels", "saved", "cosine", "of change", "same choice")
     table = make_table(*columns, "KL", "time, 1 row", "32 rows")

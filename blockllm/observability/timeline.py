@@ -27,7 +27,7 @@ class Subject(Protocol):
     def facts(self) -> dict[str, Any]: ...
 
 
-class Part(NamedTuple):
+class Timing(NamedTuple):
     """One stretch of time on one track."""
 
     name: str
@@ -82,8 +82,8 @@ class Recorder(Timeline):
     def __init__(self, settle: Callable[[], None] | None = None) -> None:
         """`settle` waits for the device; called before each reading of the clock, so that what
         runs behind the program's back is booked where it was asked for."""
-        self.parts: list[Part] = []  # in order of their ends: inner ones first
-        self.waits: list[Part] = []  # time in queues; may overlap each other
+        self.parts: list[Timing] = []  # in order of their ends: inner ones first
+        self.waits: list[Timing] = []  # time in queues; may overlap each other
         self._settle = settle
         self._open: list[_Open] = []
 
@@ -100,7 +100,7 @@ class Recorder(Timeline):
     def waited(self, subject: Subject, since: int) -> None:
         """Rows of `subject` waited in its queue from `since` until now."""
         now = self.now()
-        self.waits.append(Part("wait", since, now, now - since, (), subject.span, subject))
+        self.waits.append(Timing("wait", since, now, now - since, (), subject.span, subject))
 
     def clear(self) -> None:
         """Forget what was recorded, as after a warm-up. No part may be open."""
@@ -123,7 +123,7 @@ class Recorder(Timeline):
         if self._open:
             self._open[-1].inner += end - part.start
         self.parts.append(
-            Part(part.name, part.start, end, own, part.path, part.track, part.subject)
+            Timing(part.name, part.start, end, own, part.path, part.track, part.subject)
         )
 
 
@@ -163,7 +163,7 @@ def trace_events(recorder: Recorder, tracks: Mapping[int, str]) -> list[dict[str
     return events
 
 
-def _event(part: Part, phase: str, moment: int, **more: Any) -> dict[str, Any]:
+def _event(part: Timing, phase: str, moment: int, **more: Any) -> dict[str, Any]:
     place = {"pid": 1, "tid": part.track + 1, "ts": moment / 1000}
     return {"name": part.name, "ph": phase, **place, **more, "args": part.facts}
 

@@ -35,7 +35,7 @@ class Group(NamedTuple):
 TurnShape = tuple[Group, ...]
 
 
-class Limits(NamedTuple):
+class PoolLimits(NamedTuple):
     """What fits the page pool: so many sequences of so many tokens, and rows of one turn."""
 
     sequences: int
@@ -51,7 +51,7 @@ class TimedHop(NamedTuple):
     seconds: float
 
 
-def grid(limits: Limits) -> list[TurnShape]:
+def grid(limits: PoolLimits) -> list[TurnShape]:
     """Turns to fit from: decoding, chunks of prompts early and late, and both together."""
     contexts = sorted({min(c, limits.context) for c in (16, 128, 512)})
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= limits.sequences]
@@ -65,7 +65,7 @@ def grid(limits: Limits) -> list[TurnShape]:
     return shapes
 
 
-def held_out(limits: Limits, count: int) -> list[TurnShape]:
+def held_out(limits: PoolLimits, count: int) -> list[TurnShape]:
     """Turns to check a fit with: sizes drawn evenly on a logarithmic scale, always the same."""
     chosen = np.random.default_rng(_SEED)
 
@@ -87,18 +87,20 @@ def held_out(limits: Limits, count: int) -> list[TurnShape]:
 class HopDriver:
     """Runs turns of any size and times every hop. Holds pages of all KV pools until closed."""
 
-    def __init__(self, parts: Parts, wanted: Limits) -> None:
+    def __init__(self, parts: Parts, wanted: PoolLimits) -> None:
         """Raises OutOfMemory if a pool has no room for one sequence."""
         self._parts = parts
         self._cursor = HopCursor(list(parts.states.values()))
         self._kv: list[list[SequenceKV]] = []
-        self._limits: list[Limits] = []
+        self._limits: list[PoolLimits] = []
         for index, cache in enumerate(parts.caches):
             kv, limits = self._open(index, cache, wanted)
             self._kv.append(kv)
             self._limits.append(limits)
 
-    def _open(self, index: int, cache: KVCache, wanted: Limits) -> tuple[list[SequenceKV], Limits]:
+    def _open(
+        self, index: int, cache: KVCache, wanted: PoolLimits
+    ) -> tuple[list[SequenceKV], PoolLimits]:
         """Pages for as many sequences as fit, filled: untouched memory would read too fast."""
         states = [state for state in self._parts.states.values() if state.kv_class == index]
         widest = max(states, key=lambda state: state.kv.total_bundles)
@@ -117,9 +119,9 @@ class HopDriver:
             for group in (group for groups in kv.groups for group in groups):
                 cache.tensor[torch.from_numpy(group.pages).long()] = 0.5
             opened.append(kv)
-        return opened, Limits(count, context, wanted.rows)
+        return opened, PoolLimits(count, context, wanted.rows)
 
-    def limits(self, model: str) -> Limits:
+    def limits(self, model: str) -> PoolLimits:
         """What a turn of this model can be made of."""
         return self._limits[self._parts.states[model].kv_class]
 

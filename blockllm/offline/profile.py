@@ -27,7 +27,7 @@ from blockllm.engine.costs.span import HopSize
 from blockllm.engine.device.choose import choose_device, choose_dtype
 from blockllm.errors import UnknownModel
 from blockllm.offline import cost_fit
-from blockllm.offline.hops import HopDriver, Limits, grid, held_out
+from blockllm.offline.hops import HopDriver, PoolLimits, grid, held_out
 from blockllm.offline.load_time import ReadSeconds, tensors_of, time_binding, time_reading
 from blockllm.zoo import Progress, Zoo
 from blockllm.zoo.reports import silent
@@ -135,7 +135,7 @@ def _time_hops(parts: Parts, wanted: set[str], task: _Task) -> dict[str, _Times]
     """Run all turns of all covering models in rounds, each round in another order."""
     shapes = shapes_of(parts.plan)
     effort = task.effort
-    driver = HopDriver(parts, Limits(effort.sequences, effort.context, effort.rows))
+    driver = HopDriver(parts, PoolLimits(effort.sequences, effort.context, effort.rows))
     turns = []
     for model in cover(parts.plan, wanted):
         limits = driver.limits(model)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from blockllm.bench import profile
-from blockllm.bench.bound import Needs, Work, bound_of
+from blockllm.bench.bound import Demand, Needs, bound_of
 from blockllm.bench.profile_detail import TARGETS, layer_parts
 from blockllm.bench.roofline import Limits
 from blockllm.cli import bench_engine
@@ -25,7 +25,7 @@ from tests.engine.conftest import zoo  # noqa: F401
 
 MODELS = ("base", "upper", "lora-all")
 LIMITS = Limits("cpu", 1, "float32", 1, bytes_per_second=1e9, flops_per_second=1e9, how="said")
-LOAD = profile.Load(MODELS, concurrency=5, prompt=9, output=4)
+LOAD = profile.EngineLoad(MODELS, concurrency=5, prompt=9, output=4)
 
 
 def record(zoo: Zoo, detail: bool = False) -> tuple[Engine, Recorder]:  # noqa: F811
@@ -188,5 +188,5 @@ def test_a_turn_needs_weights_deltas_and_pages_once_per_hop(zoo: Zoo) -> None:  
 
 
 def test_the_larger_limit_is_the_bound() -> None:
-    bound = bound_of([(Work(4e6, 1e6), 8e-3), (Work(1e6, 5e6), 10e-3)], LIMITS)
+    bound = bound_of([(Demand(4e6, 1e6), 8e-3), (Demand(1e6, 5e6), 10e-3)], LIMITS)
     assert (bound.milliseconds, bound.fraction) == (pytest.approx(4.5), pytest.approx(0.5))

@@ -9,7 +9,7 @@ import pytest
 from blockllm.offline.surrogates.decoding import load
 from blockllm.offline.surrogates.speculate import decode_plainly, speculate
 from blockllm.offline.surrogates.surrogate import SurrogateOptions, surrogate
-from blockllm.offline.training.loop import Course
+from blockllm.offline.training.loop import TrainingSchedule
 from blockllm.offline.training.texts import learn_and_measure
 from blockllm.zoo import Zoo
 from tools.demo import FAMILY
@@ -25,7 +25,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 
 
 def test_a_draft_is_accepted_often_and_changes_nothing(zoo: Zoo, tmp_path: Path) -> None:
-    options = SurrogateOptions("base", "draft", 0.25, TEXT, 64, Course(4, 1e-3, rows=2))
+    options = SurrogateOptions("base", "draft", 0.25, TEXT, 64, TrainingSchedule(4, 1e-3, rows=2))
     made = surrogate(zoo, options, lambda what, done, total: None)
     assert min(one.quality.cosine for one in made.surrogates) > 0.9
     assert made.speculation.acceptance > 0.6

@@ -27,7 +27,7 @@ from blockllm.engine.costs.profiles import (
 from blockllm.engine.costs.span import HopSize, SpanCost
 from blockllm.errors import OutOfMemory
 from blockllm.offline import cost_fit, load_time, profile
-from blockllm.offline.hops import Group, HopDriver, Limits, grid, held_out
+from blockllm.offline.hops import Group, HopDriver, PoolLimits, grid, held_out
 from blockllm.zoo import Zoo
 from tests.driver import settings
 from tests.engine.conftest import zoo  # noqa: F401
@@ -104,7 +104,7 @@ def test_more_work_never_costs_less(rows: int, tokens: int, more: int) -> None:
 
 
 def test_the_grid_stays_within_its_limits() -> None:
-    for limits in (Limits(32, 512, 256), Limits(1, 20, 8), Limits(4, 64, 64)):
+    for limits in (PoolLimits(32, 512, 256), PoolLimits(1, 20, 8), PoolLimits(4, 64, 64)):
         for load in [*grid(limits), *held_out(limits, 30)]:
             assert sum(group.sequences for group in load) <= limits.sequences + 1
             assert all(1 <= g.rows <= g.context <= limits.context for g in load)
@@ -113,7 +113,7 @@ def test_the_grid_stays_within_its_limits() -> None:
 
 def test_sizes_are_those_of_the_hops(zoo: Zoo) -> None:  # noqa: F811
     parts = build(zoo, ["base", "upper", "lora-upper"], settings(prefix_cache=False))
-    driver = HopDriver(parts, Limits(4, 32, 16))
+    driver = HopDriver(parts, PoolLimits(4, 32, 16))
     load = (Group(2, 1, 20), Group(1, 5, 9))
     hops = list(driver.run(driver.make("lora-upper", load)))
     pairs = 5 + 6 + 7 + 8 + 9
@@ -135,7 +135,7 @@ def test_a_pool_without_room_is_refused(zoo: Zoo) -> None:  # noqa: F811
     parts = build(zoo, ["base"], settings(prefix_cache=False))
     parts.caches[0].pool.take(parts.caches[0].pool.num_available)
     with pytest.raises(OutOfMemory, match="--memory"):
-        HopDriver(parts, Limits(4, 32, 16))
+        HopDriver(parts, PoolLimits(4, 32, 16))
 
 
 def test_spans_of_equal_shape_are_one(zoo: Zoo) -> None:  # noqa: F811

@@ -359,7 +359,7 @@ def test_whatever_is_not_markup_is_escaped(text: str, attribute: str) -> None:
 
 
 def test_a_bar_is_as_long_as_its_parts() -> None:
-    parts = [plots.Part("a", 10, "own"), plots.Part("b", 30, "shared")]
+    parts = [plots.BarPiece("a", 10, "own"), plots.BarPiece("b", 30, "shared")]
     page = Page(plots.bar(parts, 80, str))
     widths = [value for name, value in page.attributes if name == "width"]
     assert widths == ["12.5%", "37.5%"]

@@ -15,10 +15,10 @@ from blockllm.core import BridgeFunction
 from blockllm.engine import Engine
 from blockllm.engine.score import Scorer, compare
 from blockllm.errors import ZooError
-from blockllm.offline.stitching.bridge import Pair, Terms, least_squares
+from blockllm.offline.stitching.bridge import BridgePowers, Pair, least_squares
 from blockllm.offline.stitching.cuts import Cut, check_cut, cost, matching_cuts
 from blockllm.offline.stitching.stitch import Stitched, StitchOptions, stitch
-from blockllm.offline.training.loop import Course
+from blockllm.offline.training.loop import TrainingSchedule
 from blockllm.offline.training.twin import TwinLayer, load_twins, run_layers
 from blockllm.zoo import Zoo
 from tests.driver import greedy, request, run, settings
@@ -45,7 +45,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
 def joining(
     front: str, back: str, cuts: tuple[Cut, ...], name: str, steps: int = 0
 ) -> StitchOptions:
-    return StitchOptions(front, back, cuts, name, TEXT, 32, Course(steps, 3e-3))
+    return StitchOptions(front, back, cuts, name, TEXT, 32, TrainingSchedule(steps, 3e-3))
 
 
 def make(zoo: Zoo, options: StitchOptions) -> list[Stitched]:
@@ -72,14 +72,14 @@ def error(pair: Pair, weights: dict[str, torch.Tensor]) -> float:
 
 def test_least_squares_finds_weights_that_depend_on_the_position() -> None:
     shown, hidden = pairs((0.0, 0.5, 1.0)), pairs((0.0, 0.5, 1.0, 0.25))[3]
-    weights = least_squares(shown, Terms(2, 2))
+    weights = least_squares(shown, BridgePowers(2, 2))
     assert weights["weight"].shape == (2, 9, 6) and weights["bias"].shape == (2, 9)
     assert max(error(pair, weights) for pair in [*shown, hidden]) < 1e-5
-    only_bias = least_squares(shown, Terms(1, 2))
+    only_bias = least_squares(shown, BridgePowers(1, 2))
     assert only_bias["weight"].shape == (1, 9, 6)
     assert max(error(pair, only_bias) for pair in shown) > 0.05
     # one position cannot tell the terms apart, and need not
-    alone = least_squares(shown[1:2], Terms(3, 2))
+    alone = least_squares(shown[1:2], BridgePowers(3, 2))
     assert error(shown[1], alone) < 1e-5
 
 
@@ -141,7 +141,7 @@ def test_training_brings_the_chain_nearer_and_changes_nothing_else(zoo: Zoo) -> 
 def test_a_stopped_training_goes_on(zoo: Zoo, tmp_path: Path) -> None:
     path = tmp_path / "bridge.safetensors"
     task = joining("narrow", "wide", (Cut(1, 1),), "stopped", steps=8)
-    task = task._replace(course=task.course._replace(every=3), checkpoint=path)
+    task = task._replace(schedule=task.schedule._replace(every=3), checkpoint=path)
 
     def stop(what: str, done: int, total: int) -> None:
         if done == 5:

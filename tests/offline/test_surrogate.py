@@ -28,7 +28,7 @@ from blockllm.offline.surrogates.speculate import (
     speculate,
 )
 from blockllm.offline.surrogates.surrogate import SurrogateFound, SurrogateOptions, surrogate
-from blockllm.offline.training.loop import Course, batch_rows, train
+from blockllm.offline.training.loop import TrainingSchedule, batch_rows, train
 from blockllm.offline.training.twin import load_twins, run_layers
 from blockllm.zoo import Zoo
 from tests.makers import make_checkpoint
@@ -123,7 +123,9 @@ def test_every_group_of_heads_keeps_equally_many(
 
 def test_a_draft_in_the_zoo_changes_no_token(zoo: Zoo) -> None:
     before = {card.name for card in zoo.cards()}
-    options = SurrogateOptions("llama", "small", 0.5, TEXT, 32, Course(30, 3e-3, rows=4), gamma=3)
+    options = SurrogateOptions(
+        "llama", "small", 0.5, TEXT, 32, TrainingSchedule(30, 3e-3, rows=4), gamma=3
+    )
     made = surrogate(zoo, options, lambda what, done, total: None)
     assert len(made.surrogates) == 4
     card = zoo.card("small")
@@ -159,12 +161,14 @@ def test_a_draft_in_the_zoo_changes_no_token(zoo: Zoo) -> None:
 
 def test_distillation_helps_and_a_gate_refuses(zoo: Zoo) -> None:
     def kl(steps: int) -> float:
-        options = SurrogateOptions("qwen3", f"d{steps}", 0.5, TEXT, 32, Course(steps, 3e-3))
+        options = SurrogateOptions(
+            "qwen3", f"d{steps}", 0.5, TEXT, 32, TrainingSchedule(steps, 3e-3)
+        )
         return surrogate(zoo, options, lambda what, done, total: None).loss.kl
 
     assert kl(60) < 0.7 * kl(0)
     options = SurrogateOptions(
-        "qwen3", "never", 0.9, TEXT, 32, Course(0, 1e-3), min_agreement=0.999
+        "qwen3", "never", 0.9, TEXT, 32, TrainingSchedule(0, 1e-3), min_agreement=0.999
     )
     with pytest.raises(ZooError, match=r"agree with qwen3's at \d+\.\d+% of tokens"):
         surrogate(zoo, options, lambda what, done, total: None)
@@ -176,7 +180,7 @@ def test_distillation_helps_and_a_gate_refuses(zoo: Zoo) -> None:
 def test_a_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     windows = torch.arange(40).view(10, 4)
 
-    def run(stop_at: int | None, course: Course, task: str = "t") -> torch.Tensor:
+    def run(stop_at: int | None, schedule: TrainingSchedule, task: str = "t") -> torch.Tensor:
         weight = torch.ones(4, requires_grad=True)
 
         def loss_of(ids: torch.Tensor, step: int) -> torch.Tensor:
@@ -184,27 +188,27 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             return ((ids.float() @ weight).mean() - step).pow(2)
 
-        train({"w": weight}, loss_of, windows, course, task, tmp_path / "c.safetensors")
+        train({"w": weight}, loss_of, windows, schedule, task, tmp_path / "c.safetensors")
         return weight.detach()
 
-    course = Course(12, 0.05, rows=3, every=5)
-    whole = run(None, course)
+    schedule = TrainingSchedule(12, 0.05, rows=3, every=5)
+    whole = run(None, schedule)
     with pytest.raises(KeyboardInterrupt):
-        run(8, course)
+        run(8, schedule)
     with pytest.raises(ZooError, match="another training"):
-        run(None, course, "other")
+        run(None, schedule, "other")
     with pytest.raises(KeyboardInterrupt):  # it starts at step 5, not anew
-        run(5, course)
-    torch.testing.assert_close(run(None, course), whole, atol=0, rtol=0)
+        run(5, schedule)
+    torch.testing.assert_close(run(None, schedule), whole, atol=0, rtol=0)
     assert not list(tmp_path.iterdir())
     (tmp_path / "c.safetensors").write_bytes(b"damaged")
     with pytest.raises(ZooError, match="not a checkpoint"):
-        run(None, course)
+        run(None, schedule)
 
 
 def test_every_epoch_takes_every_window_once() -> None:
-    course = Course(10, 0.1, rows=3)
-    taken = torch.cat([batch_rows(5, course, step) for step in range(10)])
+    schedule = TrainingSchedule(10, 0.1, rows=3)
+    taken = torch.cat([batch_rows(5, schedule, step) for step in range(10)])
     for epoch in taken.view(6, 5):
         assert sorted(epoch.tolist()) == [0, 1, 2, 3, 4]
     assert len({tuple(epoch.tolist()) for epoch in taken.view(6, 5)}) > 1

@@ -1,4 +1,4 @@
-"""The glossary, held to the code: its words occur there, and all classes of the engine in it."""
+"""The glossary, held to the code: its words occur there, and it has every class of the engine."""
 
 from __future__ import annotations
 

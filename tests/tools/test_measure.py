@@ -9,7 +9,12 @@ import pytest
 
 from blockllm.config import EngineSettings
 from blockllm.zoo import Zoo
-from tools.studies import measure_block_limits, measure_load, measure_sharing, measure_transformers
+from tools.studies import (
+    measure_block_limits,
+    measure_loading,
+    measure_sharing,
+    measure_transformers,
+)
 from tools.studies.bench_family import Shape, make_family
 
 
@@ -59,19 +64,19 @@ def test_transformers(family: Path) -> None:
 def test_loading_and_copying_move_the_same_tensors(family: Path) -> None:
     zoo = Zoo(family / "zoo")
     chain = zoo.chain("ft0")
-    copied = measure_load.copied_tensors(chain)
+    copied = measure_loading.copied_tensors(chain)
     layers = [layer for entry in chain.entries for layer in entry.block.layers]
     embedding = layers[0].tensors["weight"]
     everything = {t.hash: t.nbytes for layer in layers for t in layer.tensors.values()}
     total = sum(t.nbytes for t in copied)
     assert total == sum(everything.values()) - embedding.nbytes
     seen = {}
-    for kind in measure_load.KINDS:
-        one = measure_load.measure_one(zoo, "ft0", kind)
+    for kind in measure_loading.KINDS:
+        one = measure_loading.measure_one(zoo, "ft0", kind)
         assert one["bytes"] == total
         assert one["seconds"] > 0
         seen[kind] = [one]
-    table = measure_load.markdown({"seen": seen, "ready": [3.0]})
+    table = measure_loading.markdown({"seen": seen, "ready": [3.0]})
     assert "loading / copying huge" in table
 
 

@@ -12,7 +12,7 @@ from blockllm.core import Finish, Request, Sampling
 from blockllm.observability import names
 from blockllm.observability.metrics import OVERHEAD_SECONDS, ServerMetrics
 from blockllm.observability.stats import EngineStats
-from tools.studies.frontend_client import Connection, Load, request_bytes
+from tools.studies.frontend_client import ClientLoad, Connection, request_bytes
 from tools.studies.frontend_standin import PacedEngine
 from tools.studies.measure_frontend import difference, quantile, read_buckets, stages_of
 
@@ -69,10 +69,10 @@ def test_stages_add_up_to_the_cpu_time():
 
 
 def test_streams_have_different_lengths_unless_in_step():
-    assert {Load(8, 128, in_step=True).length(i) for i in range(8)} == {128}
-    lengths = [Load(64, 128).length(i) for i in range(64)]
+    assert {ClientLoad(8, 128, in_step=True).length(i) for i in range(8)} == {128}
+    lengths = [ClientLoad(64, 128).length(i) for i in range(64)]
     assert len(set(lengths)) > 32 and min(lengths) >= 96 and max(lengths) <= 160
-    assert Load(4, 1).length(3) == 1
+    assert ClientLoad(4, 1).length(3) == 1
 
 
 class FakeTransport:
@@ -87,7 +87,7 @@ class FakeTransport:
         self.closed = True
 
 
-def connect(load: Load) -> tuple[Connection, FakeTransport]:
+def connect(load: ClientLoad) -> tuple[Connection, FakeTransport]:
     transport = FakeTransport()
     connection = Connection(request_bytes("m", load, 4), 4, load.stream)
     connection.connection_made(transport)  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ def connect(load: Load) -> tuple[Connection, FakeTransport]:
 
 @given(st.integers(1, 30))
 def test_a_stream_is_counted_whatever_the_cuts(size: int):
-    connection, transport = connect(Load(1, 4))
+    connection, transport = connect(ClientLoad(1, 4))
     event = b"data: {}\n\n"
     answer = b"HTTP/1.1 200 OK\r\n\r\n" + event * 3 + b"data: [DONE]\n\n" + b"\r\n0\r\n\r\n"
     connection.data_received(answer[:20])
@@ -108,7 +108,7 @@ def test_a_stream_is_counted_whatever_the_cuts(size: int):
 
 
 def test_a_plain_answer_ends_by_its_length_and_a_refusal_is_a_problem():
-    connection, transport = connect(Load(1, 1, stream=False))
+    connection, transport = connect(ClientLoad(1, 1, stream=False))
     connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{}")
     assert connection.requests == 0
     connection.data_received(b"  ")
@@ -118,7 +118,7 @@ def test_a_plain_answer_ends_by_its_length_and_a_refusal_is_a_problem():
 
 
 def test_the_request_is_valid_http():
-    head, _, body = request_bytes("m", Load(1, 4), 7).partition(b"\r\n\r\n")
+    head, _, body = request_bytes("m", ClientLoad(1, 4), 7).partition(b"\r\n\r\n")
     assert f"content-length: {len(body)}".encode() in head
     assert json.loads(body)["max_tokens"] == 7
 

@@ -11,7 +11,7 @@ EVENT, STREAM_END = b"data: ", b"0\r\n\r\n"
 MAX_ANSWER_BYTES = 32768
 
 
-class Load(NamedTuple):
+class ClientLoad(NamedTuple):
     """One kind of traffic: `streams` connections, each asking again as soon as it is answered.
 
     Unless `in_step`, each has another length around `max_tokens`, so that they do not end together.
@@ -40,7 +40,7 @@ class Seen(NamedTuple):
     seconds: float
 
 
-def request_bytes(model: str, load: Load, max_tokens: int) -> bytes:
+def request_bytes(model: str, load: ClientLoad, max_tokens: int) -> bytes:
     """One chat request as HTTP."""
     body = {
         "model": model,
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
 class Traffic:
     """All connections of one load. Raises RuntimeError when the server answers wrongly."""
 
-    def __init__(self, port: int, model: str, load: Load) -> None:
+    def __init__(self, port: int, model: str, load: ClientLoad) -> None:
         self._port = port
         self._load = load
         self._model = model

@@ -30,7 +30,7 @@ from tools.studies.drive import Arrival, Times, percentile, play
 from tools.studies.measure_sharing import spread
 
 
-class Seen(NamedTuple):
+class Figures(NamedTuple):
     """One run of one arm. Seconds: to first tokens, and between tokens."""
 
     tokens_per_second: float
@@ -73,13 +73,13 @@ def arrivals(options: argparse.Namespace, chains: Sequence[Chain], seed: int) ->
     ]
 
 
-def see(times: dict[str, Times], due: dict[str, float], ran: EngineStats) -> Seen:
+def see(times: dict[str, Times], due: dict[str, float], ran: EngineStats) -> Figures:
     """The figures of one run. `due`: when each request was sent; `ran`: what the run counted."""
     firsts = [own.first for own in times.values()]
     gaps = [gap for own in times.values() for gap in own.gaps]
     end = max(due[name] + own.seconds[-1] for name, own in times.items())
     hottest = max(ran.spans, key=lambda span: span.rows)
-    return Seen(
+    return Figures(
         tokens_per_second=sum(len(own.tokens) for own in times.values()) / end,
         first_token=statistics.median(firsts),
         first_token_p95=percentile(firsts, 95),
@@ -98,7 +98,7 @@ def counted(after: EngineStats, before: EngineStats) -> EngineStats:
     return EngineStats(turns=after.turns - before.turns, spans=tuple(spans))
 
 
-def run(engine: Engine, sent: Sequence[Arrival]) -> tuple[Seen, dict[str, list[int]]]:
+def run(engine: Engine, sent: Sequence[Arrival]) -> tuple[Figures, dict[str, list[int]]]:
     """One round on one engine: its figures and the tokens of each request."""
     before = engine.stats()
     times = play(engine, sent)
@@ -127,9 +127,9 @@ def open_engines(options: argparse.Namespace) -> dict[str, Engine]:
     return engines
 
 
-def compare(options: argparse.Namespace, engines: dict[str, Engine]) -> dict[str, list[Seen]]:
+def compare(options: argparse.Namespace, engines: dict[str, Engine]) -> dict[str, list[Figures]]:
     """All rounds, by arm; the first one warms up and is dropped."""
-    found: dict[str, list[Seen]] = {arm: [] for arm in engines}
+    found: dict[str, list[Figures]] = {arm: [] for arm in engines}
     states = next(iter(engines.values())).parts.states
     chains = [states[model].route.chain for model in sorted(states)]
     for number in range(options.rounds + 1):
@@ -143,14 +143,14 @@ def compare(options: argparse.Namespace, engines: dict[str, Engine]) -> dict[str
     return found
 
 
-def table(found: dict[str, list[Seen]]) -> str:
+def table(found: dict[str, list[Figures]]) -> str:
     """Medians of the first arm; of the others, the ratio to it: median, least and largest."""
     first, *others = found
     lines = [
         "| | " + " | ".join([first, *(f"{arm} / {first}" for arm in others)]) + " |",
         "|---" * (len(found) + 1) + "|",
     ]
-    for index, name in enumerate(Seen._fields):
+    for index, name in enumerate(Figures._fields):
         own = [seen[index] for seen in found[first]]
         cells = [f"{statistics.median(own):.3g}"]
         for arm in others:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockllm.observability import names
-from tools.studies.frontend_client import Load, Seen, Traffic
+from tools.studies.frontend_client import ClientLoad, Seen, Traffic
 from tools.studies.frontend_standin import MODEL, Options
 
 PACE = 0.02  # seconds per token
@@ -38,12 +38,12 @@ WARM_UP = 1.0  # seconds
 QUANTILES = (0.5, 0.95, 0.99)
 OVERHEADS = {"in": names.REQUEST_OVERHEAD.name, "out": names.TOKEN_OVERHEAD.name}
 SCENARIOS = {
-    "1 stream, paced": (Load(1, 128), PACE),
-    "8 streams, paced": (Load(8, 128), PACE),
-    "64 streams, paced": (Load(64, 128), PACE),
-    "64 streams, in step": (Load(64, 128, in_step=True), PACE),
-    "64 streams, flat out": (Load(64, 512), 0.0),
-    "one-token requests": (Load(16, 1, stream=False), 0.0),
+    "1 stream, paced": (ClientLoad(1, 128), PACE),
+    "8 streams, paced": (ClientLoad(8, 128), PACE),
+    "64 streams, paced": (ClientLoad(64, 128), PACE),
+    "64 streams, in step": (ClientLoad(64, 128, in_step=True), PACE),
+    "64 streams, flat out": (ClientLoad(64, 512), 0.0),
+    "one-token requests": (ClientLoad(16, 1, stream=False), 0.0),
 }
 STAGED = "64 streams, paced"
 CONSOLE = Console(width=140)
@@ -192,7 +192,9 @@ def stand_in(options: Options) -> Iterator[StandIn]:
         server.stop()
 
 
-async def run(name: str, load: Load, pace: float, seconds: float, stages_file: str = "") -> Row:
+async def run(
+    name: str, load: ClientLoad, pace: float, seconds: float, stages_file: str = ""
+) -> Row:
     """Run one scenario on a server of its own."""
     with stand_in(Options(pace, stages_file)) as server:
         traffic = Traffic(server.port, MODEL, load)

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from blockllm.offline.stitching.bridge import Terms
+from blockllm.offline.stitching.bridge import BridgePowers
 from blockllm.offline.stitching.cuts import Cut, matching_cuts
 from blockllm.offline.stitching.stitch import Stitched, StitchOptions, stitch
-from blockllm.offline.training.loop import Course
+from blockllm.offline.training.loop import TrainingSchedule
 from blockllm.zoo import Zoo
 from tools.demo import FAMILY
 from tools.demo.training import corpus
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     front: str
     back: str
     cuts: tuple[Cut, ...]
-    terms: Terms
+    terms: BridgePowers
     steps: int
 
     @property
@@ -49,12 +49,12 @@ class Run(NamedTuple):
 def runs(zoo: Zoo, steps: int) -> Iterator[Run]:
     """All trainings; `steps` for each cut."""
     cuts = tuple(matching_cuts(zoo.layers(FRONT), zoo.layers(BACK)))
-    yield Run("linear", FRONT, BACK, cuts, Terms(2, 2), steps * len(cuts))
-    yield Run("bias", FRONT, BACK, cuts, Terms(1, 2), steps * len(cuts))
-    yield Run("linear least squares", FRONT, BACK, cuts, Terms(2, 2), 0)
+    yield Run("linear", FRONT, BACK, cuts, BridgePowers(2, 2), steps * len(cuts))
+    yield Run("bias", FRONT, BACK, cuts, BridgePowers(1, 2), steps * len(cuts))
+    yield Run("linear least squares", FRONT, BACK, cuts, BridgePowers(2, 2), 0)
     for cut in cuts:
-        yield Run("own", FRONT, BACK, (cut,), Terms(1, 1), steps)
-        yield Run("own least squares", FRONT, BACK, (cut,), Terms(1, 1), 0)
+        yield Run("own", FRONT, BACK, (cut,), BridgePowers(1, 1), steps)
+        yield Run("own least squares", FRONT, BACK, (cut,), BridgePowers(1, 1), 0)
 
 
 def measure(work: Path, steps: int, rate: float, rows: int, pause_after: float) -> bool:
@@ -83,7 +83,7 @@ def measure(work: Path, steps: int, rate: float, rows: int, pause_after: float) 
             return False
         options = StitchOptions(
             run.front, run.back, run.cuts, run.name, text, WINDOW,
-            Course(run.steps, rate, rows, every=20), run.terms, measured,
+            TrainingSchedule(run.steps, rate, rows, every=20), run.terms, measured,
             checkpoint=work / f"{run.name}.safetensors",
         )  # fmt: skip
         try:

@@ -10,7 +10,7 @@ from blockllm.engine.costs.profiles import Device, Sample, SpanProfile
 from blockllm.engine.costs.span import HopSize
 from blockllm.offline.report.facts import Facts
 from blockllm.offline.report.markup import Child, Markup, tag
-from blockllm.offline.report.plots import Curve, Part, bar, curves
+from blockllm.offline.report.plots import BarPiece, Curve, bar, curves
 from blockllm.offline.report.sections import bars, folded, key, named, section, table
 from blockllm.offline.report.units import counted, share_text, size_text, time_text
 
@@ -115,7 +115,7 @@ def _load_times(profiles: list[SpanProfile]) -> Markup:
     rows: list[tuple[Child, Markup, Child]] = []
     for profile, times in loads:
         parts = [
-            Part(name, seconds or 0.0, colour)
+            BarPiece(name, seconds or 0.0, colour)
             for (name, colour), seconds in zip(_TIERS, times, strict=True)
         ]
         name = [profile.layers, tag("small", f"{profile.format}, {size_text(profile.nbytes)}")]

@@ -12,7 +12,7 @@ from blockllm.offline.report.markup import Markup, tag
 Number = Callable[[float], str]
 
 
-class Part(NamedTuple):
+class BarPiece(NamedTuple):
     """A piece of a bar."""
 
     name: str
@@ -20,7 +20,7 @@ class Part(NamedTuple):
     colour: str  # CSS class
 
 
-def bar(parts: Sequence[Part], most: float, show: Number) -> Markup:
+def bar(parts: Sequence[BarPiece], most: float, show: Number) -> Markup:
     """One horizontal bar as wide as the page allows; `most` fills it."""
     pieces, start = [], 0.0
     for part in parts:

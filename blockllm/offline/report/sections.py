@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from blockllm.offline.report.facts import TIERS, Facts
 from blockllm.offline.report.markup import Child, Markup, join, tag
-from blockllm.offline.report.plots import Part, bar
+from blockllm.offline.report.plots import BarPiece, bar
 from blockllm.offline.report.units import counted, size_text
 
 Row = tuple[Child, ...]
@@ -82,7 +82,7 @@ def totals(facts: Facts) -> Markup:
     )
     most = max(facts.separate, 1)
     rows = [
-        (name, bar([Part(name, size, colour)], most, size_text), size_text(size))
+        (name, bar([BarPiece(name, size, colour)], most, size_text), size_text(size))
         for name, size, colour in ways
     ]
     return section(
@@ -99,9 +99,9 @@ def tiers(facts: Facts) -> Markup:
     rows: list[BarRow] = []
     for tier in facts.tiers:
         name = [tier.tier, tag("small", f"{counted(len(tier.models), 'model')}")]
-        separate = bar([Part("separate copies", tier.separate, "pale")], most, size_text)
+        separate = bar([BarPiece("separate copies", tier.separate, "pale")], most, size_text)
         rows.append((name, separate, size_text(tier.separate)))
-        stored = bar([Part("in this zoo", tier.stored, "shared")], most, size_text)
+        stored = bar([BarPiece("in this zoo", tier.stored, "shared")], most, size_text)
         rows.append((tag("small", TIERS[tier.tier]), stored, size_text(tier.stored)))
     numbers = [
         (t.tier, named(t.models), *map(size_text, (t.separate, t.stored))) for t in facts.tiers

@@ -8,7 +8,7 @@ from blockllm.offline.report.facts import Facts
 from blockllm.offline.report.groups import Alike, Group
 from blockllm.offline.report.markup import Child, Markup, join, tag
 from blockllm.offline.report.models import LayerFacts, ModelFacts
-from blockllm.offline.report.plots import Part, bar, heatmap, heatmap_width, strip
+from blockllm.offline.report.plots import BarPiece, bar, heatmap, heatmap_width, strip
 from blockllm.offline.report.sections import (
     bars,
     folded,
@@ -109,10 +109,10 @@ def _takes(models: Sequence[ModelFacts]) -> Markup:
     return join((key(colours), folded(models, _ROWS, "model", show), _numbers(models)))
 
 
-def _parts(model: ModelFacts) -> list[Part]:
+def _parts(model: ModelFacts) -> list[BarPiece]:
     return [
-        Part("shared with other models", model.card.shared_bytes, "shared"),
-        Part("its own", model.card.own_bytes, "own"),
+        BarPiece("shared with other models", model.card.shared_bytes, "shared"),
+        BarPiece("its own", model.card.own_bytes, "own"),
     ]
 
 

@@ -16,7 +16,7 @@ import torch
 
 from blockllm.core import BridgeFunction
 from blockllm.offline.stitching.cuts import Cut
-from blockllm.offline.training.loop import Course, Report, train
+from blockllm.offline.training.loop import Report, TrainingSchedule, train
 from blockllm.offline.training.texts import batches
 from blockllm.offline.training.twin import (
     TwinLayer,
@@ -29,7 +29,7 @@ from blockllm.offline.training.twin import (
 _RIDGE = 1e-4  # of the mean square of the inputs: keeps rarely used directions small
 
 
-class Terms(NamedTuple):
+class BridgePowers(NamedTuple):
     """Powers of the position that weight and bias have."""
 
     weight: int = 2
@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 
 
 @torch.no_grad()
-def least_squares(pairs: Sequence[Pair], terms: Terms) -> Weights:
+def least_squares(pairs: Sequence[Pair], terms: BridgePowers) -> Weights:
     """The bridge that maps `before` to `wanted` best at all positions at once; each pair counts
     by its error relative to the spread of what is wanted."""
     size, out = pairs[0].before.shape[1], pairs[0].wanted.shape[1]
@@ -98,7 +98,7 @@ def train_bridge(
     bridges: dict[Cut, BridgeFunction],
     weights: Weights,
     windows: torch.Tensor,  # [windows, tokens] ids
-    course: Course,
+    schedule: TrainingSchedule,
     task: str,
     checkpoint: Path | None,
     report: Report,
@@ -116,5 +116,5 @@ def train_bridge(
         bridge = TwinLayer(bridges[cut], trained)
         return divergence(run_layers([bridge, *back[cut.back + 1 :]], before), wanted)
 
-    train(trained, loss_of, windows, course, task, checkpoint, report)
+    train(trained, loss_of, windows, schedule, task, checkpoint, report)
     return {name: w.detach() for name, w in trained.items()}

@@ -13,10 +13,10 @@ from blake3 import blake3
 from blockllm.core import Layer, Measurement
 from blockllm.engine.score import Scorer, compare
 from blockllm.offline.loss import measure_loss
-from blockllm.offline.stitching.bridge import Terms, least_squares, pairs_of, train_bridge
+from blockllm.offline.stitching.bridge import BridgePowers, least_squares, pairs_of, train_bridge
 from blockllm.offline.stitching.cuts import Cost, Cut, bridge_function, check_cut, cost
 from blockllm.offline.training.arrays import new_layer, storage_dtype
-from blockllm.offline.training.loop import Course
+from blockllm.offline.training.loop import TrainingSchedule
 from blockllm.offline.training.texts import learn_and_measure
 from blockllm.offline.training.twin import TwinLayer, Weights, load_twins
 from blockllm.zoo import Progress, Zoo
@@ -34,8 +34,8 @@ class StitchOptions(NamedTuple):
     name: str  # of the chain; of several, each has the cut behind it
     text: bytes
     window: int
-    course: Course
-    terms: Terms = Terms()
+    schedule: TrainingSchedule
+    terms: BridgePowers = BridgePowers()
     measured: bytes | None = None  # text to measure on; else the last fifth of `text`
     max_rise: float | None = None  # of the perplexity, against the back model
     checkpoint: Path | None = None
@@ -98,7 +98,7 @@ def _make_bridge(
     progress("fitting by least squares", 0, 0)
     weights = least_squares(pairs_of(ours, theirs, bridges, learned[:_PAIRED]), options.terms)
     return train_bridge(
-        ours, theirs, bridges, weights, learned, options.course, _task(options, front, back),
+        ours, theirs, bridges, weights, learned, options.schedule, _task(options, front, back),
         options.checkpoint,
         lambda done, steps, loss: progress(f"distilling, loss {loss:.4f}", done, steps),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def _make_bridge(
 def _task(options: StitchOptions, front: Sequence[Layer], back: Sequence[Layer]) -> str:
     digests = [layer.digest for layer in (*front, *back)]
     text = blake3(options.text).hexdigest()
-    facts = (digests, options.cuts, options.window, options.course, options.terms, text)
+    facts = (digests, options.cuts, options.window, options.schedule, options.terms, text)
     return str(blake3(repr(facts).encode()).hexdigest())
 
 

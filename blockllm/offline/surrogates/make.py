@@ -9,7 +9,7 @@ import torch
 
 from blockllm.core import LayerFunction
 from blockllm.offline.surrogates.prune import prune, taylor_scores
-from blockllm.offline.training.loop import Course, Report, train
+from blockllm.offline.training.loop import Report, TrainingSchedule, train
 from blockllm.offline.training.texts import batches
 from blockllm.offline.training.twin import (
     TwinLayer,
@@ -30,7 +30,7 @@ def make_surrogates(
     layers: Sequence[TwinLayer],
     windows: torch.Tensor,  # [windows, tokens] ids
     ratio: float,
-    course: Course,
+    schedule: TrainingSchedule,
     task: str,
     checkpoint: Path | None,
     report: Report,
@@ -41,7 +41,7 @@ def make_surrogates(
     behind the other, to give the model's next-token distributions: they serve one by one and as a
     draft chain.
     """
-    scores = iter(taylor_scores(layers, batches(windows[:_SCORED], course.rows)))
+    scores = iter(taylor_scores(layers, batches(windows[:_SCORED], schedule.rows)))
     pruned = [
         prune(layer, next(scores), ratio).trainable()
         if isinstance(layer.function, LayerFunction)
@@ -60,7 +60,7 @@ def make_surrogates(
         drafted = run_layers(pruned[1:], outputs[0])
         return divergence(drafted, outputs[-1]) + torch.stack(errors).mean()
 
-    train(trained, loss_of, windows, course, task, checkpoint, report)
+    train(trained, loss_of, windows, schedule, task, checkpoint, report)
     return pruned
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from blockllm.config import EngineSettings
 from blockllm.core import LayerFunction
 from blockllm.engine.build import Parts, build
-from blockllm.offline.hops import Group, HopDriver, Limits, TimedHop
+from blockllm.offline.hops import Group, HopDriver, PoolLimits, TimedHop
 from blockllm.offline.surrogates.make import decoders
 from blockllm.offline.training.texts import batches
 from blockllm.offline.training.twin import TwinLayer, divergence, hidden_states, run_layers
@@ -74,7 +74,7 @@ def layer_seconds(zoo: Zoo, models: Sequence[str], rows: int) -> dict[str, list[
     """Median time of a hop of `rows` rows of one sequence through each decoder layer, in order,
     by model; the models take turns."""
     parts = build(zoo, models, EngineSettings(prefix_cache=False, max_sequences=2, cut="layers"))
-    driver = HopDriver(parts, Limits(1, _CONTEXT, rows))
+    driver = HopDriver(parts, PoolLimits(1, _CONTEXT, rows))
     taken: dict[str, list[list[float]]] = {model: [] for model in models}
     try:
         load = (Group(1, rows, driver.limits(models[0]).context),)

@@ -21,7 +21,7 @@ from blockllm.offline.surrogates.make import decoders, make_surrogates
 from blockllm.offline.surrogates.quality import SurrogateFound, layer_qualities, layer_seconds
 from blockllm.offline.surrogates.speculate import Speculation, measure_speculation
 from blockllm.offline.training.arrays import new_layers
-from blockllm.offline.training.loop import Course
+from blockllm.offline.training.loop import TrainingSchedule
 from blockllm.offline.training.texts import learn_and_measure
 from blockllm.offline.training.twin import TwinLayer, load_twins
 from blockllm.zoo import Progress, Zoo
@@ -37,14 +37,14 @@ class SurrogateOptions(NamedTuple):
     ratio: float  # of query heads and MLP channels that leave
     text: bytes
     window: int
-    course: Course
+    schedule: TrainingSchedule
     gamma: int = 4
     measured: bytes | None = None  # text to measure on; else the last fifth of `text`
     min_agreement: float = 0.0
     checkpoint: Path | None = None
 
 
-class Made(msgspec.Struct, frozen=True):
+class SurrogateDraft(msgspec.Struct, frozen=True):
     """A draft in the zoo: its surrogates by layer, what it loses, and what it is worth."""
 
     name: str
@@ -55,7 +55,7 @@ class Made(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def surrogate(zoo: Zoo, options: SurrogateOptions, progress: Progress) -> Made:
+def surrogate(zoo: Zoo, options: SurrogateOptions, progress: Progress) -> SurrogateDraft:
     """Make a surrogate of every decoder layer and a draft chain of them; findings and loss are in
     the catalogue when this returns.
 
@@ -69,7 +69,7 @@ def surrogate(zoo: Zoo, options: SurrogateOptions, progress: Progress) -> Made:
     )
     shown = f"pruning {options.ratio:.0%}"
     made = make_surrogates(
-        layers, learned, options.ratio, options.course, _task(zoo, options), options.checkpoint,
+        layers, learned, options.ratio, options.schedule, _task(zoo, options), options.checkpoint,
         lambda done, steps, loss: progress(f"{shown}, loss {loss:.4f}", done, steps),
     )  # fmt: skip
     zoo.assemble(
@@ -99,7 +99,7 @@ def surrogate(zoo: Zoo, options: SurrogateOptions, progress: Progress) -> Made:
     zoo.record_loss(loss)
     zoo.record_finding("speculation", options.name, options.model, speculation)
     seconds = time.monotonic() - started
-    return Made(options.name, options.ratio, surrogates, loss, speculation, seconds)
+    return SurrogateDraft(options.name, options.ratio, surrogates, loss, speculation, seconds)
 
 
 def _task(zoo: Zoo, options: SurrogateOptions) -> str:
@@ -108,7 +108,7 @@ def _task(zoo: Zoo, options: SurrogateOptions) -> str:
         digests,
         options.ratio,
         options.window,
-        options.course,
+        options.schedule,
         blake3(options.text).hexdigest(),
     )
     return str(blake3(repr(facts).encode()).hexdigest())

@@ -15,8 +15,8 @@ LossOf = Callable[[torch.Tensor, int], torch.Tensor]  # ids [rows, tokens], step
 Report = Callable[[int, int, float], None]  # steps done, steps in all, mean loss
 
 
-class Course(NamedTuple):
-    """How long and how fast to train; equal courses repeat each other."""
+class TrainingSchedule(NamedTuple):
+    """How long and how fast to train; equal schedules repeat each other."""
 
     steps: int
     rate: float
@@ -29,7 +29,7 @@ def train(
     trained: Mapping[str, torch.Tensor],
     loss_of: LossOf,
     windows: torch.Tensor,  # [windows, tokens] ids
-    course: Course,
+    schedule: TrainingSchedule,
     task: str,
     checkpoint: Path | None = None,
     report: Report = lambda done, steps, loss: None,
@@ -39,34 +39,34 @@ def train(
     With a `checkpoint` file, a training that was stopped goes on from it; the file is removed at
     the end. Raises ZooError if the file belongs to another `task`.
     """
-    if not course.steps:
+    if not schedule.steps:
         return math.nan
-    optimizer = torch.optim.AdamW(trained.values(), lr=course.rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained.values(), lr=schedule.rate, weight_decay=0.0)
     first = load_state(checkpoint, trained, [optimizer], task) if checkpoint else 0
     mean = math.nan
-    for step in range(first, course.steps):
+    for step in range(first, schedule.steps):
         for group in optimizer.param_groups:
-            group["lr"] = course.rate * rate_factor(step, course.steps)
-        loss = loss_of(windows[batch_rows(len(windows), course, step)], step)
+            group["lr"] = schedule.rate * rate_factor(step, schedule.steps)
+        loss = loss_of(windows[batch_rows(len(windows), schedule, step)], step)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss, inputs=list(trained.values()))
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         mean = loss.item() if math.isnan(mean) else 0.9 * mean + 0.1 * loss.item()
-        report(step + 1, course.steps, mean)
-        if checkpoint and (step + 1) % course.every == 0:
+        report(step + 1, schedule.steps, mean)
+        if checkpoint and (step + 1) % schedule.every == 0:
             save_state(checkpoint, trained, [optimizer], step + 1, task)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return mean
 
 
-def batch_rows(num_windows: int, course: Course, step: int) -> torch.Tensor:
+def batch_rows(num_windows: int, schedule: TrainingSchedule, step: int) -> torch.Tensor:
     """Which windows a step takes: every epoch has its own order. [rows]"""
     chosen = []
-    for index in range(step * course.rows, (step + 1) * course.rows):
+    for index in range(step * schedule.rows, (step + 1) * schedule.rows):
         epoch, place = divmod(index, num_windows)
-        generator = torch.Generator().manual_seed(course.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + epoch)
         chosen.append(int(torch.randperm(num_windows, generator=generator)[place]))
     return torch.tensor(chosen)
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 
 from blockllm.zoo import Zoo
-from tools.campaigns.faults.load import Load
+from tools.campaigns.faults.load import BackgroundLoad
 from tools.campaigns.faults.system import System
 
-Deed = Callable[[System, Load], Awaitable[None]]
+Deed = Callable[[System, BackgroundLoad], Awaitable[None]]
 KILLS_AGENT: set[str] = set()  # after these another agent has to answer
 DEEDS: dict[str, Deed] = {}
 
@@ -44,44 +44,44 @@ def _signal(process: int | None, number: int) -> None:
 
 
 @deed("agent killed", kills_agent=True)
-async def kill_agent(system: System, load: Load) -> None:
+async def kill_agent(system: System, load: BackgroundLoad) -> None:
     """Without a word."""
     _signal(system.agent(), signal.SIGKILL)
 
 
 @deed("agent stopped", kills_agent=True)
-async def stop_agent(system: System, load: Load) -> None:
+async def stop_agent(system: System, load: BackgroundLoad) -> None:
     """It neither computes nor ends."""
     _signal(system.agent(), signal.SIGSTOP)
 
 
 @deed("agent asked to end")
-async def terminate_agent(system: System, load: Load) -> None:
+async def terminate_agent(system: System, load: BackgroundLoad) -> None:
     """As a service manager that signals every process of a service."""
     _signal(system.agent(), signal.SIGTERM)
 
 
 @deed("text worker killed")
-async def kill_worker(system: System, load: Load) -> None:
+async def kill_worker(system: System, load: BackgroundLoad) -> None:
     """One of those that run templates and tokenizers."""
     _signal(next(iter(system.children("blockllm.workers")), None), signal.SIGKILL)
 
 
 @deed("text worker stopped")
-async def stop_worker(system: System, load: Load) -> None:
+async def stop_worker(system: System, load: BackgroundLoad) -> None:
     """It takes requests and does not answer."""
     _signal(next(iter(system.children("blockllm.workers")), None), signal.SIGSTOP)
 
 
 @deed("no descriptors left")
-async def use_up_descriptors(system: System, load: Load) -> None:
+async def use_up_descriptors(system: System, load: BackgroundLoad) -> None:
     """For a second the server can open nothing, and clients come."""
     async with _no_descriptors(system):
         await _connect(system.port, 20, 1.0)
 
 
 @deed("no descriptors left, agent killed", kills_agent=True)
-async def kill_without_descriptors(system: System, load: Load) -> None:
+async def kill_without_descriptors(system: System, load: BackgroundLoad) -> None:
     """The first attempts to start another agent fail."""
     async with _no_descriptors(system):
         _signal(system.agent(), signal.SIGKILL)
@@ -100,7 +100,7 @@ async def _no_descriptors(system: System):  # type: ignore[no-untyped-def]
 
 
 @deed("no memory left in the agent")
-async def starve_agent(system: System, load: Load) -> None:
+async def starve_agent(system: System, load: BackgroundLoad) -> None:
     """Every allocation that needs more of the system fails, for a second."""
     agent = system.agent()
     if agent is not None:
@@ -113,7 +113,7 @@ async def starve_agent(system: System, load: Load) -> None:
 
 
 @deed("temporary folder gone, agent killed", kills_agent=True)
-async def kill_without_tmp(system: System, load: Load) -> None:
+async def kill_without_tmp(system: System, load: BackgroundLoad) -> None:
     """Another agent finds no place for its socket until the folder is back."""
     away, hidden = system.tmp.with_name("away"), list(system.tmp.iterdir())
     system.tmp.rename(away)
@@ -124,7 +124,7 @@ async def kill_without_tmp(system: System, load: Load) -> None:
 
 
 @deed("disk full, agent killed", kills_agent=True)
-async def kill_with_full_disk(system: System, load: Load) -> None:
+async def kill_with_full_disk(system: System, load: BackgroundLoad) -> None:
     """The folder for sockets lies on a file system without a free byte."""
     options, hidden = (
         ("-t", "tmpfs", "-o", "size=64k", "blockllm-chaos"),
@@ -150,7 +150,7 @@ def _remove(hidden: list[Path]) -> None:
 
 
 @deed("zoo gone, agent killed", kills_agent=True)
-async def kill_without_zoo(system: System, load: Load) -> None:
+async def kill_without_zoo(system: System, load: BackgroundLoad) -> None:
     """The folder of the zoo has another name for a while."""
     away = system.zoo.with_name("away-zoo")
     system.zoo.rename(away)
@@ -161,7 +161,7 @@ async def kill_without_zoo(system: System, load: Load) -> None:
 
 
 @deed("model removed from the zoo, agent killed", kills_agent=True)
-async def remove_model(system: System, load: Load) -> None:
+async def remove_model(system: System, load: BackgroundLoad) -> None:
     """Its files go too; it comes back under its name before the next fault."""
     load.missing.add("lora")
     zoo = Zoo(system.zoo)
@@ -173,7 +173,7 @@ async def remove_model(system: System, load: Load) -> None:
 
 
 @deed("clients that do not send, read or stay")
-async def bad_clients(system: System, load: Load) -> None:
+async def bad_clients(system: System, load: BackgroundLoad) -> None:
     """Half a request, half a body, a reset, a closed half, no reading: twenty of each."""
     await _connect(system.port, 100, 0.5)
 
@@ -208,7 +208,7 @@ _BAD = (
 
 
 @deed("server killed")
-async def kill_server(system: System, load: Load) -> None:
+async def kill_server(system: System, load: BackgroundLoad) -> None:
     """The HTTP process; whatever it had started has to follow it."""
     children = [psutil.Process(child) for child in system.children()]
     _signal(system.process.pid, signal.SIGKILL)
@@ -219,7 +219,7 @@ async def kill_server(system: System, load: Load) -> None:
 
 
 @deed("service asked to end and started again")
-async def restart(system: System, load: Load) -> None:
+async def restart(system: System, load: BackgroundLoad) -> None:
     """SIGTERM to every process of the group, as a service manager does."""
     status = await asyncio.to_thread(system.end)
     assert status == 0, f"the server ended with status {status}"

@@ -33,7 +33,7 @@ def questions(models: list[str], seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-class Load:
+class BackgroundLoad:
     """Asks without a pause while it is let, and counts outcomes."""
 
     def __init__(self, port: int, asked: list[dict[str, Any]], seed: int) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from tools.campaigns import makings
 from tools.campaigns.faults.deeds import DEEDS, KILLS_AGENT
-from tools.campaigns.faults.load import Load, questions
+from tools.campaigns.faults.load import BackgroundLoad, questions
 from tools.campaigns.faults.system import System
 from tools.soak.watch import read_metrics
 
@@ -59,7 +59,7 @@ async def campaign(
 ) -> dict[str, Any]:
     """So many faults, drawn by the seed, or what fits into the minutes; the report."""
     system = System(folder, await asyncio.to_thread(build, folder))
-    load = Load(system.port, questions(["base", "lora", "upper"]), seed)
+    load = BackgroundLoad(system.port, questions(["base", "lora", "upper"]), seed)
     chosen, seen, wrong = random.Random(seed), list[Seen](), list[str]()
     start = time.monotonic()
     try:
@@ -92,7 +92,7 @@ async def campaign(
     return report(seen, load.counts, wrong, seed, time.monotonic() - start)
 
 
-async def _suffer(system: System, load: Load, name: str) -> tuple[float, list[str]]:
+async def _suffer(system: System, load: BackgroundLoad, name: str) -> tuple[float, list[str]]:
     """Do it; seconds until a right answer again, and what should not be."""
     agent, faulty = system.agent(), list[str]()
     try:
@@ -109,7 +109,7 @@ async def _suffer(system: System, load: Load, name: str) -> tuple[float, list[st
         await asyncio.sleep(0.02)
 
 
-async def _rest(system: System, load: Load, before: dict[str, int]) -> list[str]:
+async def _rest(system: System, load: BackgroundLoad, before: dict[str, int]) -> list[str]:
     """Without load: everything ends, the books balance, nothing is held that was not before."""
     deadline, faulty = time.monotonic() + REST_SECONDS, ["not looked at"]
     while faulty and time.monotonic() < deadline:

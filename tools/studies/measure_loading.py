@@ -1,6 +1,6 @@
 """How fast weights become ready on the CPU, beside what copying the same bytes takes.
 
-    python -m tools.studies.measure_load --zoo DIR --model NAME [--rounds 5 --out out/load.json]
+    python -m tools.studies.measure_loading --zoo DIR --model NAME [--rounds 5 --out out/load.json]
 
 Every measurement runs in a fresh process, the kinds in turn, all from the page cache (a first
 round fills it and is dropped). Copies move the same tensors as loading does, with all threads:
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds of all kinds, each in a process of its own."""
     seen: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     ready = []
-    command = [sys.executable, "-m", "tools.studies.measure_load", "--zoo", str(options.zoo)]
+    command = [sys.executable, "-m", "tools.studies.measure_loading", "--zoo", str(options.zoo)]
     command += ["--model", options.model, "--threads", str(options.threads), "--one"]
     for round_number in range(options.rounds + 1):
         for kind in KINDS:
