@@ -50,6 +50,15 @@ def default_zoo() -> str:
     return str(Path(data) / "blockllm" / "zoo")
 
 
+class TenantSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Weight and quotas of one tenant, 0: no quota; docs/settings.md describes each."""
+
+    weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
+    max_rows: Amount = 0
+    max_pages: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
+    max_waiting: Amount = 0
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of one agent's engine; docs/settings.md describes each."""
 
@@ -70,6 +79,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verify_weights: bool = True
     overlap: Literal["auto", "on", "off"] = "auto"
     threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    tenants: dict[str, TenantSettings] = {}  # by name; see `load_tenants`
 
     def __post_init__(self) -> None:
         if self.memory != "auto":
@@ -117,20 +127,43 @@ def load(kind: type[T], section: str, file: str | None, flags: dict[str, Any]) -
 
     Raises ConfigError naming the source, the setting, what was found and what is allowed.
     """
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    values: dict[str, Any] = {}
-    for given in _all_given(fields, section, file, flags):
-        if given.name not in fields:
-            hint = _closest(given.name, fields)
+    return _make(kind, _all_given(settings_of(kind), section, file, flags))
+
+
+def load_tenants(file: str | None) -> dict[str, TenantSettings]:
+    """Weights and quotas by tenant: the tables `[tenants.NAME]` of a settings file. Raises
+    ConfigError naming the table, the setting, what was found and what is allowed."""
+    found = {}
+    for name, table in _from_file(file, "tenants").items() if file else ():
+        label = f"settings file {file}: [tenants.{name}]"
+        if not isinstance(table, dict):
+            raise ConfigError(f"{label} must be a table")
+        given = (_Given(key, value, f"{label} {key}") for key, value in table.items())
+        found[name] = _make(TenantSettings, given)
+    return found
+
+
+def settings_of(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The types of the settings that have one value each, by name."""
+    fields = msgspec.structs.fields(kind)
+    return {field.name: field.type for field in fields if field.name != "tenants"}
+
+
+def _make(kind: type[T], all_given: Iterable[_Given]) -> T:
+    """The settings with these values, the last one of each."""
+    types, values = settings_of(kind), dict[str, Any]()
+    for given in all_given:
+        if given.name not in types:
+            hint = _closest(given.name, types)
             raise ConfigError(f"{given.label}: there is no such setting{hint}")
-        values[given.name] = _convert(given, fields[given.name].type)
+        values[given.name] = _convert(given, types[given.name])
     return kind(**values)
 
 
 def unknown_variables() -> dict[str, str]:
     """Variables of the environment that look like settings and are none; each with a hint."""
     kinds: tuple[type[msgspec.Struct], ...] = (EngineSettings, ServerSettings)
-    settings = [name.upper() for kind in kinds for name in kind.__struct_fields__]
+    settings = [name.upper() for kind in kinds for name in settings_of(kind)]
     known = {*_OTHER_VARIABLES, *settings}
     ours = sorted(name for name in os.environ if name.startswith(PREFIX))
     names = [name.removeprefix(PREFIX) for name in ours]
@@ -220,10 +253,12 @@ def _from_file(file: str, section: str) -> dict[str, Any]:
         document = tomllib.loads(read_text(f"settings file {file}", file))
     except ValueError as error:  # not TOML
         raise ConfigError(f"settings file {file}: {error}") from error
-    unknown = set(document) - {"engine", "server"}
+    unknown = set(document) - {"engine", "server", "tenants"}
     if unknown:
         name = sorted(unknown)[0]
-        raise ConfigError(f"settings file {file}: no section {name!r}, expected engine or server")
+        raise ConfigError(
+            f"settings file {file}: no section {name!r}, expected engine, server or tenants"
+        )
     table = document.get(section, {})
     if not isinstance(table, dict):
         raise ConfigError(f"settings file {file}: [{section}] must be a table")

@@ -306,7 +306,8 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """One sequence to generate, as the engine sees it: ids only, text stays with the front end.
 
-    `salt` separates tenants in the prefix index; `arrival` is the front end's monotonic clock.
+    `salt` separates tenants in the prefix index; `arrival` is the front end's monotonic clock; an
+    `offline` request takes only what others leave.
     """
 
     id: str
@@ -316,6 +317,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     tenant: str = ""
     salt: str = ""
     arrival: float = 0.0
+    offline: bool = False
 
 
 class Finish(enum.StrEnum):

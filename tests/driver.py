@@ -35,9 +35,9 @@ def greedy(max_tokens: int, **options: object) -> Sampling:
 
 
 def request(
-    name: str, model: str, prompt: Sequence[int], sampling: Sampling, **more: str
+    name: str, model: str, prompt: Sequence[int], sampling: Sampling, **more: str | bool
 ) -> Request:
-    return Request(id=name, model=model, prompt=tuple(prompt), sampling=sampling, **more)
+    return Request(id=name, model=model, prompt=tuple(prompt), sampling=sampling, **more)  # type: ignore[arg-type]
 
 
 def step(engine: Engine, answers: dict[str, Answer]) -> None:

@@ -13,15 +13,23 @@ import pytest
 from blockllm.config import (
     EngineSettings,
     ServerSettings,
+    TenantSettings,
     describe,
     load,
+    load_tenants,
     refuse_misspelt_keys,
+    settings_of,
     unknown_variables,
 )
 from blockllm.errors import ConfigError
 
 KINDS: dict[str, type[msgspec.Struct]] = {"engine": EngineSettings, "server": ServerSettings}
-FIELDS = [(name, field) for name, kind in KINDS.items() for field in msgspec.structs.fields(kind)]
+FIELDS = [
+    (name, field)
+    for name, kind in KINDS.items()
+    for field in msgspec.structs.fields(kind)
+    if field.name in settings_of(kind)
+]
 
 
 def wrong_values(kind: Any) -> list[Any]:
@@ -90,7 +98,7 @@ def test_the_stronger_source_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         (None, ": No such file or directory"),
         ("[server", ": Expected"),
-        ("[sever]\n", ": no section 'sever', expected engine or server"),
+        ("[sever]\n", ": no section 'sever', expected engine, server or tenants"),
         ("server = 1\n", ": [server] must be a table"),
         ("[server]\nprot = 1\n", ": [server] prot: there is no such setting; did you mean port?"),
         ("[server]\napi_key = 123456\n", ": [server] api_key: got a value that is not shown"),
@@ -151,3 +159,33 @@ def test_a_longer_settings_file_than_is_read_is_an_error(tmp_path: Path) -> None
     file.write_bytes(b"#" * (4 << 20) + b"#")
     with pytest.raises(ConfigError, match="longer than 4 MiB"):
         load(ServerSettings, "server", str(file), {})
+
+
+def test_tenants_have_tables_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[engine]\nmax_rows = 99\n[tenants.acme]\nweight = 2\nmax_waiting = 5\n")
+    assert load_tenants(str(file)) == {"acme": TenantSettings(weight=2.0, max_waiting=5)}
+    assert load_tenants(None) == {}
+    assert load(EngineSettings, "engine", str(file), {}).max_rows == 99
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tenants]\nacme = 1\n", "[tenants.acme] must be a table"),
+        ("[tenants.acme]\nweigth = 1\n", "[tenants.acme] weigth: there is no such setting; did"),
+        ("[tenants.acme]\nweight = 0\n", "weight: got 0, expected a number from 0.001 to 1000"),
+        ("[tenants.acme]\nweight = nan\n", "weight: got nan, expected a number from"),
+        ("[tenants.acme]\nmax_rows = -1\n", "max_rows: got -1, expected an integer from 0 to"),
+        ("[tenants.acme]\nmax_pages = true\n", "max_pages: got True, expected an integer from"),
+        ("tenants = 1\n", "[tenants] must be a table"),
+    ],
+)
+def test_a_wrong_value_of_a_tenant_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_tenants(str(file))
+    assert str(caught.value).startswith(f"settings file {file}: [tenants") and message in str(
+        caught.value
+    )

@@ -30,6 +30,11 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Names of all tenants."""
+        return frozenset(self._tenants.values())
+
     def tenant_of(self, key: bytes) -> str | None:
         """The tenant of this key as it was sent; None for an unknown one. Takes equally long for
         every key."""
@@ -54,6 +59,16 @@ def parse_entry(text: str) -> Entry:
     if not key:
         raise ConfigError("API keys: expected `tenant:key` or `key`, got an empty key")
     return Entry(tenant, key)
+
+
+def check_tenants(names: Iterable[str], keys: KeyRing) -> None:
+    """Raise ConfigError for a tenant that has settings and no key: its name is misspelt."""
+    for name in names:
+        if name not in keys.tenants:
+            raise ConfigError(
+                f"[tenants.{name}]: no API key belongs to this tenant; give one as `{name}:KEY` "
+                "in the file of api_key_file"
+            )
 
 
 def read_keys(keys: str, file: str) -> KeyRing:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from blockllm.api.app import make_app
 from blockllm.api.doorway import Doorway, Starting
 from blockllm.api.guard import Guard
-from blockllm.api.keys import read_keys
+from blockllm.api.keys import check_tenants, read_keys
 from blockllm.api.models import Models, Shelf, load_models
 from blockllm.api.origins import admit_pages
 from blockllm.api.protocol import Limits, bounded_protocol
@@ -79,6 +79,7 @@ class Server:
         self._announce = announce
         self._agent_command = agent_command
         self._keys = read_keys(settings.api_key, settings.api_key_file)
+        check_tenants(options.engine.tenants, self._keys)
         self._socket = _listen(settings.host, settings.port)
         if not self._keys and not _is_loopback(self._socket):
             logger.warning(_OPEN, settings.host)

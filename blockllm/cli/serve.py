@@ -9,7 +9,14 @@ import msgspec
 import typer
 
 from blockllm.cli.output import say
-from blockllm.config import EngineSettings, ServerSettings, default_zoo, load, refuse_misspelt_keys
+from blockllm.config import (
+    EngineSettings,
+    ServerSettings,
+    default_zoo,
+    load,
+    load_tenants,
+    refuse_misspelt_keys,
+)
 from blockllm.observability.stats import EngineStats
 
 if TYPE_CHECKING:
@@ -58,6 +65,7 @@ def serve(
     given = {**locals(), "api_key": "\n".join(api_key) if api_key else None}
     refuse_misspelt_keys()
     engine = load(EngineSettings, "engine", config, flags_of(EngineSettings, given))
+    engine = msgspec.structs.replace(engine, tenants=load_tenants(config))
     server = load(ServerSettings, "server", config, flags_of(ServerSettings, given))
 
     from blockllm.zoo import Zoo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from itertools import count
 
@@ -17,11 +18,12 @@ from blockllm.engine.hidden import HiddenStore
 from blockllm.engine.kv.cache import KVCache, SequenceKV
 from blockllm.engine.policies import make_policy
 from blockllm.engine.policies.block_limits import stop_limits
-from blockllm.engine.sequence.finish import check_request
+from blockllm.engine.sequence.finish import check_quota, check_request
 from blockllm.engine.sequence.planned_pages import PlannedPages, Prompt
 from blockllm.engine.sequence.sequence import RouteState, Sequence
+from blockllm.engine.sequence.tenants import TenantState
 from blockllm.engine.sequence.waiting import WaitingLines
-from blockllm.engine.work import Plan, Policy, View, check
+from blockllm.engine.work import Offline, Plan, Policy, View, check
 from blockllm.errors import BadRequest, ModelNotFound, Overloaded, TooManyRequests
 from blockllm.shares import has_room
 
@@ -46,7 +48,8 @@ class Scheduler:
         self._numbers = count(1)
         self._by_id: dict[str, Sequence] = {}
         self._by_number: dict[int, Sequence] = {}
-        self._waiting = WaitingLines()
+        self._waiting = WaitingLines(settings.tenants)
+        self._offline = WaitingLines(settings.tenants)  # with counters and quotas of their own
         self._running: list[Sequence] = []  # by age
         self._promised: set[bytes] = set()  # keys of pages that running prompts will publish
         self._hidden = HiddenStore()
@@ -63,7 +66,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._offline)
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises ModelNotFound, BadRequest, ContextTooLong, Overloaded."""
@@ -73,21 +76,34 @@ class Scheduler:
         if request.id in self._by_id:
             raise BadRequest(f"id: a request with id {request.id!r} is being served", "id")
         check_request(request, state, self._caches[state.kv_class])
-        self._check_line(request.tenant)
+        self._check_line(request)
         number = next(self._numbers)
         sequence = Sequence(request, state, self._settings.page_size, number)
+        lines = self._lines_of(sequence)
+        check_quota(sequence, lines.tenant(request.tenant))
         self._by_id[request.id] = self._by_number[number] = sequence
-        self._waiting.add(sequence)
+        lines.add(sequence)
 
-    def _check_line(self, tenant: str) -> None:
-        waiting, most = len(self._waiting), self._settings.max_waiting
-        if waiting >= most:
+    def _check_line(self, request: Request) -> None:
+        waiting, most, tenant = self.num_waiting, self._settings.max_waiting, request.tenant
+        if waiting >= most or (request.offline and not has_room(len(self._offline), waiting, most)):
             raise Overloaded(f"{waiting} requests wait already; try again later")
-        own = self._waiting.num_of(tenant)
+        own = self._waiting.num_of(tenant) + self._offline.num_of(tenant)
+        quota = self._waiting.tenant(tenant).max_waiting
+        if quota and own >= quota:
+            raise TooManyRequests(
+                f"{own} of your requests wait already, your quota; try again later"
+            )
         if tenant and not has_room(own, waiting, most):
             raise TooManyRequests(
                 f"{own} of your requests wait already, your share of {most}; try again later"
             )
+
+    def _lines_of(self, sequence: Sequence) -> WaitingLines:
+        return self._offline if sequence.is_offline else self._waiting
+
+    def _tenant_of(self, sequence: Sequence) -> TenantState:
+        return self._lines_of(sequence).tenants[sequence.tenant]
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, whatever it is doing; unknown ids are ignored."""
@@ -99,7 +115,7 @@ class Scheduler:
         """Drop a known sequence and give back what it holds."""
         del self._by_id[sequence.request.id], self._by_number[sequence.number]
         if sequence.kv is None:
-            self._waiting.remove(sequence)
+            self._lines_of(sequence).remove(sequence)
         else:
             self._running.remove(sequence)
             self._release(sequence)
@@ -130,18 +146,25 @@ class Scheduler:
             pages=[PlannedPages(pool, cache, *shared) for pool, cache in enumerate(self._caches)],
             max_rows=self._max_rows(),
             max_sequences=self._settings.max_sequences,
+            tenants=self._waiting.tenants,
+            offline=Offline(self._offline.lines, self._offline.tenants),
         )
 
     def _max_rows(self) -> int:
-        """Rows of this turn; fewer than allowed where a long turn would keep others waiting."""
+        """Rows of this turn; fewer than allowed where a long turn would keep others waiting. An
+        online request may come at any time, so turns with nothing but offline ones are short."""
         limit = self._settings.max_rows
         if self._budget is None:
             return limit
-        running = (sequence for sequence in self._running if sequence.remaining > 1)
-        prompt = next(running, None) or self._waiting.first()
+        prompts = [s for s in self._running if s.remaining > 1]
+        online = next((s for s in prompts if not s.is_offline), None) or self._waiting.first()
+        prompt = online or next(iter(prompts), None) or self._offline.first()
         if prompt is None:
             return limit
-        decoding = [_path(s) for s in self._running if s.remaining == 1]
+        singles = (s for s in self._running if s.remaining == 1)
+        decoding = [_path(s) for s in singles if prompt.is_offline or not s.is_offline]
+        if prompt.is_offline and not decoding:
+            decoding = [_path(prompt)]
         return self._budget.rows(decoding, _path(prompt), limit)
 
     def apply(self, plan: Plan, view: View, sampled: torch.Tensor | None = None) -> Turn | None:
@@ -172,17 +195,21 @@ class Scheduler:
         self._release(sequence)
         sequence.restart(0)
         sequence.was_preempted = True
-        self._waiting.put_back(sequence)
+        self._lines_of(sequence).put_back(sequence)
 
     def _admit(self, sequence: Sequence, prompt: Prompt) -> None:
         state = sequence.state
-        self._waiting.admit(sequence)
+        self._lines_of(sequence).admit(sequence)
+        self._tenant_of(sequence).num_pages += sequence.most_pages
         self._running.append(sequence)
         cache = self._caches[sequence.pool]
         sequence.kv = cache.open(state.kv, sequence.hashes, prompt.found)
         sequence.restart(prompt.first_row)
-        sequence.pending_keys = prompt.keys
-        self._promised.update(prompt.keys)
+        if not sequence.num_charged:  # rows on known pages cost its tenant nothing
+            sequence.num_charged = prompt.first_row
+        if not sequence.is_offline:  # it may stand still: others must not wait for its pages
+            sequence.pending_keys = prompt.keys
+            self._promised.update(prompt.keys)
         self._count_admission(sequence, prompt.first_row)
 
     def _count_admission(self, sequence: Sequence, hit: int) -> None:
@@ -201,6 +228,7 @@ class Scheduler:
         self._turns += 1
         for sequence, work in zip(turn.sequences, turn.work, strict=True):
             assert sequence.kv is not None
+            self._tenant_of(sequence).charge(sequence.charge(work), 0)
             sequence.advance(work)
             sequence.state.last_turn = sequence.own_turn = self._turns
             self._publish(sequence, sequence.kv)
@@ -214,6 +242,7 @@ class Scheduler:
         """The token that the sequence expected is known. `revised`: the device took it for another
         until now, so a row begun with that one has to be computed again."""
         sequence.settle(token)
+        self._tenant_of(sequence).charge(0, 1)
         if revised and sequence.num_begun == sequence.num_total:
             stop = sequence.take_back()
             if stop is not None:
@@ -236,6 +265,7 @@ class Scheduler:
         assert sequence.kv is not None
         self._publish(sequence, sequence.kv)  # a token may have become known since the last turn
         self._caches[sequence.pool].close(sequence.kv)
+        self._tenant_of(sequence).num_pages -= sequence.most_pages
         sequence.kv = None
         for rows in sequence.paused:
             self._hidden.drop(sequence.number, rows.stop)
@@ -245,7 +275,12 @@ class Scheduler:
         """Raise AssertionError unless pages, slots and references balance (design law 10)."""
         for cache in self._caches:
             cache.check_books(idle=not self._running)
-        assert len(self._by_id) == len(self._running) + len(self._waiting)
+        assert len(self._by_id) == len(self._running) + self.num_waiting
+        promised = Counter[TenantState]()
+        for sequence in self._running:
+            promised[self._tenant_of(sequence)] += sequence.most_pages
+        for lines in (self._waiting, self._offline):
+            assert all(state.num_pages == promised[state] for state in lines.tenants.values())
         assert len(self._by_number) == len(self._by_id)
         assert self._running or not self._promised
         waits = [(s.number, rows) for s in self._running for rows in s.paused]

@@ -8,6 +8,7 @@ how far, and beside which others, is the policy's to decide.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 
@@ -49,7 +50,17 @@ class Known(Protocol):
     @property
     def tenant(self) -> str: ...
     @property
+    def is_offline(self) -> bool:
+        """Whether it only takes what other sequences leave."""
+        ...
+
+    @property
     def pool(self) -> int: ...
+    @property
+    def most_pages(self) -> int:
+        """Pages that it may come to hold."""
+        ...
+
     @property
     def num_stops(self) -> int: ...
     @property
@@ -77,6 +88,32 @@ class Known(Protocol):
     @property
     def own_turn(self) -> int:
         """The number of the last turn that had rows of the sequence itself; 0: none had."""
+        ...
+
+
+class KnownTenant(Protocol):
+    """A tenant as policies see it. A quota of 0 is none."""
+
+    @property
+    def counter(self) -> float:
+        """Tokens that it was served, by its weight: see `sequence/tenants.py`."""
+        ...
+
+    @property
+    def weight(self) -> float: ...
+    @property
+    def max_rows(self) -> int:
+        """Quota of rows of one turn."""
+        ...
+
+    @property
+    def max_pages(self) -> int:
+        """Quota of pages that its running sequences may come to hold."""
+        ...
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that they may come to hold now."""
         ...
 
 
@@ -129,16 +166,28 @@ class Pages(Protocol):
         ...
 
 
+Lines = Mapping[str, Sequence[Known]]
+
+
+class Offline(NamedTuple):
+    """What a policy sees of offline sequences that wait: as the same fields of `View`."""
+
+    waiting: Lines = MappingProxyType({})
+    tenants: Mapping[str, KnownTenant] = MappingProxyType({})
+
+
 class View(NamedTuple):
     """All that a policy sees. It must not look at all requests that wait."""
 
     running: Sequence[Known]  # by age
     # by tenant, each in order of arrival and none empty; the tenant admitted longest ago is first
-    waiting: Mapping[str, Sequence[Known]]
+    waiting: Lines
     sequences: Mapping[int, Known]  # all of them, by number
     pages: Sequence[Pages]  # by pool
     max_rows: int  # of this turn; rows that pass a part of their stops count for that part
     max_sequences: int  # that run at once
+    tenants: Mapping[str, KnownTenant]  # of all that run and wait
+    offline: Offline = Offline()
 
 
 class Policy(Protocol):
@@ -162,7 +211,8 @@ def check(plan: Plan, view: View) -> None:
     for number in plan.preempt:
         known = running.pop(number)
         view.pages[known.pool].release(known)
-    waiting = {known.number: known for line in view.waiting.values() for known in line}
+    lines = (*view.waiting.values(), *view.offline.waiting.values())
+    waiting = {known.number: known for line in lines for known in line}
     admitted = {number: waiting[number] for number in plan.admit}
     assert len(admitted) == len(plan.admit), "a sequence is admitted twice"
     assert not (admitted and plan.preempt), "what is preempted would be first in line"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from blockllm.engine.work import Admission, Known, PausedRows, View
+from blockllm.engine.work import Admission, Known, Offline, PausedRows, View
 
 _NUMBERS = count(1)
 
@@ -27,11 +27,24 @@ class FakeSequence:
     hit: int = 0  # rows on known pages
     paused: Sequence[PausedRows] = ()
     is_blocked: bool = False
+    is_offline: bool = False
+    most_pages: int = 0
     number: int = field(default_factory=lambda: next(_NUMBERS))
 
     @property
     def num_begun(self) -> int:
         return self.num_computed + sum(rows.rows for rows in self.paused)
+
+
+@dataclass
+class FakeTenant:
+    """What a tenant was served, and its quotas."""
+
+    counter: float = 0.0
+    weight: float = 1.0
+    max_rows: int = 0
+    max_pages: int = 0
+    num_pages: int = 0
 
 
 @dataclass
@@ -69,12 +82,21 @@ def make_view(
     waiting: Sequence[FakeSequence] = (),
     max_rows: int = 100,
     max_sequences: int = 64,
+    tenants: dict[str, FakeTenant] | None = None,
     **pages: int | bool,
 ) -> View:
     """A view of one pool."""
     sequences = {each.number: each for each in (*running, *waiting)}
     pool = FakePages(sequences, **pages)  # type: ignore[arg-type]
+    online, offline = lines_of(waiting, False), lines_of(waiting, True)
+    known = {each.tenant: FakeTenant() for each in (*running, *waiting)} | (tenants or {})
+    below = Offline(offline, known)
+    return View(list(running), online, sequences, [pool], max_rows, max_sequences, known, below)
+
+
+def lines_of(waiting: Sequence[FakeSequence], is_offline: bool) -> dict[str, list[Known]]:
     lines: dict[str, list[Known]] = {}
     for known in waiting:
-        lines.setdefault(known.tenant, []).append(known)
-    return View(list(running), lines, sequences, [pool], max_rows, max_sequences)
+        if known.is_offline == is_offline:
+            lines.setdefault(known.tenant, []).append(known)
+    return lines

@@ -236,7 +236,7 @@ def test_a_hop_has_its_share_of_a_turn_but_never_less_than_its_knee(plan: SpanPl
 def test_unmeasured_blocks_have_no_limits(zoo: Zoo) -> None:
     engine = Engine(zoo, ["base"], settings(block_limits="auto"))
     assert engine.parts.row_limits == {}
-    assert isinstance(engine._scheduler.policy, Chunked)
+    assert not isinstance(engine._scheduler.policy, BlockLimits)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "on", "1.5", "9999999"])

@@ -11,43 +11,115 @@ from hypothesis import strategies as st
 from blockllm.core import Request
 from blockllm.engine import Engine
 from blockllm.engine.policies import Chunked
-from blockllm.engine.policies.tenants import in_turn, split_prompts
+from blockllm.engine.policies.tenants import FairTenants
 from blockllm.errors import Overloaded, TooManyRequests
 from blockllm.shares import has_room
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, settings, step
-from tests.engine.fake_view import FakeSequence, make_view
+from tests.engine.fake_view import FakeSequence, FakeTenant, make_view
 
 
 def sequences(tenant: str, count: int, rows: int = 5) -> list[FakeSequence]:
     return [FakeSequence(rows, tenant=tenant) for _ in range(count)]
 
 
-def test_the_tenant_with_the_fewest_running_is_admitted_first() -> None:
-    running, waiting = sequences("a", 2), sequences("a", 3) + sequences("b", 3)
-    order = [known.tenant for known in in_turn(make_view(running, waiting))]
-    assert order == list("bbabaa")
+def test_the_tenant_with_the_least_counter_is_admitted_first() -> None:
+    waiting = sequences("a", 3) + sequences("b", 3)
+    tenants = {"a": FakeTenant(counter=9.0), "b": FakeTenant()}
+    order = [
+        known.tenant for known in FairTenants(make_view((), waiting, tenants=tenants)).in_turn()
+    ]
+    assert order == list("bbabaa"), "a prompt of 5 rows counts 5"
+    tenants["b"].weight = 0.5
+    order = [
+        known.tenant for known in FairTenants(make_view((), waiting, tenants=tenants)).in_turn()
+    ]
+    assert order == list("babaab"), "with half of the weight 10"
     alone = sequences("a", 3)
-    assert list(in_turn(make_view(running, alone))) == alone
+    assert list(FairTenants(make_view((), alone)).in_turn()) == alone
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40)), max_size=12))
-def test_rows_of_prompts_are_shared_equally_and_none_is_left(
-    asked: list[tuple[str, int]],
+TENANTS = st.fixed_dictionaries(
+    {
+        name: st.builds(
+            FakeTenant,
+            counter=st.floats(0, 1e9),
+            weight=st.floats(0.001, 1000),
+            max_rows=st.sampled_from((0, 0, 3, 20)),
+        )
+        for name in "abc"
+    }
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(2, 40)), max_size=12),
+    TENANTS,
+    st.integers(0, 80),
+)
+def test_rows_of_prompts_level_the_counters_and_none_is_left(
+    asked: list[tuple[str, int]], tenants: dict[str, FakeTenant], room: int
 ) -> None:
     prompts = [FakeSequence(rows, tenant=tenant) for tenant, rows in asked]
-    rows = split_prompts(prompts, 60)
-    assert sum(rows.values()) == min(60, sum(rows for _, rows in asked))
+    rows = FairTenants(make_view(prompts, tenants=tenants)).split(prompts, room)
     own = {t: sum(rows[p.number] for p in prompts if p.tenant == t) for t, _ in asked}
     wanted = {t: sum(p.num_new for p in prompts if p.tenant == t) for t, _ in asked}
+    for tenant, quota in ((t, tenants[t].max_rows) for t in wanted):
+        wanted[tenant] = min(wanted[tenant], quota or wanted[tenant])
+    assert sum(own.values()) == min(room, sum(wanted.values()))
+
+    def after(tenant: str, more: int) -> float:
+        return tenants[tenant].counter + (own[tenant] + more) / tenants[tenant].weight
+
     for tenant in own:
-        if own[tenant] < wanted[tenant]:  # then no other has more, but for rounding
-            assert max(own.values()) <= own[tenant] + 1
+        if own[tenant] < wanted[tenant]:  # then no other got rows beyond its counter, but for one
+            others = (other for other in own if own[other] > 1)
+            assert all(after(o, -1) <= after(tenant, 1) * (1 + 1e-9) for o in others)
     for tenant in own:  # in order of age
-        shares = [rows[p.number] for p in prompts if p.tenant == tenant and p.num_new]
-        full = [p.num_new for p in prompts if p.tenant == tenant and p.num_new]
+        shares = [rows[p.number] for p in prompts if p.tenant == tenant]
+        full = [p.num_new for p in prompts if p.tenant == tenant]
         cut = next((i for i, (s, f) in enumerate(zip(shares, full, strict=True)) if s < f), None)
         assert cut is None or not any(shares[cut + 1 :])
+
+
+def test_equal_tenants_have_equal_shares_and_weights_divide_them() -> None:
+    prompts = sequences("a", 3, rows=40) + sequences("b", 1, rows=100)
+    assert rows_by_tenant(prompts) == {"a": 30, "b": 30}
+    tenants = {"a": FakeTenant(weight=3.0), "b": FakeTenant()}
+    assert rows_by_tenant(prompts, tenants) == {"a": 45, "b": 15}
+    assert rows_by_tenant(prompts[:3]) == {"a": 60}, "one that is alone gets everything"
+
+
+def rows_by_tenant(
+    prompts: list[FakeSequence], tenants: dict[str, FakeTenant] | None = None
+) -> dict[str, int]:
+    rows = FairTenants(make_view(prompts, tenants=tenants)).split(prompts, 60)
+    names = dict.fromkeys(p.tenant for p in prompts)
+    return {name: sum(rows[p.number] for p in prompts if p.tenant == name) for name in names}
+
+
+def test_rows_are_left_for_the_first_in_line_that_can_be_admitted() -> None:
+    running, waiting = sequences("a", 1, rows=100), sequences("b", 1, rows=7)
+    plan = Chunked().plan(make_view(running, waiting, max_rows=20))
+    assert {work.sequence: work.rows for work in plan.work} == {
+        running[0].number: 13, waiting[0].number: 7,
+    }  # fmt: skip
+    waiting[0].is_blocked = True
+    plan = Chunked().plan(make_view(running, waiting, max_rows=20))
+    assert [work.rows for work in plan.work] == [20], "none are kept for one that cannot"
+
+
+def test_quotas_bound_rows_pages_and_sequences_of_a_turn() -> None:
+    tenants = {"a": FakeTenant(max_rows=6), "b": FakeTenant(max_pages=20, num_pages=12)}
+    running = [*sequences("a", 2, rows=1), *sequences("a", 1, rows=50)]
+    waiting = [FakeSequence(5, tenant="b", most_pages=8) for _ in range(2)] + sequences("a", 9)
+    plan = Chunked().plan(make_view(running, waiting, tenants=tenants))
+    rows = {work.sequence: work.rows for work in plan.work}
+    assert [rows[known.number] for known in running] == [1, 1, 4]
+    assert plan.admit == (waiting[0].number,), "the second would pass the quota of pages"
+    running = sequences("a", 5, rows=1)
+    plan = Chunked().plan(make_view(running, sequences("a", 9), tenants=tenants))
+    assert len(plan.admit) == 1, "as many sequences as rows"
 
 
 def test_a_newcomer_gets_the_slot_of_the_youngest_of_the_tenant_with_most() -> None:
@@ -61,6 +133,12 @@ def test_a_newcomer_gets_the_slot_of_the_youngest_of_the_tenant_with_most() -> N
     assert Chunked().plan(view).admit == (waiting[-1].number,)
     alone = make_view(sequences("a", 4, rows=1), waiting[:4], max_sequences=4, is_idle=False)
     assert Chunked().plan(alone).preempt != (), "each tenant has its turn"
+    heavy = {"b": FakeTenant(weight=4.0)}
+    view = make_view(running, waiting, max_sequences=4, is_idle=False, tenants=heavy)
+    assert Chunked().plan(view).preempt == (), "three of four times the weight are few"
+    served = {"c": FakeTenant(counter=1.0)}
+    view = make_view(running, waiting, max_sequences=4, is_idle=False, tenants=served)
+    assert Chunked().plan(view).preempt == (), "it was served more than the others"
     same = make_view(sequences("a", 4, rows=1), sequences("a", 9), max_sequences=4, is_idle=False)
     assert Chunked().plan(same).preempt == ()
 

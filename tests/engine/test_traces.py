@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from blockllm.config import TenantSettings
 from blockllm.core import Sampling
 from blockllm.engine import Engine
 from blockllm.zoo import Zoo
@@ -54,6 +55,7 @@ class Trace(RuleBasedStateMachine):
     @initialize(overlap=st.sampled_from(["on", "off"]))
     def start(self, overlap: str) -> None:
         tight = {"memory": self.memory, "max_rows": 24, "max_sequences": 12, "page_size": 4}
+        tight["tenants"] = {"a": TenantSettings(weight=2.0), "b": TenantSettings(max_rows=2)}
         self.engine = Engine(self.zoo, None, settings(overlap=overlap, **tight))
 
     @rule(
@@ -61,11 +63,16 @@ class Trace(RuleBasedStateMachine):
         prompt=st.integers(0, len(PROMPTS) - 1),
         kind=st.integers(0, 2),
         salt=st.sampled_from(["", "tenant"]),
+        tenant=st.sampled_from("abc"),
+        offline=st.booleans(),
     )
-    def submit(self, model: str, prompt: int, kind: int, salt: str) -> None:
+    def submit(
+        self, model: str, prompt: int, kind: int, salt: str, tenant: str, offline: bool
+    ) -> None:
         name = f"{len(self.asked)}"
         self.asked[name] = (model, prompt, kind)
-        one = request(name, model, PROMPTS[prompt], sampling_of(kind), salt=salt)
+        more = {"salt": salt, "tenant": tenant, "offline": offline}
+        one = request(name, model, PROMPTS[prompt], sampling_of(kind), **more)
         self.engine.submit(one)
 
     @rule(which=st.integers(0, 30))

@@ -58,7 +58,8 @@ class RandomPolicy:
     def _admit(self, view: View) -> list[Work]:
         admitted: list[Work] = []
         slots = view.max_sequences - len(view.running)
-        waiting = [known for line in view.waiting.values() for known in line]
+        lines = (*view.waiting.values(), *view.offline.waiting.values())
+        waiting = [known for line in lines for known in line]
         self._random.shuffle(waiting)
         for known in waiting:
             if self._random.random() < 0.3 or len(admitted) >= slots:

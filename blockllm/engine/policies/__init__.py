@@ -6,15 +6,16 @@ from blockllm.engine.policies.block_limits import BlockLimits, StopLimit
 from blockllm.engine.policies.by_model import ByModel
 from blockllm.engine.policies.chunked import Chunked
 from blockllm.engine.policies.layered import Layered
+from blockllm.engine.policies.slack import Slack
 from blockllm.engine.work import Policy
 
-__all__ = ["BlockLimits", "ByModel", "Chunked", "Layered", "make_policy"]
+__all__ = ["BlockLimits", "ByModel", "Chunked", "Layered", "Slack", "make_policy"]
 
 
 def make_policy(batching: str, limits: Mapping[str, Sequence[StopLimit]]) -> Policy:
     """The policy of a setting `batching`. `limits`: stops of every model, with the rows that their
     hops take; empty: hops have no limits."""
-    policy: Policy = Layered() if batching == "layered" else Chunked()
+    policy: Policy = Slack(Layered() if batching == "layered" else Chunked())
     if limits:
         policy = BlockLimits(policy, limits)
     return ByModel(policy) if batching == "models" else policy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from blockllm.engine.policies.chunked import Chunked
-from blockllm.engine.work import Known, Plan, Policy, View
+from blockllm.engine.work import Known, Lines, Plan, Policy, View
 
 
 class ByModel:
@@ -17,18 +17,25 @@ class ByModel:
 
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`. Looks at all requests, as the servers that it stands for do."""
-        waiting = [known for line in view.waiting.values() for known in line]
+        lines = (*view.waiting.values(), *view.offline.waiting.values())
+        waiting = [known for line in lines for known in line]
         for model in model_order([*view.running, *waiting]):
             running = [known for known in view.running if known.model == model]
             own = view._replace(
                 running=running,
-                waiting={"": own} if (own := [k for k in waiting if k.model == model]) else {},
+                waiting=_lines_of(model, view.waiting),
+                offline=view.offline._replace(waiting=_lines_of(model, view.offline.waiting)),
                 max_sequences=view.max_sequences - len(view.running) + len(running),
             )
             plan = self._inner.plan(own)
             if plan.work or plan.preempt:
                 return plan
         return Plan((), (), ())
+
+
+def _lines_of(model: str, lines: Lines) -> Lines:
+    found = {name: [k for k in line if k.model == model] for name, line in lines.items()}
+    return {name: line for name, line in found.items() if line}
 
 
 def model_order(known: Iterable[Known]) -> list[str]:

@@ -1,8 +1,8 @@
 """Rows that only need their next token first, then prompts, cut to the budget.
 
-Tenants share it, and a tenant's prompts come in order of arrival. When pages run out, the youngest
-sequence is preempted. Waiting requests are admitted in turn while rows, slots and pages last
-(chunked prefill: Sarathi-Serve, arXiv 2403.02310).
+Tenants share it by their counters, and a tenant's prompts come in order of arrival. When pages run
+out, the youngest sequence is preempted. Waiting requests are admitted in turn while rows, slots and
+pages last (chunked prefill: Sarathi-Serve, arXiv 2403.02310).
 """
 
 from __future__ import annotations
@@ -12,13 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from blockllm.engine.policies.paused import resume, rows_of
-from blockllm.engine.policies.tenants import (
-    LOOK_AHEAD,
-    give_way,
-    in_turn,
-    newcomers,
-    split_prompts,
-)
+from blockllm.engine.policies.tenants import LOOK_AHEAD, FairTenants, has_pages
 from blockllm.engine.work import Admission, Known, Pages, Plan, View, Work, full_work
 
 
@@ -31,17 +25,17 @@ class Chunked:
         paused = {known.number: known for known in view.running if known.paused}
         resumed = [work for known in paused.values() for work in resume(known)]
         max_rows = max(0, view.max_rows - rows_of(resumed, paused))
-        ahead = newcomers(view)
+        fair = FairTenants(view)
         rows = dict.fromkeys(paused, 0)
-        rows |= _split_rows([k for k in view.running if not k.paused], max_rows, ahead)
+        rows |= _split_rows([k for k in view.running if not k.paused], max_rows, fair)
         work, preempted = plan_pools(view, rows)
         left = max_rows - sum(each.rows for each in work)
         work = [*(each for each in resumed if each.sequence not in preempted), *work]
         if preempted:
             return Plan(tuple(preempted), (), tuple(work))
-        admitted = admit(view, left)
-        if ahead and not admitted:
-            victim = give_way(view, ahead)
+        admitted = admit(view, left, fair)
+        if view.waiting and not admitted:
+            victim = fair.give_way()
             if victim is not None:
                 kept = (each for each in work if each.sequence != victim.number)
                 return Plan((victim.number,), (), tuple(kept))
@@ -90,7 +84,7 @@ def plan_running(running: Sequence[Known], rows: Mapping[int, int], pages: Pages
     return RunningPlan(work, preempted)
 
 
-def _split_rows(running: Sequence[Known], max_rows: int, ahead: Sequence[Known]) -> dict[int, int]:
+def _split_rows(running: Sequence[Known], max_rows: int, fair: FairTenants) -> dict[int, int]:
     """Single rows first, then chunks of prompts, until the budget is used."""
     rows, prompts = {}, []
     for known in running:
@@ -99,21 +93,22 @@ def _split_rows(running: Sequence[Known], max_rows: int, ahead: Sequence[Known])
             max_rows -= rows[known.number]
         else:
             prompts.append(known)
-    return rows | split_prompts(prompts, max_rows, ahead)
+    return rows | fair.split(prompts, max_rows)
 
 
-def admit(view: View, rows: int) -> list[Work]:
+def admit(view: View, rows: int, fair: FairTenants) -> list[Work]:
     """Rows of waiting sequences that are admitted, in turn; all of their stops."""
     admitted: list[Work] = []
     slots = view.max_sequences - len(view.running)
-    for known in islice(in_turn(view), LOOK_AHEAD) if view.waiting else ():
+    for known in islice(fair.in_turn(), LOOK_AHEAD) if view.waiting else ():
         if rows <= 0 or len(admitted) >= slots:
             break
         pages = view.pages[known.pool]
         admission = pages.admission(known)
-        count = admit_rows(admission, rows, pages)
+        count = admit_rows(admission, min(rows, fair.rows_to_admit(known)), pages)
         if count:
             pages.admit(known, count)
+            fair.admit(known, count)
             admitted.append(full_work(known, count, admission.first_row))
             rows -= count
         elif not admission.blocked:
@@ -122,10 +117,7 @@ def admit(view: View, rows: int) -> list[Work]:
 
 
 def admit_rows(admission: Admission, max_rows: int, pages: Pages) -> int:
-    """Rows to start a sequence with, 0 to let it wait. An idle pool admits whatever fits at all;
-    else pages stay free for the growth of running sequences."""
-    if admission.blocked or max_rows <= 0:
-        return 0
-    if admission.pages > pages.available - (0 if pages.is_idle else pages.reserve):
+    """Rows to start a sequence with, 0 to let it wait."""
+    if admission.blocked or max_rows <= 0 or not has_pages(admission, pages):
         return 0
     return min(admission.num_new, max_rows)

@@ -12,7 +12,7 @@ from itertools import islice
 
 from blockllm.engine.policies.chunked import admit, plan_pools
 from blockllm.engine.policies.paused import resume
-from blockllm.engine.policies.tenants import in_turn, split_prompts
+from blockllm.engine.policies.tenants import FairTenants
 from blockllm.engine.work import Known, Plan, View, Work
 
 
@@ -27,16 +27,17 @@ class Layered:
         decoding = {known.number for known in view.running if _decodes(known)}
         budget = max(1, view.max_rows - len(decoding))
         in_flight = any(known.paused for known in view.running)
+        fair = FairTenants(view)
         # each row of a wave passes one stop in a turn, at least
-        room = 0 if in_flight else budget * _fewest_stops(view)
+        room = 0 if in_flight else budget * _fewest_stops(view, fair)
         rows = dict.fromkeys(decoding, 1)
         prompts = [known for known in view.running if known.number not in decoding]
-        rows |= split_prompts(prompts, room)
+        rows |= fair.split(prompts, room)
         work, preempted = plan_pools(view, rows)
         wave = [each for each in work if each.sequence not in decoding]
         admitted: list[Work] = []
         if room and not wave and not preempted:
-            admitted = admit(view, room)
+            admitted = admit(view, room, fair)
             wave += admitted
         for known in view.running:
             if known.number not in preempted:
@@ -52,8 +53,8 @@ def _decodes(known: Known) -> bool:
     return known.num_new == 1 and not known.paused
 
 
-def _fewest_stops(view: View) -> int:
-    ahead = [*view.running, *islice(in_turn(view), 1)] if view.waiting else view.running
+def _fewest_stops(view: View, fair: FairTenants) -> int:
+    ahead = [*view.running, *islice(fair.in_turn(), 1)] if view.waiting else view.running
     return min((known.num_stops for known in ahead if not _decodes(known)), default=1)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from blockllm.core import Finish, Request
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.sequence.sequence import RouteState, Sequence
+from blockllm.engine.sequence.tenants import TenantState
 from blockllm.errors import BadRequest, ContextTooLong
 
 
@@ -44,6 +45,16 @@ def check_request(request: Request, state: RouteState, cache: KVCache) -> None:
         raise ContextTooLong(
             f"{total} tokens do not fit the server's KV memory, which holds {room} tokens of "
             f"this model; start it with a larger --memory",
+            "max_tokens",
+        )
+
+
+def check_quota(sequence: Sequence, tenant: TenantState) -> None:
+    """Raise ContextTooLong if the request can never be served within its tenant's quota."""
+    if tenant.max_pages and sequence.most_pages > tenant.max_pages:
+        raise ContextTooLong(
+            f"max_tokens: prompt and answer take up to {sequence.most_pages} pages of KV memory, "
+            f"your quota is {tenant.max_pages}; ask for fewer tokens",
             "max_tokens",
         )
 

@@ -96,6 +96,7 @@ class Sequence:
         self.request = request
         self.number = number  # what plans call it
         self.model, self.tenant = request.model, request.tenant
+        self.is_offline = request.offline
         self.pool = state.kv_class  # the KV cache that its pages are of
         self.num_stops = len(state.stops)
         self.state = state
@@ -105,6 +106,7 @@ class Sequence:
         self.tokens = np.empty(self.num_given + request.sampling.max_tokens, np.int64)
         self.tokens[: self.num_virtual] = state.virtual.ids()
         self.tokens[self.num_virtual : self.num_given] = request.prompt
+        self.most_pages = state.kv.total_bundles * -(-len(self.tokens) // page_size)
         self.num_total = self.num_given
         self.num_computed = 0  # rows that have passed all stops
         self.num_begun = 0  # these, and those that have passed some
@@ -112,6 +114,7 @@ class Sequence:
         # where the last token stands among those just sampled on the device; -1: it is known here
         self.sampled_at = -1
         self.own_turn = 0  # the last one that had rows of it
+        self.num_charged = 0  # given rows that its tenant's counter has
         self.kv: SequenceKV | None = None  # set while admitted
         self.hashes = PageHashes(self._salt(), page_size)
         self.pending_keys: tuple[bytes, ...] = ()  # pages it promised to compute, see admission
@@ -184,6 +187,13 @@ class Sequence:
         self.paused.append(PausedRows(work.last_stop + 1, work.start, work.rows))
         self.paused.sort(key=lambda rows: rows.start)
         self.paused = list(_joined(self.paused))
+
+    def charge(self, work: Work) -> int:
+        """Given rows of the work that were never computed before; the next call knows of them."""
+        end = min(work.start + work.rows, self.num_given)
+        new = max(0, end - max(work.start, self.num_charged))
+        self.num_charged = max(self.num_charged, end)
+        return new
 
     def take_back(self) -> int | None:
         """The last row has to be computed again. The stop where it waited, None if nowhere."""
