@@ -79,8 +79,9 @@ def _paged(
         counts=np.full(sequences, rows, np.int64),
         firsts=np.full(sequences, before, np.int64),
         slots=each,
+        given=np.full(sequences, before + (rows if rows > 1 else 0), np.int64),
         positions=np.tile(np.arange(before, before + rows), sequences),
     )
     starts, every = np.arange(sequences + 1) * rows, np.arange(sequences * rows)
     whole = RowSet(0, each, every, starts)
-    return cache, AttentionRows(whole, GatheredRows(cast(Batch, batch), whole, cache))
+    return cache, AttentionRows(whole, GatheredRows(cast(Batch, batch), whole, cache, s.kernels))

@@ -20,6 +20,7 @@ from blockllm.bench.linear_cases import int8_linear, linear, narrow_linear, pack
 from blockllm.core import LoraTarget, Sampling, Tensor
 from blockllm.engine.batch.arrays import Segment
 from blockllm.engine.kernels import fused, plain
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kernels.matmul import Matmul, make_matmul
 from blockllm.engine.layers.linear import Linear
 from blockllm.engine.layers.segments import Segments
@@ -40,7 +41,8 @@ def rms_norm(s: Setup) -> Iterator[Case]:
         def make(seed: int, rows: int = rows) -> Call:
             x, weight = s.random(seed, rows, s.hidden), s.random(seed + 1, s.hidden)
             return Call(
-                lambda: fused.rms_norm(x, weight, _EPS), lambda: plain.rms_norm(x, weight, _EPS)
+                lambda: fused.rms_norm(x, weight, _EPS, s.kernels),
+                lambda: plain.rms_norm(x, weight, _EPS),
             )
 
         moved = 2 * rows * s.hidden * s.width
@@ -57,7 +59,7 @@ def rms_norm_heads(s: Setup) -> Iterator[Case]:
             x, weight = s.random(seed, rows, total, s.head_dim), s.random(seed + 1, s.head_dim)
 
             def kernel() -> torch.Tensor:
-                fused.rms_norm_heads(x, 0, s.heads, weight, _EPS)
+                fused.rms_norm_heads(x, 0, s.heads, weight, _EPS, s.kernels)
                 return x
 
             def twin() -> torch.Tensor:
@@ -77,7 +79,7 @@ def silu_multiply(s: Setup) -> Iterator[Case]:
 
         def make(seed: int, rows: int = rows) -> Call:
             x = s.random(seed, rows, 2 * s.intermediate)
-            return Call(lambda: fused.silu_multiply(x), lambda: plain.silu_multiply(x))
+            return Call(lambda: fused.silu_multiply(x, s.kernels), lambda: plain.silu_multiply(x))
 
         size = rows * s.intermediate
         yield Case("silu_multiply", f"{s.intermediate}, {rows} rows", make, 3 * size * s.width,
@@ -97,7 +99,7 @@ def rotate_and_write(s: Setup) -> Iterator[Case]:
             offsets = torch.arange(rows, device=s.device) % _PAGE
 
             def kernel() -> list[torch.Tensor]:
-                fused.rotate_and_write(heads, cos, sin, kv, pages, offsets)
+                fused.rotate_and_write(heads, cos, sin, kv, pages, offsets, s.kernels)
                 return [heads, kv[pages, :, :, offsets]]
 
             def twin() -> list[torch.Tensor]:
@@ -154,7 +156,8 @@ def _halves(rows: int) -> list[int]:
 class _Tensors:
     """A loader of tensors in memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernels: Kernels) -> None:
+        self.kernels = kernels
         self._tensors: dict[str, torch.Tensor] = {}
 
     def describe(self, tensor: torch.Tensor) -> Tensor:
@@ -172,11 +175,11 @@ class _Tensors:
     def matmul(self, weights: Any, biases: Any, scales: Any) -> Matmul:
         """A linear over one weight."""
         weight = self.load(weights[0])
-        return make_matmul([weight], None, None, weight.dtype)
+        return make_matmul([weight], None, None, weight.dtype, self.kernels)
 
 
 def _lora_call(s: Setup, out: int, size: int, counts: list[int], seed: int) -> Call:
-    tensors, rows = _Tensors(), sum(counts)
+    tensors, rows = _Tensors(s.kernels), sum(counts)
     weight, x = s.random(seed, out, size), s.random(seed + 1, rows, size)
     layer = Linear(("o_proj",), {"o_proj.weight": tensors.describe(weight)}, tensors)
     pairs, host, targets, start = [], [], [], 0
@@ -189,7 +192,7 @@ def _lora_call(s: Setup, out: int, size: int, counts: list[int], seed: int) -> C
         start += count
     layer.attach(targets, tensors)
     adapters = {str(i): i for i in range(len(counts))}
-    segments = Segments(host, adapters, rows, x.device)
+    segments = Segments(host, adapters, rows, x.device, kernels=s.kernels)
 
     def twin() -> torch.Tensor:
         y = F.linear(x, weight)
@@ -215,7 +218,9 @@ def sampling(s: Setup) -> Iterator[Case]:
                 sequences = [_sequence(options, i) for i in range(rows)]
 
                 def kernel() -> torch.Tensor:
-                    return torch.tensor([chosen.token for chosen in sample(logits, sequences)])
+                    return torch.tensor(
+                        [chosen.token for chosen in sample(logits, sequences, s.kernels)]
+                    )
 
                 return Call(kernel, lambda: _plain_sample(logits, options, sequences))
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from blockllm.core import Chain, HeadFunction, LayerFunction
+from blockllm.engine.kernels.choice import ALL_CORES, Kernels
 
 
 class Setup(NamedTuple):
@@ -22,6 +23,7 @@ class Setup(NamedTuple):
     contexts: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    kernels: Kernels = ALL_CORES
 
     def random(self, seed: int, *size: int) -> torch.Tensor:
         """Normal numbers on the device."""

@@ -18,7 +18,7 @@ def linear(s: Setup) -> Iterator[Case]:
     """y = x Wᵀ with W as the engine keeps it."""
 
     def make(weight: torch.Tensor, x: torch.Tensor) -> Call:
-        run = make_matmul([weight], None, None, weight.dtype)
+        run = make_matmul([weight], None, None, weight.dtype, s.kernels)
         return Call(lambda: run(x), lambda: F.linear(x, weight))
 
     return _each(s, "linear", lambda size: size * s.width, True, s.random, make)
@@ -31,7 +31,7 @@ def narrow_linear(s: Setup) -> Iterator[Case]:
         return s.random(seed, out, size).bfloat16()
 
     def make(weight: torch.Tensor, x: torch.Tensor) -> Call:
-        run, wide = make_matmul([weight], None, None, x.dtype), weight.to(x.dtype)
+        run, wide = make_matmul([weight], None, None, x.dtype, s.kernels), weight.to(x.dtype)
         return Call(lambda: run(x), lambda: F.linear(x, wide))
 
     if packs(s.device, s.dtype):
@@ -46,7 +46,7 @@ def int8_linear(s: Setup) -> Iterator[Case]:
 
     def make(weight: torch.Tensor, x: torch.Tensor) -> Call:
         scale = torch.full((len(weight),), 1 / 32, device=s.device)
-        run = make_matmul([weight], None, scale, s.dtype)
+        run = make_matmul([weight], None, scale, s.dtype, s.kernels)
         return Call(lambda: run(x), lambda: plain.int8_linear(x, weight, scale, None))
 
     return _each(s, "int8_linear", lambda size: size + 4, False, weights, make)
@@ -81,14 +81,14 @@ def pack(s: Setup) -> Iterator[Case]:
         def floats(seed: int, out: int = out, size: int = size) -> Call:
             weight = s.random(seed, out, size)
             return Call(
-                lambda: packed.pack_floats([weight]),
+                lambda: packed.pack_floats([weight], s.kernels.threads),
                 lambda: plain.pack(weight, 1, native.panel_width()),
             )
 
         def int8(seed: int, out: int = out, size: int = size) -> Call:
             weight = _random_int8(s, seed, out, size)
             return Call(
-                lambda: packed.pack_int8([weight]),
+                lambda: packed.pack_int8([weight], s.kernels.threads),
                 lambda: (plain.pack(weight, 4, native.panel_width()), plain.int8_offsets(weight)),
             )
 

@@ -47,6 +47,7 @@ def kernel(
     from blockllm.bench.kernel_setup import default_setup, setup_of
     from blockllm.bench.roofline import measure_limits
     from blockllm.engine.device.choose import choose_device, choose_dtype
+    from blockllm.engine.kernels.choice import Kernels, usable_cores
     from blockllm.zoo import Zoo as Store
 
     where = choose_device(device)
@@ -56,7 +57,7 @@ def kernel(
     if threads:
         torch.set_num_threads(threads)
     sizes: dict[str, Any] = {"rows": _numbers(rows), "contexts": _numbers(contexts)}
-    sizes |= {"device": where, "dtype": kind}
+    sizes |= {"device": where, "dtype": kind, "kernels": Kernels(threads or usable_cores())}
     if model:
         chain = Store(zoo or default_zoo()).chains([model])[model]
         setup = setup_of(chain, **sizes)

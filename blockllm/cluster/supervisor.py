@@ -177,7 +177,7 @@ class Supervisor:
         self._settled = asyncio.get_running_loop().create_future()
         self._link = FrontLink(self._deliver)
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE
+            *self._command, stdin=asyncio.subprocess.PIPE, env=self._environment()
         )
         options = msgspec.structs.replace(self.options, address=self._link.address)
         assert self._process.stdin is not None
@@ -195,6 +195,11 @@ class Supervisor:
             await _end(self._process, LAST_WORDS_SECONDS)
             raise failure
         self.state, self.failure = State.READY, ""
+
+    def _environment(self) -> dict[str, str]:
+        """Torch's own kernels take as many threads as ours: the process has one engine."""
+        threads = self.options.engine.threads
+        return dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
 
     async def _until_any(self, waiting: set[asyncio.Future[Any]]) -> None:
         """Wait for one of these while the agent loads. Kills an agent that says nothing."""

@@ -21,8 +21,7 @@ from blockllm.engine.costs.turn_budget import ObservedBudget, ProfiledBudget, Tu
 from blockllm.engine.device.allocator import keep_freed_memory
 from blockllm.engine.device.budget import KVClass, Precision, context_of, plan_kv, weight_bytes
 from blockllm.engine.device.choose import choose_device, choose_dtype, usable_bytes
-from blockllm.engine.kernels import gpu
-from blockllm.engine.kernels.cpu import native
+from blockllm.engine.kernels.choice import Kernels, usable_cores
 from blockllm.engine.kernels.cpu.build import is_built, native_library
 from blockllm.engine.kernels.matmul import packs
 from blockllm.engine.kv.cache import KVCache, route_kv
@@ -50,6 +49,7 @@ class Parts(NamedTuple):
     states: dict[str, RouteState]  # by model
     caches: list[KVCache]  # one per KV shape
     executor: Executor | GraphExecutor
+    kernels: Kernels  # what computes; lanes may have fewer threads
     precision: Precision
     weight_bytes: int  # of distinct tensors in memory
     weight_bytes_unshared: int  # if every model had its own copy
@@ -59,7 +59,6 @@ class Parts(NamedTuple):
 
 def prepare(settings: EngineSettings, progress: Progress = silent) -> None:
     """What takes long once per machine and not once per load: the CPU's kernels are built."""
-    native.enable(settings.kernels == "auto")
     if settings.kernels == "auto" and choose_device(settings.device).type == "cpu":
         if not is_built():
             progress("building kernels", 0, 0)
@@ -78,34 +77,33 @@ def build(
     chains = zoo.chains(models)
     if not chains:
         raise UnknownModel("the zoo is empty; add a model with `blockllm zoo add NAME PATH`")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     prepare(settings, progress)
-    gpu.enable(settings.kernels == "auto")
+    kernels = Kernels(settings.threads or usable_cores(), settings.kernels == "auto")
     device = choose_device(settings.device)
     if device.type == "cpu":
         keep_freed_memory()
-    dtype = choose_dtype(settings.dtype, chains.values(), device)
+    dtype = choose_dtype(settings.dtype, chains.values(), device, kernels)
     lazy = settings.cut == "lazy" and settings.batching != "layered"  # waves wait between layers
     served = [chain if lazy else one_block_per_layer(chain) for chain in chains.values()]
     plan = plan_spans(served, merge=lazy)
-    precision = Precision(dtype.itemsize, keeps_narrow=packs(device, dtype))
+    precision = Precision(dtype.itemsize, keeps_narrow=packs(device, dtype, kernels))
     classes = plan_kv(plan, settings, precision, usable_bytes(device))
     caches = _make_caches(classes, settings, device, dtype)
     whole = sum(t.nbytes for t in {t.hash: t for c in served for t in c.tensors()}.values())
     tell = partial(_tell_read, progress, whole)
     costs = _costs(zoo, plan, device, dtype, settings)
-    loader = TensorLoader(zoo, device, dtype, tell, settings.verify_weights)
+    loader = TensorLoader(zoo, device, dtype, tell, settings.verify_weights, kernels)
     attention = make_attention("triton" if device.type == "cuda" else "native")
-    eager = Executor(plan, loader, caches, attention, dtype, device)
+    eager = Executor(plan, loader, caches, attention, dtype, device, kernels)
     executor: Executor | GraphExecutor = eager
-    if device.type == "cuda" and gpu.usable(caches[0].tensor):
+    if device.type == "cuda" and kernels.triton(caches[0].tensor):
         executor = GraphExecutor(plan, eager, caches, CudaCapture(), settings.max_sequences)
     return Parts(
         plan=plan,
         states=_states(plan, classes, settings),
         caches=caches,
         executor=executor,
+        kernels=kernels,
         precision=precision,
         weight_bytes=weight_bytes(chains.values(), precision),
         weight_bytes_unshared=sum(weight_bytes([c], precision) for c in chains.values()),

@@ -85,7 +85,9 @@ class Engine:
             events = self._collect()  # of the turn before, while the device works on this one
             if launched is not None:
                 with part("sample"):
-                    self._pending = sample_rows(*launched, self._scheduler.awaits_token)
+                    self._pending = sample_rows(
+                        *launched, self._scheduler.awaits_token, self.parts.kernels
+                    )
             if self._overlaps:
                 return events
             events = self._collect()

@@ -18,6 +18,7 @@ from blockllm.core import (
     Tensor,
 )
 from blockllm.engine.batch.arrays import Segment
+from blockllm.engine.kernels.choice import ALL_CORES
 from blockllm.engine.kernels.matmul import Matmul, make_matmul
 from blockllm.engine.layers.changes import BaseLinear, combine
 from blockllm.engine.layers.linear import Linear
@@ -63,6 +64,8 @@ class Store:
         )
         scale = torch.cat([self.load(s) for s in scales if s]) if any(scales) else None
         return make_matmul([self.load(w) for w in weights], bias, scale, torch.float32)
+
+    kernels = ALL_CORES
 
     def lora(self, scale: float = 0.5) -> LoraTarget:
         return LoraTarget(self.make(RANK, IN), self.make(OUT, RANK), scale)

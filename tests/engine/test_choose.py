@@ -132,7 +132,7 @@ def test_the_kernel_draws_what_the_definition_says(
     options = [(t, least, min(k, vocab), p, u) for t, least, k, p, u in options]
     rows = torch.arange(len(options)) * 2
     t, least, k, p, u = (torch.tensor(column) for column in zip(*options, strict=True))
-    tokens = native.draw(logits, rows, u.double(), t, least, k, p.double())
+    tokens = native.draw(logits, 2, rows, u.double(), t, least, k, p.double())
     for row, token, each in zip(logits[::2], tokens.tolist(), options, strict=True):
         assert allows(row, token, *each)
 
@@ -146,7 +146,7 @@ def test_the_kernel_finds_the_first_of_the_largest(vocab: int) -> None:
     for row, value in enumerate(("nan", "inf", "-inf")):
         logits[row, 0] = logits[3 + row, vocab // 2] = float(value)
     logits[6] = float("-inf")
-    tokens, finite = native.best(logits)
+    tokens, finite = native.best(logits, 2)
     largest = logits.amax(-1)  # NaN if there is one
     assert torch.equal(finite, largest.isfinite())
     assert torch.equal(tokens[finite], (logits == largest[:, None]).int().argmax(-1)[finite])

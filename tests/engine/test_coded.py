@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from blockllm.engine.kernels.adapter_pool import make_tiles
+from blockllm.engine.kernels.choice import ALL_CORES
 from blockllm.engine.kernels.coded import (
     Coded,
     Difference,
@@ -100,7 +101,7 @@ def test_kernel_equals_twin_and_merged_weights(rows: int, inputs: int) -> None:
     x, y = random(8, rows, inputs), random(9, rows, 103)
     plain, native, merged = y.clone(), y.clone(), y.clone()
     add_plain(plain, x, tiles, models, COLUMNS)
-    PackedDifferences(models, COLUMNS).add_to(native, x, tiles, 64)
+    PackedDifferences(models, COLUMNS).add_to(native, x, tiles, 64, ALL_CORES)
     for first, end, model in tiles.tolist():
         for name, group in models[model].items():
             weight = sum((densify(d, inputs) for d in group), torch.zeros(1))
@@ -124,7 +125,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 
     def result(x: torch.Tensor, model: int) -> torch.Tensor:
         y = torch.zeros(len(x), 70)
-        run(y, x, torch.tensor([[0, len(x), model]], dtype=torch.int32), 64)
+        run(y, x, torch.tensor([[0, len(x), model]], dtype=torch.int32), 64, ALL_CORES)
         return y
 
     for model in (0, 1):
@@ -139,7 +140,7 @@ def test_rows_outside_the_tiles_stay_as_they_are() -> None:
     run = make_differences([{"q": (random_coded(1, 70, 64, 4),)}], {"q": slice(0, 70)})
     assert run is not None
     y = torch.ones(5, 80)[:, :70]  # rows lie apart
-    run(y, random(2, 5, 64), torch.tensor([[1, 3, 0]], dtype=torch.int32), 16)
+    run(y, random(2, 5, 64), torch.tensor([[1, 3, 0]], dtype=torch.int32), 16, ALL_CORES)
     assert bool((y[[0, 3, 4]] == 1).all()) and not bool((y[1:3] == 1).any())
 
 
@@ -153,5 +154,5 @@ def test_other_dtypes_take_the_twin() -> None:
     run = make_differences([{"q": (coded,)}], {"q": slice(0, 6)})
     assert run is not None
     x, y = random(2, 3, 16).bfloat16(), torch.zeros(3, 6, dtype=torch.bfloat16)
-    run(y, x, torch.tensor([[0, 3, 0]], dtype=torch.int32), 16)
+    run(y, x, torch.tensor([[0, 3, 0]], dtype=torch.int32), 16, ALL_CORES)
     torch.testing.assert_close(y, F.linear(x, decode(coded)))

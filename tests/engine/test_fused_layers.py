@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +108,10 @@ def test_fused_layers_give_the_bits_of_their_parts(
 
 
 @pytest.fixture
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest) -> int:
     """That many compute threads, for one test."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    number: int = request.param
+    return number
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5], indirect=True)
@@ -122,7 +119,7 @@ def test_a_row_alone_gives_the_bits_of_its_parts(
     mixed: Zoo, threads: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def serve_alone() -> list[Answer]:
-        engine = Engine(mixed, None, settings())
+        engine = Engine(mixed, None, settings(threads=threads))
         return [
             run(engine, [request(name, name, range(5, 30), greedy(24, logprobs=4))])[name]
             for name in sorted(mixed.chains())
@@ -166,7 +163,7 @@ def test_tokens_without_a_row_in_the_table_become_no_number() -> None:
     entry = describe_entry(table)
     function = LayerFunction(4, 0, 1, 1, 4, 1e-6, Rope(1e4), part="attention")
     layer = describe_layer(function, [Matrix(), Matrix()], [None] * 4)  # leaves rows as they are
-    looked_up = FusedLayers([layer], entry)(torch.tensor([2, 3, -1, 0]), NO_ROWS, 0, None)
+    looked_up = FusedLayers([layer], entry)(torch.tensor([2, 3, -1, 0]), NO_ROWS, 0, None, 2)
     assert looked_up[0].tolist() == [8, 9, 10, 11] and looked_up[3].tolist() == [0, 1, 2, 3]
     assert looked_up[1:3].isnan().all()
 

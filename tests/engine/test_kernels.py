@@ -14,6 +14,7 @@ from blockllm.engine.kernels.adapter_pool import (
     segmented_lora_plain,
 )
 from blockllm.engine.kernels.adapters import PackedAdapters
+from blockllm.engine.kernels.choice import ALL_CORES
 from blockllm.engine.kernels.cpu import native
 from blockllm.engine.kernels.cpu.build import native_library
 from blockllm.engine.kernels.matmul import make_matmul, packs
@@ -169,7 +170,7 @@ def test_native_adapters_equal_plain(rows: int) -> None:
     pool = make_pool(adapters, columns)
     assert pool is not None
     segmented_lora_plain(expected, x, tiles, pool)
-    PackedAdapters(adapters, columns)(y, x, tiles, 16)
+    PackedAdapters(adapters, columns)(y, x, tiles, 16, ALL_CORES)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
 
 
@@ -185,7 +186,7 @@ def test_an_adapted_row_does_not_depend_on_its_neighbours(inputs: int) -> None:
 
     def run(*tiles: tuple[int, int, int]) -> torch.Tensor:
         changed = y.clone()
-        adapters(changed, x, torch.tensor(tiles, dtype=torch.int32), 16)
+        adapters(changed, x, torch.tensor(tiles, dtype=torch.int32), 16, ALL_CORES)
         return changed
 
     together = run((0, 40, 0))
@@ -205,16 +206,16 @@ def test_native_norm_and_activation_equal_plain(rows: int, dim: int) -> None:
     x = 4 * torch.randn(rows, dim, generator=generator)
     weight = torch.randn(dim, generator=generator)
     expected = plain.rms_norm(x, weight, 1e-5)
-    torch.testing.assert_close(native.rms_norm(x, weight, 1e-5), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(native.rms_norm(x, weight, 1e-5, 2), expected, rtol=1e-5, atol=1e-6)
     wide = 30 * torch.randn(rows, 2 * dim, generator=generator)
     expected = plain.silu_multiply(wide)
-    torch.testing.assert_close(native.silu_multiply(wide), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(native.silu_multiply(wide, 2), expected, rtol=1e-5, atol=1e-6)
 
 
 @needs_compiler
 def test_native_activation_keeps_nan_and_survives_extremes() -> None:
     gate_up = torch.tensor([[float("nan"), 1e30, -1e30, 0.0, 1.0, 2.0, 3.0, 4.0]])
-    out = native.silu_multiply(gate_up)[0]
+    out = native.silu_multiply(gate_up, 2)[0]
     assert out[0].isnan()
     assert out[1] == 2e30
     assert out[2:].tolist() == [0.0, 0.0]
@@ -236,7 +237,7 @@ def test_native_rotation_and_writing_equal_plain(
     q = plain.rotate(fused[:, :heads], cos, sin)
     k = plain.rotate(fused[:, heads:-kv_heads], cos, sin)
     v = fused[:, -kv_heads:].clone()
-    native.rotate_and_write(fused, *known, kv, *where, None if in_order else at)
+    native.rotate_and_write(fused, *known, kv, *where, None if in_order else at, 2)
     torch.testing.assert_close(fused[:, :heads], q, rtol=0, atol=1e-6)
     torch.testing.assert_close(kv[where[0], 0, :, where[1]], k, rtol=0, atol=1e-6)
     assert torch.equal(kv[where[0], 1, :, where[1]], v)
@@ -248,5 +249,5 @@ def test_native_head_norm_touches_only_its_heads() -> None:
     fused, weight = torch.randn(4, 5, 64), torch.randn(64)
     expected = fused.clone()
     expected[:, 1:3] = plain.rms_norm(fused[:, 1:3], weight, 1e-6)
-    native.rms_norm_heads(fused, 1, 2, weight, 1e-6)
+    native.rms_norm_heads(fused, 1, 2, weight, 1e-6, 2)
     torch.testing.assert_close(fused, expected, rtol=0, atol=1e-5)

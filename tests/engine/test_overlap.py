@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from blockllm.core import Finish, Request, Sampling
 from blockllm.engine import Engine
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.run.pending import overlaps
 from blockllm.engine.sampling import choose, sample
 from blockllm.zoo import Zoo
@@ -159,12 +160,15 @@ def test_a_choice_made_again_voids_what_was_computed_of_the_first(
     assert {n: a.tokens for n, a in plain.items()} == {n: a["tokens"] for n, a in found.items()}
 
 
+PLAIN = Kernels(1, built=False)
+
+
 def test_a_draw_says_which_tokens_it_revised(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.linspace(0, 0.1, 12).repeat(200, 1)
     sequences = [make_sequence(seed=i, top_p=0.9, logprobs=1) for i in range(200)]
-    whole = sample(logits.clone(), sequences)
+    whole = sample(logits.clone(), sequences, PLAIN)
     monkeypatch.setattr(choose, "_CANDIDATES", 3)
-    again = sample(logits.clone(), sequences)
+    again = sample(logits.clone(), sequences, PLAIN)
     assert [s[:2] for s in again] == [s[:2] for s in whole]
     assert any(s.revised for s in again) and not any(s.revised for s in whole)
 

@@ -36,7 +36,7 @@ def check_floats(outs: list[int], size: int, seed: int, dtype: torch.dtype = FLO
     weights = [torch.randn(out, size, generator=generator).to(dtype) for out in outs]
     kept = torch.float32 if size % 2 else dtype
     expected = plain.pack(torch.cat(weights).to(kept), 4 // kept.itemsize, native.panel_width())
-    assert torch.equal(packed.pack_floats(weights), expected)
+    assert torch.equal(packed.pack_floats(weights, 2), expected)
 
 
 def check_int8(outs: list[int], size: int, seed: int) -> None:
@@ -44,7 +44,7 @@ def check_int8(outs: list[int], size: int, seed: int) -> None:
     weights = [
         torch.randint(-128, 128, (out, size), generator=generator, dtype=torch.int8) for out in outs
     ]
-    found, offsets = packed.pack_int8(weights)
+    found, offsets = packed.pack_int8(weights, 2)
     together = torch.cat(weights)
     assert torch.equal(found, plain.pack(together, 4, native.panel_width()))
     assert torch.equal(offsets, plain.int8_offsets(together))
@@ -69,7 +69,7 @@ def test_mixed_floats_become_fp32() -> None:
     expected = plain.pack(
         torch.cat([weight.float() for weight in weights]), 1, native.panel_width()
     )
-    assert torch.equal(packed.pack_floats(weights), expected)
+    assert torch.equal(packed.pack_floats(weights, 2), expected)
 
 
 @any_shape
@@ -81,20 +81,20 @@ def test_any_stack_of_int8(outs: list[int], size: int, seed: int) -> None:
 def test_bits_that_are_no_numbers_stay() -> None:
     bits = torch.tensor([0x7FC00001, -0x400000 + 5, -(2**31), 1], dtype=torch.int32)
     weight = bits.repeat(40, 8).view(torch.float32)
-    got = packed.pack_floats([weight]).view(torch.int32)
+    got = packed.pack_floats([weight], 2).view(torch.int32)
     assert torch.equal(got, plain.pack(weight.view(torch.int32), 1, native.panel_width()))
 
 
 def test_weights_need_not_lie_together() -> None:
     wide = torch.randn(40, 90)
     assert torch.equal(
-        packed.pack_floats([wide[:, :33]]), packed.pack_floats([wide[:, :33].clone()])
+        packed.pack_floats([wide[:, :33]], 2), packed.pack_floats([wide[:, :33].clone()], 2)
     )
 
 
 def test_packed_weights_outlive_their_source() -> None:
     weight = torch.randn(64, 20)
     kept = weight.clone()
-    found = packed.pack_floats([weight])
+    found = packed.pack_floats([weight], 2)
     weight.zero_()
     assert torch.equal(found, plain.pack(kept, 1, native.panel_width()))

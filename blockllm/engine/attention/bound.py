@@ -35,6 +35,6 @@ class BoundAttention:
 
     def describe(self) -> Rows | None:
         """The rows for fused layers; None if the backend's kernels cannot be part of them."""
-        if not isinstance(self.backend, NativeAttention):
+        if not isinstance(self.backend, NativeAttention) or not self.rows.kernels.built:
             return None
         return describe(self.rows, self.table)

@@ -31,16 +31,18 @@ class NativeAttention:
         rows: AttentionRows,
         window: int | None,
     ) -> torch.Tensor:
-        if not native.usable(q):
+        if not rows.kernels.native(q):
             return self._fallback.attend(q, k, v, kv, bundle, rows, window)
         tables = rows.bundle_tables[bundle]
         members, where, contexts = rows.generated
+        threads = rows.kernels.threads
         if not rows.has_given and not rows.has_runs:
-            return native.paged_decode(q, kv, tables, contexts, window)
+            return native.paged_decode(q, kv, tables, contexts, window, threads)
         out = torch.empty(q.shape)
-        native.paged_prefill(out, q, kv, tables, rows.given_tiles(_TILE), window)
+        native.paged_prefill(out, q, kv, tables, rows.given_tiles(_TILE), window, threads)
         if len(members):
-            out[where] = native.paged_decode(q[where], kv, tables[members], contexts, window)
+            own = (tables[members], contexts, window, threads)
+            out[where] = native.paged_decode(q[where], kv, *own)
         return out
 
 

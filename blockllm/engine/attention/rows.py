@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from blockllm.engine.attention.rope import RopeTable
 from blockllm.engine.batch.arrays import Batch, Ints, RowSet
 from blockllm.engine.device.transfer import upload
-from blockllm.engine.kernels import fused as kernels
-from blockllm.engine.kernels import plain
+from blockllm.engine.kernels import fused, plain
+from blockllm.engine.kernels.choice import ALL_CORES, Kernels
 from blockllm.engine.kernels.cpu.layer import Rows
 from blockllm.engine.kv.cache import KVCache
 
@@ -85,8 +85,10 @@ def single_rows(rows: RowSet) -> NDArray[np.int32]:
 class GatheredRows:
     """Index arrays of rows of a batch, made at once for all hops that carry some of them."""
 
-    def __init__(self, batch: Batch, rows: RowSet, cache: KVCache) -> None:
-        self.rows, self.cache = rows, cache
+    def __init__(
+        self, batch: Batch, rows: RowSet, cache: KVCache, kernels: Kernels = ALL_CORES
+    ) -> None:
+        self.rows, self.cache, self.kernels = rows, cache, kernels
         self.counts, self.firsts = batch.counts[rows.members], batch.firsts[rows.members]
         self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
         left = batch.given[rows.members] - self.firsts
@@ -158,6 +160,7 @@ class AttentionRows:
         """`tensors` of the part are given where they lie on the device already; then
         `first_bundle` says which is the first that they hold."""
         self.part, self.gathered, self.first_bundle = part, gathered, first_bundle
+        self.kernels = gathered.kernels
         self.device, self.page_size = gathered.cache.tensor.device, gathered.cache.page_size
         self.starts, self.has_runs = part.starts, part.has_runs
         members, _ = part.within
@@ -239,11 +242,11 @@ class AttentionRows:
             self._tiles[size] = known
         return known
 
-    def place(self, fused: torch.Tensor, table: RopeTable, kv: torch.Tensor, bundle: int) -> None:
-        """Rotate the queries and keys of `fused` [rows, heads + 2 kv_heads, d] in place and put
+    def place(self, heads: torch.Tensor, table: RopeTable, kv: torch.Tensor, bundle: int) -> None:
+        """Rotate the queries and keys of `heads` [rows, heads + 2 kv_heads, d] in place and put
         keys and values on their pages. kv: [pages, 2, kv_heads, page_size, d] of one layer"""
         where = (self._write_pages[bundle], self.tensors.write_offsets)
-        kernels.rotate_and_write(fused, table.cos, table.sin, kv, *where, table.at)
+        fused.rotate_and_write(heads, table.cos, table.sin, kv, *where, self.kernels, table.at)
 
     def write(self, kv: torch.Tensor, bundle: int, k: torch.Tensor, v: torch.Tensor) -> None:
         """Put the rows' keys and values on their pages.

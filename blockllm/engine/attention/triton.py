@@ -6,7 +6,6 @@ import torch
 
 from blockllm.engine.attention.rows import AttentionRows
 from blockllm.engine.attention.sdpa import SdpaAttention
-from blockllm.engine.kernels import gpu
 
 
 class TritonAttention:
@@ -25,7 +24,7 @@ class TritonAttention:
         rows: AttentionRows,
         window: int | None,
     ) -> torch.Tensor:
-        if not gpu.usable(q):
+        if not rows.kernels.triton(q):
             return self._fallback.attend(q, k, v, kv, bundle, rows, window)
         from blockllm.engine.kernels.triton.decode import paged_decode
         from blockllm.engine.kernels.triton.prefill import paged_prefill, tile_rows

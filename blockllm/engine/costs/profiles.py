@@ -19,6 +19,7 @@ from blockllm.chain import Span, SpanPlan
 from blockllm.config import EngineSettings
 from blockllm.core import Delta, Layer, target_tensors
 from blockllm.engine.costs.span import HopSize, SpanCost
+from blockllm.engine.kernels.choice import usable_cores
 from blockllm.zoo.digest import canonical
 
 KIND = "profile"  # of the findings: subject is the spans' shape, object the device's key
@@ -100,7 +101,7 @@ def describe_device(device: torch.device, dtype: torch.dtype, settings: EngineSe
     return Device(
         name=torch.cuda.get_device_name(device) if cuda else _processor(),
         kind=device.type,
-        threads=settings.threads or torch.get_num_threads(),
+        threads=settings.threads or usable_cores(),
         dtype=str(dtype).removeprefix("torch."),
         kernels=settings.kernels,
         versions={"blockllm": version("blockllm"), "torch": str(torch.__version__)},

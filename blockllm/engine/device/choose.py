@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from blockllm.core import Chain
+from blockllm.engine.kernels.choice import ALL_CORES, Kernels
 from blockllm.engine.kernels.matmul import Matmul, make_matmul, packs
 from blockllm.errors import ConfigError
 
@@ -30,7 +31,9 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, chains: Iterable[Chain], device: torch.device) -> torch.dtype:
+def choose_dtype(
+    name: str, chains: Iterable[Chain], device: torch.device, kernels: Kernels = ALL_CORES
+) -> torch.dtype:
     """`auto` computes in fp32 unless all weights are 16-bit and the device is at least as fast in
     bf16, so that an fp32 checkpoint is never rounded unasked."""
     if name != "auto":
@@ -46,16 +49,17 @@ def choose_dtype(name: str, chains: Iterable[Chain], device: torch.device) -> to
         return torch.float32
     if device.type == "cuda":
         return torch.float16 if dtypes == {"F16"} else torch.bfloat16
-    return torch.bfloat16 if bfloat16_pays(device) else torch.float32
+    return torch.bfloat16 if bfloat16_pays(device, kernels) else torch.float32
 
 
-def bfloat16_pays(device: torch.device, size: int = 1024) -> bool:
+def bfloat16_pays(device: torch.device, kernels: Kernels = ALL_CORES, size: int = 1024) -> bool:
     """Measure (about 50 ms): is a linear of bf16 weights, at 1 and at 16 rows, no slower in bf16
     than in fp32?"""
     narrow, wide = torch.bfloat16, torch.float32
     weight = torch.zeros(size, size, device=device, dtype=narrow)
-    exact = make_matmul([weight if packs(device, wide) else weight.float()], None, None, wide)
-    rounding = make_matmul([weight], None, None, narrow)
+    kept = weight if packs(device, wide, kernels) else weight.float()
+    exact = make_matmul([kept], None, None, wide, kernels)
+    rounding = make_matmul([weight], None, None, narrow, kernels)
     for rows in (1, 16):
         x = torch.zeros(rows, size, device=device)
         if _seconds(rounding, x.to(narrow)) > _seconds(exact, x):

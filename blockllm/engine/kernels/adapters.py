@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from blockllm.engine.kernels import gpu
 from blockllm.engine.kernels.adapter_pool import Update, make_pool, segmented_lora_plain
+from blockllm.engine.kernels.choice import ALL_CORES, Kernels
 from blockllm.engine.kernels.cpu import native
 
 # (y [rows, out], changed in place; x [rows, in]; tiles [n, 3] int32 of first row, end, adapter;
-# most rows of a tile)
-AddUpdates = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], None]
+# most rows of a tile; what computes)
+AddUpdates = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, Kernels], None]
 
 # as in lora.cpp
 _GROUP, _CHUNK = 4, 16  # ranks that take turns in A, inputs of each turn
@@ -25,20 +25,24 @@ _WIDE = 64  # outputs whose B lies together
 
 
 def make_adapters(
-    adapters: Sequence[Mapping[str, Update]], columns: Mapping[str, slice]
+    adapters: Sequence[Mapping[str, Update]],
+    columns: Mapping[str, slice],
+    kernels: Kernels = ALL_CORES,
 ) -> AddUpdates | None:
     """Adds each tile's update; None if no adapter changes this linear. Keys of each adapter are
-    names of parts, `columns` says where a part lies in y."""
+    names of parts, `columns` says where a part lies in y; `kernels`: those to make them for."""
     sample = next((u.a for updates in adapters for u in updates.values()), None)
     if sample is None:
         return None
-    if native.usable(sample):
+    if kernels.native(sample):
         return PackedAdapters(adapters, columns)
     pool = make_pool(adapters, columns)
     assert pool is not None
 
-    def add(y: torch.Tensor, x: torch.Tensor, tiles: torch.Tensor, block_rows: int) -> None:
-        if gpu.usable(y):
+    def add(
+        y: torch.Tensor, x: torch.Tensor, tiles: torch.Tensor, block_rows: int, kernels: Kernels
+    ) -> None:
+        if kernels.triton(y):
             from blockllm.engine.kernels.triton.lora import segmented_lora
 
             segmented_lora(y, x, tiles, block_rows, pool)
@@ -107,10 +111,15 @@ class PackedAdapters:
         return b, self._keep(F.pad(update.bias * update.scale, (0, spare)))
 
     def __call__(
-        self, y: torch.Tensor, x: torch.Tensor, tiles: torch.Tensor, block_rows: int
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        tiles: torch.Tensor,
+        block_rows: int,
+        kernels: Kernels,
     ) -> None:
         """Add each tile's update in place; see `AddUpdates`. The kernel cuts tiles as it likes."""
         native.library().lora_run(
             *(y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0)),
-            *(tiles.data_ptr(), tiles.shape[0], self.address, torch.get_num_threads()),
+            *(tiles.data_ptr(), tiles.shape[0], self.address, kernels.threads),
         )

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from blockllm.engine.kernels.adapters import AddUpdates, panels
+from blockllm.engine.kernels.choice import ALL_CORES, Kernels
 from blockllm.engine.kernels.cpu import native
 
 
@@ -71,17 +72,21 @@ def densify(difference: Difference, inputs: int) -> torch.Tensor:
 
 
 def make_differences(
-    adapters: Sequence[Mapping[str, Sequence[Difference]]], columns: Mapping[str, slice]
+    adapters: Sequence[Mapping[str, Sequence[Difference]]],
+    columns: Mapping[str, slice],
+    kernels: Kernels = ALL_CORES,
 ) -> AddUpdates | None:
     """Adds each tile's differences; None if no adapter has one. Keys of each adapter are names of
-    parts, `columns` says where a part lies in y."""
+    parts, `columns` says where a part lies in y; `kernels`: those to make them for."""
     first = next((one for own in adapters for group in own.values() for one in group), None)
     if first is None:
         return None
-    if native.usable(first.scales if isinstance(first, Coded) else first.values):
+    if kernels.native(first.scales if isinstance(first, Coded) else first.values):
         return PackedDifferences(adapters, columns).add_to
 
-    def add(y: torch.Tensor, x: torch.Tensor, tiles: torch.Tensor, block_rows: int) -> None:
+    def add(
+        y: torch.Tensor, x: torch.Tensor, tiles: torch.Tensor, block_rows: int, kernels: Kernels
+    ) -> None:
         add_plain(y, x, tiles, adapters, columns)
 
     return add
@@ -143,7 +148,12 @@ class PackedDifferences:
         return columns, values, ends, 0, 1
 
     def add_to(
-        self, y: torch.Tensor, x: torch.Tensor, tiles: torch.Tensor, block_rows: int
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        tiles: torch.Tensor,
+        block_rows: int,
+        kernels: Kernels,
     ) -> None:
         """Add each tile's differences in place; see `AddUpdates`."""
         rows, inputs = x.shape
@@ -152,5 +162,5 @@ class PackedDifferences:
             *(y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0), inputs),
             *(tiles.data_ptr(), len(tiles)),
             *(self._parts.ctypes.data, *self._parts.shape[1:3], scratch.data_ptr()),
-            torch.get_num_threads(),
+            kernels.threads,
         )

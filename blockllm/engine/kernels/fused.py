@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import torch
 
-from blockllm.engine.kernels import gpu, plain
+from blockllm.engine.kernels import plain
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kernels.cpu import native
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, kernels: Kernels) -> torch.Tensor:
     """Root-mean-square norm of each row. [rows, dim] → [rows, dim]"""
-    if native.usable(x):
-        return native.rms_norm(x, weight, eps)
-    if gpu.usable(x):
+    if kernels.native(x):
+        return native.rms_norm(x, weight, eps, kernels.threads)
+    if kernels.triton(x):
         from blockllm.engine.kernels.triton import norm
 
         return norm.rms_norm(x, weight, eps)
@@ -21,24 +22,24 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def add_rms_norm(
-    x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float, kernels: Kernels
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x + added, and its norm. [rows, dim] → 2 of [rows, dim]"""
-    if gpu.usable(x):
+    if kernels.triton(x):
         from blockllm.engine.kernels.triton import norm
 
         return norm.add_rms_norm(x, added, weight, eps)
     x = x + added
-    return x, rms_norm(x, weight, eps)
+    return x, rms_norm(x, weight, eps, kernels)
 
 
 def rms_norm_heads(
-    fused: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float
+    fused: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float, kernels: Kernels
 ) -> None:
     """Norm `count` heads from `first` on, in place. fused: [rows, heads, dim], contiguous"""
-    if native.usable(fused):
-        native.rms_norm_heads(fused, first, count, weight, eps)
-    elif gpu.usable(fused):
+    if kernels.native(fused):
+        native.rms_norm_heads(fused, first, count, weight, eps, kernels.threads)
+    elif kernels.triton(fused):
         from blockllm.engine.kernels.triton import norm
 
         norm.rms_norm_heads(fused, first, count, weight, eps)
@@ -47,11 +48,11 @@ def rms_norm_heads(
         part.copy_(plain.rms_norm(part, weight, eps))
 
 
-def silu_multiply(gate_up: torch.Tensor) -> torch.Tensor:
+def silu_multiply(gate_up: torch.Tensor, kernels: Kernels) -> torch.Tensor:
     """silu(gate) * up. [rows, 2 * size], contiguous → [rows, size]"""
-    if native.usable(gate_up):
-        return native.silu_multiply(gate_up)
-    if gpu.usable(gate_up):
+    if kernels.native(gate_up):
+        return native.silu_multiply(gate_up, kernels.threads)
+    if kernels.triton(gate_up):
         from blockllm.engine.kernels.triton import activation
 
         return activation.silu_multiply(gate_up)
@@ -65,15 +66,17 @@ def rotate_and_write(
     kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     write_pages: torch.Tensor,  # [rows] int64
     write_offsets: torch.Tensor,  # [rows] int64
+    kernels: Kernels,
     rotations: torch.Tensor | None = None,  # [rows] int64, rows of cos and sin; None: in order
 ) -> None:
     """Rotate queries and keys in place, then put keys and values on their pages."""
-    if native.usable(fused):
-        native.rotate_and_write(fused, cos, sin, kv, write_pages, write_offsets, rotations)
+    if kernels.native(fused):
+        where = (write_pages, write_offsets, rotations)
+        native.rotate_and_write(fused, cos, sin, kv, *where, kernels.threads)
         return
     if rotations is not None:
         cos, sin = cos[rotations], sin[rotations]
-    if gpu.usable(fused):
+    if kernels.triton(fused):
         from blockllm.engine.kernels.triton import rotate
 
         rotate.rotate_and_write(fused, cos, sin, kv, write_pages, write_offsets)

@@ -11,18 +11,10 @@ from blockllm.engine.kernels import plain
 
 LOG = logging.getLogger(__name__)
 
-_enabled = True
-
-
-def enable(on: bool) -> None:
-    """Use the Triton kernels where they work, or never."""
-    global _enabled
-    _enabled = on
-
 
 def usable(x: torch.Tensor) -> bool:
     """Whether the Triton kernels take this tensor: on a GPU where they compile and run."""
-    return x.is_cuda and _enabled and _works(x.device)
+    return x.is_cuda and _works(x.device)
 
 
 @functools.cache

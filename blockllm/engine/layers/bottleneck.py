@@ -30,12 +30,13 @@ class Bottlenecks:
     def add_to(self, y: torch.Tensor, stream: torch.Tensor, segments: Segments) -> None:
         """Add to the output `y` of attention or MLP, in place, before it joins the residual
         stream. Both [rows, hidden]"""
+        threads = segments.kernels.threads
         for start, stop, own in segments.own(self._own):
             out = y[start:stop]
             for target, down, up in own:
                 z = out + stream[start:stop] if target.reads == "stream" else out
-                inner = ACTIVATIONS[target.activation](down(z))
-                out.add_(up(inner), alpha=target.scale)
+                inner = ACTIVATIONS[target.activation](down(z, threads))
+                out.add_(up(inner, threads), alpha=target.scale)
 
 
 def _bind(target: BottleneckTarget, load: Loader) -> _Bottleneck:

@@ -10,6 +10,7 @@ import torch
 from blockllm.core import BridgeFunction, Layer
 from blockllm.engine.kernels.matmul import make_matmul
 from blockllm.engine.layers.changes import Targets
+from blockllm.engine.layers.segments import Segments
 from blockllm.engine.weights.tensors import Loader
 
 
@@ -23,15 +24,15 @@ class BridgeLayer:
             at_position(load.load(layer.tensors[name]), layer.function.position)
             for name in ("weight", "bias")
         )
-        self._matmul = make_matmul([weight], bias, None, weight.dtype)
+        self._matmul = make_matmul([weight], bias, None, weight.dtype, load.kernels)
 
     def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
         """Deltas are made for models, and no model that was trained has a bridge."""
         assert not any(adapters), "a delta changes a bridge"
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, input_size] → [rows, output_size]"""
-        return self._matmul(x)
+        return self._matmul(x, segments.kernels.threads)
 
 
 def at_position(terms: torch.Tensor, position: float) -> torch.Tensor:

@@ -114,15 +114,15 @@ class MlpHalf:
         return self._run(*self._norm.add(x, attended, segments), segments)
 
     def _run(self, x: torch.Tensor, normed: torch.Tensor, segments: Segments) -> torch.Tensor:
-        out = self._down(self._activate(self._gate_up(normed, segments)), segments)
+        out = self._down(self._activate(self._gate_up(normed, segments), segments), segments)
         if self._bottlenecks is not None:
             self._bottlenecks.add_to(out, x, segments)
         return x + out
 
-    def _activate(self, gate_up: torch.Tensor) -> torch.Tensor:
+    def _activate(self, gate_up: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, 2 * intermediate] → [rows, intermediate]"""
         if self._function.activation == "silu":
-            return silu_multiply(gate_up)
+            return silu_multiply(gate_up, segments.kernels)
         gate, up = gate_up.chunk(2, dim=-1)
         return ACTIVATIONS[self._function.activation](gate) * up
 

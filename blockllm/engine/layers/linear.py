@@ -63,8 +63,8 @@ class Linear:
         self._outputs = [own or None for own in outputs]
         updates = [{n: c.update for n, c in own.items() if c.update} for own in changes]
         differences = [{n: c.differences for n, c in own.items()} for own in changes]
-        self._updates = make_adapters(updates, self.columns)
-        self._differences = make_differences(differences, self.columns)
+        self._updates = make_adapters(updates, self.columns, load.kernels)
+        self._differences = make_differences(differences, self.columns, load.kernels)
 
     def describe(self) -> Matrix | None:
         """As a fused layer takes it, with all low-rank updates; None if something is not packed."""
@@ -79,16 +79,17 @@ class Linear:
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """x: [rows, in] → [rows, out]"""
+        threads = segments.kernels.threads
         if self._affine is None:
-            y = self._matmul(x)
+            y = self._matmul(x, threads)
         else:
-            y = self._matmul(self._affine.before(x, segments))
+            y = self._matmul(self._affine.before(x, segments), threads)
             self._affine.after(y, segments)
         for start, stop, parts in segments.own(self._outputs):
             for first, own in parts:
-                y[start:stop, first + own.outputs] = own.multiply(x[start:stop])
+                y[start:stop, first + own.outputs] = own.multiply(x[start:stop], threads)
         if segments:
             for add in (self._updates, self._differences):
                 if add is not None:
-                    add(y, x, segments.tiles, segments.block_rows)
+                    add(y, x, segments.tiles, segments.block_rows, segments.kernels)
         return y

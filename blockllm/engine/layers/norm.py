@@ -46,18 +46,18 @@ class Norm(_Replaceable):
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]"""
-        return self._replace(rms_norm(x, self.weight, self._eps), x, segments)
+        return self._replace(rms_norm(x, self.weight, self._eps, segments.kernels), x, segments)
 
     def add(
         self, x: torch.Tensor, added: torch.Tensor, segments: Segments
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x + added, and its norm. [rows, hidden] → 2 of [rows, hidden]"""
-        x, normed = add_rms_norm(x, added, self.weight, self._eps)
+        x, normed = add_rms_norm(x, added, self.weight, self._eps, segments.kernels)
         return x, self._replace(normed, x, segments)
 
     def _replace(self, normed: torch.Tensor, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         for start, stop, weight in segments.own(self._own):
-            normed[start:stop] = rms_norm(x[start:stop], weight, self._eps)
+            normed[start:stop] = rms_norm(x[start:stop], weight, self._eps, segments.kernels)
         return normed
 
 
@@ -76,7 +76,7 @@ class HeadNorm(_Replaceable):
             (fused[start:stop], fused[start:stop, heads].clone(), weight)
             for start, stop, weight in segments.own(self._own)
         ]
-        rms_norm_heads(fused, self._first, self._count, self.weight, self._eps)
+        rms_norm_heads(fused, self._first, self._count, self.weight, self._eps, segments.kernels)
         for rows, before, weight in kept:
             rows[:, heads] = before
-            rms_norm_heads(rows, self._first, self._count, weight, self._eps)
+            rms_norm_heads(rows, self._first, self._count, weight, self._eps, segments.kernels)

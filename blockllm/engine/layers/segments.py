@@ -12,6 +12,7 @@ import torch
 from blockllm.engine.batch.arrays import Ints, Segment
 from blockllm.engine.device.transfer import upload
 from blockllm.engine.kernels.adapter_pool import make_tiles, tile_rows
+from blockllm.engine.kernels.choice import ALL_CORES, Kernels
 from blockllm.engine.sequence.virtual import VirtualRows
 
 Own = TypeVar("Own")
@@ -28,11 +29,13 @@ class Segments:
         device: torch.device,
         tiles: torch.Tensor | None = None,
         virtual: VirtualRows | None = None,
+        kernels: Kernels = ALL_CORES,
     ) -> None:
-        """`tiles` are given where they lie on the device already."""
+        """`tiles` are given where they lie on the device already; `kernels`: what computes."""
         self._host, self.adapters, self._device = host, adapters, device
         self.block_rows = tile_rows(rows)
         self._tiles, self._virtual = tiles, virtual
+        self.kernels = kernels
 
     def __bool__(self) -> bool:
         # given tiles are filled anew for every hop that replays what is computed on them
@@ -87,7 +90,7 @@ class Segments:
             for (first, end), s in zip(edges, self._host, strict=True)
             if first < end
         ]
-        return Segments(moved, self.adapters, len(rows), self._device)
+        return Segments(moved, self.adapters, len(rows), self._device, kernels=self.kernels)
 
     def host_tiles(self) -> np.ndarray:
         """First row, end, adapter of each tile. [tiles, 3] int32"""

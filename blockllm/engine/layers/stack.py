@@ -95,7 +95,8 @@ class DecoderStack:
             rows = NO_ROWS if attend is None else attend.describe()
             if rows is not None:
                 of_kept = (None, None) if kept is None else (kept.rows, _tiles(kept.segments))
-                return self._fused(x, rows, kv_layer, _tiles(segments), *of_kept)
+                threads = segments.kernels.threads
+                return self._fused(x, rows, kv_layer, _tiles(segments), threads, *of_kept)
         return self.run_layers(x, segments, bind, kv_layer, kept)
 
     def run_layers(

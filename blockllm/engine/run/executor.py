@@ -15,6 +15,7 @@ from blockllm.engine.attention.bound import BoundAttention
 from blockllm.engine.attention.rope import RotaryEmbedding
 from blockllm.engine.batch.arrays import Batch, Hop
 from blockllm.engine.device.transfer import upload
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.layers.block import Added, BlockExecutor, Passage
 from blockllm.engine.layers.decoder import DecoderLayer
@@ -41,9 +42,11 @@ class Executor:
         attention: Attention,
         dtype: torch.dtype,
         device: torch.device,
+        kernels: Kernels,
     ) -> None:
+        """`kernels`: what computes, unless `run` is told another number of threads."""
         self._caches, self._attention = caches, attention
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device, self._kernels = dtype, device, kernels
         known = {b.id: BlockExecutor(b, load) for span in plan.spans for b in span.blocks}
         self._spans = [tuple(known[block.id] for block in span.blocks) for span in plan.spans]
         # bound to the spans alone: a cycle would keep the weights until the next collection
@@ -54,16 +57,19 @@ class Executor:
         for block, added in _deltas(plan).items():
             known[block].attach(added, load)
 
-    def run(self, hop: Hop, timeline: Timeline = OFF) -> torch.Tensor:
+    def run(self, hop: Hop, timeline: Timeline = OFF, threads: int = 0) -> torch.Tensor:
         """Hidden states of the hop's rows [rows, hidden]; behind a head, logits of the members
-        that want them [members, vocab]. To be called in torch's inference mode."""
-        return self.compute(hop, self.inputs(hop), timeline)
+        that want them [members, vocab]. All hops of a batch are computed on as many threads. To be
+        called in torch's inference mode."""
+        return self.compute(hop, self.inputs(hop, threads), timeline)
 
-    def inputs(self, hop: Hop) -> EagerInputs:
+    def inputs(self, hop: Hop, threads: int = 0) -> EagerInputs:
         """What the hop's rows bring; hops of a batch share what they have in common."""
         common = self._batches.get(hop.batch)
         if common is None:
-            common = self._batches[hop.batch] = BatchInputs(self._caches, self._dtype)
+            kernels = self._kernels._replace(threads=threads or self._kernels.threads)
+            common = BatchInputs(self._caches, self._dtype, kernels)
+            self._batches[hop.batch] = common
         return EagerInputs(hop, common, self._device)
 
     def blocks(self, span: int) -> tuple[BlockExecutor, ...]:
@@ -101,7 +107,7 @@ class Executor:
             elif isinstance(part, HeadLayer):
                 return part(x, segments) if kept is None else part(x[kept.rows], kept.segments)
             else:
-                x = part(x)
+                x = part(x, segments)
         assert x is not None
         if wanted is None or not dropped:
             return x

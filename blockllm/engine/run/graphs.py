@@ -252,6 +252,7 @@ class StaticInputs:
 
     def __init__(self, hop: Hop, eager: EagerInputs, static: StaticHop) -> None:
         self._hop, self._eager, self._static = hop, eager, static
+        self.kernels = eager.kernels
         self._rows: AttentionRows | None = None
         self._tables: dict[RotaryEmbedding, RopeTable] = {}
 
@@ -265,7 +266,8 @@ class StaticInputs:
     def segments(self, index: int, block: BlockExecutor) -> Segments:
         tiles = self._static.tiles[index]
         host = self._hop.segments[index]
-        return Segments(host, block.adapters, len(tiles), tiles.device, tiles)
+        size, device = len(tiles), tiles.device
+        return Segments(host, block.adapters, size, device, tiles, kernels=self.kernels)
 
     def attention(
         self, rotary: RotaryEmbedding, timeline: Timeline
@@ -299,13 +301,14 @@ class GraphExecutor:
         self._plan, self._eager = plan, eager
         self._graphs = Graphs(capture, caches, max_sequences)
 
-    def run(self, hop: Hop, timeline: Timeline = OFF) -> torch.Tensor:
+    def run(self, hop: Hop, timeline: Timeline = OFF, threads: int = 0) -> torch.Tensor:
         """See `Executor.run`."""
         (span,) = hop.plan.spans
         blocks = self._eager.blocks(span)
         if any(hop.segments) and any(block.loops_segments for block in blocks):
-            return self._eager.run(hop, timeline)  # an embedding adds deltas segment by segment
-        inputs = self._eager.inputs(hop)
+            # an embedding adds deltas segment by segment
+            return self._eager.run(hop, timeline, threads)
+        inputs = self._eager.inputs(hop, threads)
         segments = [inputs.segments(i, block) for i, block in enumerate(blocks)]
 
         def compute(static: StaticHop) -> torch.Tensor:

@@ -14,7 +14,7 @@ from blockllm.engine.attention.rope import RopeTable, RotaryEmbedding
 from blockllm.engine.attention.rows import AttentionRows, GatheredRows
 from blockllm.engine.batch.arrays import Batch, Hop, RowSet, fill_tokens
 from blockllm.engine.device.transfer import upload
-from blockllm.engine.kernels.cpu import native
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kv.cache import KVCache
 from blockllm.engine.layers.block import BlockExecutor
 from blockllm.engine.layers.segments import Segments
@@ -23,6 +23,11 @@ from blockllm.observability.timeline import Timeline
 
 class HopInputs(Protocol):
     """What one hop computes on."""
+
+    @property
+    def kernels(self) -> Kernels:
+        """What computes."""
+        ...
 
     @property
     def hidden(self) -> torch.Tensor | None:
@@ -48,14 +53,14 @@ class BatchInputs:
     """What the hops of one batch have in common. Keeps no reference to the batch, so that it can
     be kept for as long as the batch is."""
 
-    def __init__(self, caches: Sequence[KVCache], dtype: torch.dtype) -> None:
-        self._caches, self._dtype = caches, dtype
+    def __init__(self, caches: Sequence[KVCache], dtype: torch.dtype, kernels: Kernels) -> None:
+        self._caches, self._dtype, self.kernels = caches, dtype, kernels
         self._device = caches[0].tensor.device
         self._gathered: dict[int, GatheredRows] = {}  # by number of the set that is gathered
         self._rows: dict[int, AttentionRows] = {}  # by number of the row set
         self._tables: dict[RotaryEmbedding, RopeTable] = {}  # [rows of the batch]
         self._known: dict[tuple[int, RotaryEmbedding], tuple[AttentionRows, RopeTable]] = {}
-        self.no_segments = Segments((), {}, 0, self._device)
+        self.no_segments = Segments((), {}, 0, self._device, kernels=kernels)
 
     def gather(self, batch: Batch, carried: RowSet) -> GatheredRows:
         """Index arrays that those of the rows are parts of."""
@@ -64,7 +69,7 @@ class BatchInputs:
         if known is None:
             # sequences that share these rows have one KV shape
             cache = self._caches[int(batch.pools[rows.members[0]])]
-            known = self._gathered[rows.number] = GatheredRows(batch, rows, cache)
+            known = self._gathered[rows.number] = GatheredRows(batch, rows, cache, self.kernels)
         return known
 
     def attention(
@@ -92,7 +97,7 @@ class BatchInputs:
         return table.part(rows)
 
     def _make_table(self, batch: Batch, rotary: RotaryEmbedding) -> RopeTable:
-        if batch.virtual is None and native.serves(self._dtype, self._device):
+        if batch.virtual is None and self.kernels.native(self._caches[0].tensor):
             known = rotary.by_position(int(batch.positions.max()) + 1)
             if known is not None:
                 return known._replace(at=upload([batch.positions], self._device)[0])
@@ -108,6 +113,7 @@ class EagerInputs:
 
     def __init__(self, hop: Hop, common: BatchInputs, device: torch.device) -> None:
         self._hop, self._common, self._device = hop, common, device
+        self.kernels = common.kernels
 
     @property
     def hidden(self) -> torch.Tensor | None:
@@ -122,7 +128,14 @@ class EagerInputs:
         hop, host = self._hop, self._hop.segments[index]
         if not host:
             return self._common.no_segments
-        return Segments(host, block.adapters, len(hop.rows), self._device, virtual=hop.virtual)
+        return Segments(
+            host,
+            block.adapters,
+            len(hop.rows),
+            self._device,
+            virtual=hop.virtual,
+            kernels=self.kernels,
+        )
 
     def attention(
         self, rotary: RotaryEmbedding, timeline: Timeline

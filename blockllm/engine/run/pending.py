@@ -12,6 +12,7 @@ import torch
 from blockllm.engine.batch.arrays import Hop
 from blockllm.engine.batch.turn import Turn
 from blockllm.engine.device.transfer import upload
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.sampling import Draw, Sampled, draw
 from blockllm.engine.sequence.sequence import Sequence
 
@@ -36,7 +37,10 @@ def overlaps(setting: str, device: torch.device) -> bool:
 
 
 def sample_rows(
-    turn: Turn, logits: Logits, awaits_token: Callable[[Sequence], bool]
+    turn: Turn,
+    logits: Logits,
+    awaits_token: Callable[[Sequence], bool],
+    kernels: Kernels,
 ) -> PendingTokens | None:
     """Sample for each sequence of the turn whose rows are all computed; None if there is none.
     From now on they expect a token."""
@@ -53,7 +57,7 @@ def sample_rows(
             (rows,) = upload([np.array(kept, np.int64)], joined.device)
             joined, sequences = joined[rows], [sequences[i] for i in kept]
         if sequences:
-            draws.append((draw(joined, sequences), sequences))
+            draws.append((draw(joined, sequences, kernels), sequences))
     if not draws:
         return None
     for index, sequence in enumerate(s for _, sequences in draws for s in sequences):

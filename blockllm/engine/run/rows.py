@@ -14,7 +14,11 @@ from blockllm.observability.timeline import OFF, Timeline
 
 
 def run_rows(
-    executor: Executor | GraphExecutor, cursor: HopCursor, batch: Batch, timeline: Timeline = OFF
+    executor: Executor | GraphExecutor,
+    cursor: HopCursor,
+    batch: Batch,
+    timeline: Timeline = OFF,
+    threads: int = 0,
 ) -> Iterator[tuple[Hop, torch.Tensor]]:
     """Each hop with what it computed: behind a head logits of the rows that are wanted, else hidden
     states. To be called in torch's inference mode."""
@@ -26,7 +30,7 @@ def run_rows(
         if hop is None:
             return
         with part("compute", hop.plan):
-            out = executor.run(hop, timeline)
+            out = executor.run(hop, timeline, threads)
         with part("hand over", hop.plan):
             cursor.hand_over(None if hop.plan.has_head else out)
         yield hop, out

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from blockllm.core import Sampling
 from blockllm.engine.device.transfer import upload
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kernels.cpu import native
 from blockllm.engine.sampling.choose import Filters, TopPick, pick, pick_top
 
@@ -46,13 +47,13 @@ class Drawing(NamedTuple):
 
 
 def choose_random(
-    logits: torch.Tensor, drawing: Drawing, tokens: torch.Tensor
+    logits: torch.Tensor, drawing: Drawing, tokens: torch.Tensor, kernels: Kernels
 ) -> tuple[TopPick, np.ndarray] | None:
     """Overwrite the tokens of rows that draw theirs. The choice among filtered ones that may have
     to be made again, and whose it is. logits: [rows, vocab]; tokens: [rows]"""
-    if native.usable(logits):
-        where, u, *options = (torch.from_numpy(column) for column in drawing)
-        tokens[where] = native.draw(logits, where, u, *options)
+    if kernels.native(logits):
+        columns = [torch.from_numpy(column) for column in drawing]
+        tokens[columns[0]] = native.draw(logits, kernels.threads, *columns)
         return None
     filtered = (drawing.top_p < 1) | (drawing.top_k < logits.shape[-1])
     picked = None

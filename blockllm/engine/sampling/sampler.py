@@ -13,6 +13,7 @@ import torch
 
 from blockllm.core import Sampling
 from blockllm.engine.device.transfer import upload
+from blockllm.engine.kernels.choice import ALL_CORES, Kernels
 from blockllm.engine.kernels.cpu import native
 from blockllm.engine.sampling.choose import TopPick
 from blockllm.engine.sampling.draw import Draw, Sampled, WantedLogprobs
@@ -22,17 +23,21 @@ from blockllm.engine.sampling.uniform import uniforms
 from blockllm.engine.sequence.sequence import Sequence
 
 
-def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sampled]:
+def sample(
+    logits: torch.Tensor, sequences: SequenceOf[Sequence], kernels: Kernels = ALL_CORES
+) -> list[Sampled]:
     """Draw and wait. logits: [rows, vocab], may be overwritten."""
-    return draw(logits, sequences).collect()
+    return draw(logits, sequences, kernels).collect()
 
 
 @torch.inference_mode()
-def draw(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> Draw:
+def draw(
+    logits: torch.Tensor, sequences: SequenceOf[Sequence], kernels: Kernels = ALL_CORES
+) -> Draw:
     """Choose the next token of each sequence without waiting for the device. All earlier tokens
     must be known. logits: [rows, vocab], may be overwritten."""
     logits = logits.float()
-    tokens, finite = _best(logits)
+    tokens, finite = _best(logits, kernels)
     if all(sequence.is_plainly_greedy for sequence in sequences):
         return Draw(tokens, finite)
     options = [s.request.sampling for s in sequences]
@@ -43,8 +48,8 @@ def draw(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> Draw:
         rows = logits[where]
         adjust(rows, [sequences[i] for i in changed])
         logits[where] = rows
-        tokens[where], _ = _best(rows)
-    return Draw(tokens, finite, asked, _draw_random(logits, options, sequences, tokens))
+        tokens[where], _ = _best(rows, kernels)
+    return Draw(tokens, finite, asked, _draw_random(logits, options, sequences, tokens, kernels))
 
 
 def _indices(rows: list[int], device: torch.device) -> torch.Tensor:
@@ -52,11 +57,11 @@ def _indices(rows: list[int], device: torch.device) -> torch.Tensor:
     return where
 
 
-def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _best(logits: torch.Tensor, kernels: Kernels) -> tuple[torch.Tensor, torch.Tensor]:
     """The first of each row's largest logits, and whether that one is finite; a NaN counts as
     largest. [rows] each"""
-    if native.usable(logits):
-        return native.best(logits)
+    if kernels.native(logits):
+        return native.best(logits, kernels.threads)
     tokens = logits.argmax(-1)
     return tokens, torch.isfinite(logits.gather(-1, tokens[:, None])[:, 0])
 
@@ -75,6 +80,7 @@ def _draw_random(
     options: list[Sampling],
     sequences: SequenceOf[Sequence],
     tokens: torch.Tensor,
+    kernels: Kernels,
 ) -> tuple[TopPick, np.ndarray] | None:
     rows = np.array([i for i, o in enumerate(options) if o.temperature > 0], np.int64)
     if not len(rows):
@@ -82,4 +88,4 @@ def _draw_random(
     seeds = np.array([sequences[i].seed & (2**64 - 1) for i in rows], np.uint64)
     u = uniforms(seeds, np.array([sequences[i].num_total for i in rows], np.uint64))
     drawing = Drawing.of([options[i] for i in rows], rows, u, logits.shape[-1])
-    return choose_random(logits, drawing, tokens)
+    return choose_random(logits, drawing, tokens, kernels)

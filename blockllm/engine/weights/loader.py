@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from blockllm.core import Tensor
+from blockllm.engine.kernels.choice import ALL_CORES, Kernels
 from blockllm.engine.kernels.matmul import Matmul, make_matmul, packs
 from blockllm.engine.weights.packs import Packs
 
@@ -29,6 +30,7 @@ class TensorLoader:
         dtype: torch.dtype,
         advance: Callable[[int], None] | None = None,
         verify: bool = True,
+        kernels: Kernels = ALL_CORES,
     ) -> None:
         """`advance` is told how many bytes of distinct tensors have been read. `verify` compares
         them with their names, and keeps nothing that changes with a file."""
@@ -36,7 +38,7 @@ class TensorLoader:
         self._advance = advance
         self._seen: set[str] = set()
         self._num_bytes = 0
-        self._device = device
+        self._device, self.kernels = device, kernels
         self.dtype = dtype  # what is computed in
         self._tensors: dict[str, torch.Tensor] = {}
         self._tables: dict[str, torch.Tensor] = {}
@@ -61,14 +63,16 @@ class TensorLoader:
         biases: Sequence[Tensor | None],
         scales: Sequence[Tensor | None],
     ) -> Matmul:
-        copied = packs(self._device, self.dtype)
+        copied = packs(self._device, self.dtype, self.kernels)
         # a lone weight is not copied elsewhere: the layers that need it share it
         load = self._view if copied else self.read if len(weights) > 1 else self.load
         views = [load(w) for w in weights]
         given = [self.load(scale).float() for scale in scales if scale]
         assert len(given) in (0, len(weights)), "int8 and float weights stacked"
         scale = torch.cat(given) if given else None
-        matmul = make_matmul(views, self._stack_biases(weights, biases), scale, self.dtype)
+        matmul = make_matmul(
+            views, self._stack_biases(weights, biases), scale, self.dtype, self.kernels
+        )
         if copied or len(views) > 1:
             for weight in weights:
                 self._forget_pages(weight)
@@ -104,7 +108,7 @@ class TensorLoader:
     def table(self, tensor: Tensor) -> torch.Tensor:
         """As `load`, for a matrix whose rows are looked up: it stays as stored where packed weights
         do. Raises CorruptStore."""
-        if not packs(self._device, self.dtype):
+        if not packs(self._device, self.dtype, self.kernels):
             return self.load(tensor)
         if tensor.hash not in self._tables:
             view = self._view(tensor)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 
 from blockllm.core import Tensor
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kernels.matmul import Matmul
 
 
@@ -20,6 +21,8 @@ class TensorSource(Protocol):
 
 class Loader(TensorSource, Protocol):
     """Tensors, and linears in the form in which the device multiplies."""
+
+    kernels: Kernels  # what they are made for
 
     def matmul(
         self,

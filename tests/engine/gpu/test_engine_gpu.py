@@ -71,8 +71,8 @@ class FakeCapture:
 
 
 def make_graph_executor(capture: Callable[[Compute], Compute]) -> Callable[..., GraphExecutor]:
-    def make(plan, load, caches, attention: Attention, dtype, device):  # type: ignore[no-untyped-def]
-        eager = Executor(plan, load, caches, attention, dtype, device)
+    def make(plan, load, caches, attention: Attention, dtype, device, kernels):  # type: ignore[no-untyped-def]
+        eager = Executor(plan, load, caches, attention, dtype, device, kernels)
         return GraphExecutor(plan, eager, caches, capture, 8)
 
     return make

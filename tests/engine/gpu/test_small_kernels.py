@@ -8,9 +8,12 @@ import torch
 pytest.importorskip("triton")
 
 from blockllm.engine.kernels import fused, plain
+from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kernels.triton import activation, norm, rotate
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+PLAIN = Kernels(1, built=False)
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, terms: float = 1e-3) -> None:
@@ -87,7 +90,7 @@ def test_rotation_and_writing(
     offsets = torch.tensor([0, 3, 1, 2, 1], device=device)
     twin, kv = states.clone(), torch.zeros(3, 2, 2, kv_heads, 4, dim, dtype=dtype, device=device)
     expected = kv.clone()
-    fused.rotate_and_write(twin, cos, sin, expected[:, 1], pages, offsets)
+    fused.rotate_and_write(twin, cos, sin, expected[:, 1], pages, offsets, PLAIN)
     rotate.rotate_and_write(states, cos, sin, kv[:, 1], pages, offsets)  # one layer of two
     close(states, twin, terms=4)
     close(kv, expected, terms=4)

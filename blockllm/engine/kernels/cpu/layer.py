@@ -155,6 +155,7 @@ class FusedLayers:
         rows: Rows,
         kv_layer: int,  # number of the first layer among those that keep KV
         tiles: torch.Tensor | None,  # [n, 3] int32: first row, end, adapter
+        threads: int,
         kept: torch.Tensor | None = None,  # [k] int64, ascending: rows that go on behind attention
         kept_tiles: torch.Tensor | None = None,  # of these rows
     ) -> torch.Tensor:
@@ -169,7 +170,7 @@ class FusedLayers:
         library().layers_run(
             *(out.data_ptr(), x.data_ptr(), x.shape[0], *self._where),
             *(ctypes.addressof(rows), kv_layer, *_array(tiles)),
-            *(*of_kept, *_array(kept_tiles), torch.get_num_threads()),
+            *(*of_kept, *_array(kept_tiles), threads),
         )
         return out[:left]
 

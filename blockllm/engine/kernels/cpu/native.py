@@ -8,14 +8,6 @@ import torch
 
 from blockllm.engine.kernels.cpu.build import native_library
 
-_enabled = True
-
-
-def enable(on: bool) -> None:
-    """Use the built kernels where they can be built, or never."""
-    global _enabled
-    _enabled = on
-
 
 def usable(x: torch.Tensor) -> bool:
     """Whether the built kernels take this tensor: fp32 on the CPU, and they could be built."""
@@ -29,7 +21,7 @@ def serves(dtype: torch.dtype, device: torch.device) -> bool:
 
 def available(device: torch.device) -> bool:
     """Whether the built kernels serve the device."""
-    return _enabled and device.type == "cpu" and native_library() is not None
+    return device.type == "cpu" and native_library() is not None
 
 
 def library() -> ctypes.CDLL:
@@ -49,36 +41,34 @@ def address(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, threads: int) -> torch.Tensor:
     """x: [rows, dim] with unit inner stride → [rows, dim]"""
     out = torch.empty(x.shape)
     rows, dim = x.shape
     library().rms_norm(
         *(out.data_ptr(), x.data_ptr(), weight.data_ptr()),
-        *(rows, 1, dim, dim, x.stride(0), eps, torch.get_num_threads()),
+        *(rows, 1, dim, dim, x.stride(0), eps, threads),
     )
     return out
 
 
 def rms_norm_heads(
-    fused: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float
+    fused: torch.Tensor, first: int, count: int, weight: torch.Tensor, eps: float, threads: int
 ) -> None:
     """Norm `count` heads from head `first` on, in place. fused: [rows, heads, dim], contiguous"""
     part = fused[:, first : first + count].data_ptr()
     rows, stride = len(fused), fused.stride(0)
     library().rms_norm(
         *(part, part, weight.data_ptr()),
-        *(rows, count, fused.shape[2], stride, stride, eps, torch.get_num_threads()),
+        *(rows, count, fused.shape[2], stride, stride, eps, threads),
     )
 
 
-def silu_multiply(gate_up: torch.Tensor) -> torch.Tensor:
+def silu_multiply(gate_up: torch.Tensor, threads: int) -> torch.Tensor:
     """[rows, 2 * size], contiguous → [rows, size]"""
     rows, width = gate_up.shape
     out = torch.empty(rows, width // 2)
-    library().silu_multiply(
-        out.data_ptr(), gate_up.data_ptr(), rows, width // 2, torch.get_num_threads()
-    )
+    library().silu_multiply(out.data_ptr(), gate_up.data_ptr(), rows, width // 2, threads)
     return out
 
 
@@ -89,7 +79,8 @@ def rotate_and_write(
     kv: torch.Tensor,  # [pages, 2, kv_heads, page_size, dim], one layer's
     write_pages: torch.Tensor,  # [rows] int64
     write_offsets: torch.Tensor,  # [rows] int64
-    rotations: torch.Tensor | None = None,  # [rows] int64, rows of cos and sin; None: in order
+    rotations: torch.Tensor | None,  # [rows] int64, rows of cos and sin; None: in order
+    threads: int,
 ) -> None:
     """Rotate queries and keys, then put keys and values on their pages."""
     kv_heads, page_size, dim = kv.shape[2:]
@@ -98,7 +89,7 @@ def rotate_and_write(
         *(fused.data_ptr(), cos.data_ptr(), sin.data_ptr(), address(rotations)),
         *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
         *(write_pages.data_ptr(), write_offsets.data_ptr()),
-        *(len(fused), heads, kv_heads, dim, page_size, torch.get_num_threads()),
+        *(len(fused), heads, kv_heads, dim, page_size, threads),
     )
 
 
@@ -108,6 +99,7 @@ def paged_decode(
     tables: torch.Tensor,  # [n, width] int32, rows may lie apart
     contexts: torch.Tensor,  # [n] int64
     window: int | None,
+    threads: int,
 ) -> torch.Tensor:
     """Attention of one row per sequence over its pages. [n, heads, dim]"""
     n, heads, dim = q.shape
@@ -117,7 +109,7 @@ def paged_decode(
         *(out.data_ptr(), q.data_ptr(), q.stride(0)),
         *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
         *(tables.data_ptr(), tables.stride(0), contexts.data_ptr()),
-        *(n, heads, kv_heads, dim, page_size, window or 0, dim**-0.5, torch.get_num_threads()),
+        *(n, heads, kv_heads, dim, page_size, window or 0, dim**-0.5, threads),
     )
     return out
 
@@ -129,6 +121,7 @@ def paged_prefill(
     tables: torch.Tensor,  # [n, width] int32, rows may lie apart
     tiles: torch.Tensor,  # [tiles, 4] int32: sequence, first row, end, position of the first
     window: int | None,
+    threads: int,
 ) -> None:
     """Causal attention of runs of rows over their sequences' pages."""
     heads, dim = q.shape[1:]
@@ -137,24 +130,25 @@ def paged_prefill(
         *(out.data_ptr(), out.stride(0), q.data_ptr(), q.stride(0)),
         *(kv.data_ptr(), kv.stride(0), kv.stride(1)),
         *(tables.data_ptr(), tables.stride(0), tiles.data_ptr(), len(tiles)),
-        *(heads, kv_heads, dim, page_size, window or 0, dim**-0.5, torch.get_num_threads()),
+        *(heads, kv_heads, dim, page_size, window or 0, dim**-0.5, threads),
     )
 
 
-def best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def best(logits: torch.Tensor, threads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first of each row's largest logits, int64, and whether all of the row is ordered and that
     one finite, bool. logits: [rows, vocab] with unit inner stride → [rows] each"""
     rows, vocab = logits.shape
     tokens, finite = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.bool)
     library().best_rows(
         *(tokens.data_ptr(), finite.data_ptr(), logits.data_ptr(), logits.stride(0)),
-        *(rows, vocab, torch.get_num_threads()),
+        *(rows, vocab, threads),
     )
     return tokens, finite
 
 
 def draw(
     logits: torch.Tensor,  # [rows, vocab] with unit inner stride
+    threads: int,
     rows: torch.Tensor,  # [k] int64, those that draw
     u: torch.Tensor,  # [k] float64 in [0, 1)
     temperatures: torch.Tensor,  # [k] float32, above 0
@@ -167,6 +161,6 @@ def draw(
     library().draw_rows(
         *(tokens.data_ptr(), logits.data_ptr(), logits.stride(0), rows.data_ptr(), u.data_ptr()),
         *(temperatures.data_ptr(), min_p.data_ptr(), top_k.data_ptr(), top_p.data_ptr()),
-        *(len(rows), logits.shape[1], torch.get_num_threads()),
+        *(len(rows), logits.shape[1], threads),
     )
     return tokens

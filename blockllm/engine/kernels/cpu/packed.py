@@ -20,10 +20,13 @@ class PackedLinear:
     """y = x Wᵀ + b in fp32 (`linear.cpp`). W: several weights [out, in], stacked; those of 16 bits
     stay so in memory, which changes no bit of y."""
 
-    def __init__(self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None, threads: int
+    ) -> None:
         self._out, self._in = sum(map(len, weights)), weights[0].shape[1]
         self._bias = bias
-        self._weight = pack_floats(weights)
+        self._weight = pack_floats(weights, threads)
+        self._threads = threads
         self._code = CODES[self._weight.dtype]
 
     def describe(self) -> Matrix:
@@ -31,8 +34,8 @@ class PackedLinear:
         where = (self._weight.data_ptr(), self._code, 0, 0, address(self._bias))
         return Matrix(*where, self._in, self._out, 0)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [rows, in], unit inner stride → [rows, out]"""
+    def __call__(self, x: torch.Tensor, threads: int = 0) -> torch.Tensor:
+        """x: [rows, in], unit inner stride → [rows, out]; `threads`: 0: as many as packed it"""
         rows = len(x)
         y = torch.empty(rows, self._out)
         scratch = torch.empty(rows * self._in if rows > 1 else 0)
@@ -40,7 +43,7 @@ class PackedLinear:
         library().linear_run(
             *(y.data_ptr(), self._out, x.data_ptr(), x.stride(0)),
             *(self._weight.data_ptr(), self._code, bias, scratch.data_ptr()),
-            *(rows, self._in, self._out, torch.get_num_threads()),
+            *(rows, self._in, self._out, threads or self._threads),
         )
         return y
 
@@ -49,19 +52,24 @@ class PackedInt8:
     """y = x (W · scale)ᵀ + b with int8 W and rows of x rounded to 7 bits (`linear_int8.cpp`)."""
 
     def __init__(
-        self, weights: Sequence[torch.Tensor], scale: torch.Tensor, bias: torch.Tensor | None
+        self,
+        weights: Sequence[torch.Tensor],
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        threads: int,
     ) -> None:
         self._out, self._in = sum(map(len, weights)), weights[0].shape[1]
         self._scale, self._bias = scale, bias
-        self._weight, self._offsets = pack_int8(weights)
+        self._weight, self._offsets = pack_int8(weights, threads)
+        self._threads = threads
 
     def describe(self) -> Matrix:
         """What a native layer needs to know; it points into this object."""
         where = (self._weight.data_ptr(), _INT8, self._scale.data_ptr(), self._offsets.data_ptr())
         return Matrix(*where, address(self._bias), self._in, self._out, 0)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [rows, in], unit inner stride → [rows, out]"""
+    def __call__(self, x: torch.Tensor, threads: int = 0) -> torch.Tensor:
+        """x: [rows, in], unit inner stride → [rows, out]; `threads`: 0: as many as packed it"""
         rows = len(x)
         y = torch.empty(rows, self._out)
         scratch = torch.empty(rows * (self._weight.shape[1] + 1), dtype=torch.int32)
@@ -69,31 +77,31 @@ class PackedInt8:
         library().int8_run(
             *(y.data_ptr(), self._out, x.data_ptr(), x.stride(0), self._weight.data_ptr()),
             *(self._scale.data_ptr(), self._offsets.data_ptr(), bias, scratch.data_ptr()),
-            *(rows, self._in, self._out, torch.get_num_threads()),
+            *(rows, self._in, self._out, threads or self._threads),
         )
         return y
 
 
-def pack_floats(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+def pack_floats(weights: Sequence[torch.Tensor], threads: int) -> torch.Tensor:
     """Weights [out, in], stacked → [panels, in / group, panel, group]: groups of 4 bytes. Bf16 and
     fp16 stay what they are; fp32 where they are mixed or `in` is odd. Plain twin: `plain.pack`."""
     size, dtypes = weights[0].shape[1], {weight.dtype for weight in weights}
     dtype = torch.float32 if len(dtypes) > 1 or size % 2 else dtypes.pop()
     packed = _new_panels(weights, dtype)
     for row, weight in _stack(packed, weights):
-        where = (row, len(weight), size * dtype.itemsize // 4, torch.get_num_threads())
+        where = (row, len(weight), size * dtype.itemsize // 4, threads)
         library().linear_pack(packed.data_ptr(), weight.data_ptr(), *where)
     return packed
 
 
-def pack_int8(weights: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def pack_int8(weights: Sequence[torch.Tensor], threads: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [out, in] int8, stacked → [panels, in / 4, panel, 4], and the offsets [out] of the
     sums. Plain twin: `plain.pack`."""
     size, out = weights[0].shape[1], sum(map(len, weights))
     packed = _new_panels(weights, torch.int8)
     offsets = torch.empty(out, dtype=torch.int32)
     for row, weight in _stack(packed, weights):
-        where = (row, len(weight), size, torch.get_num_threads())
+        where = (row, len(weight), size, threads)
         to = (packed.data_ptr(), offsets.data_ptr())
         library().int8_pack(*to, weight.data_ptr(), *where)
     return packed, offsets
