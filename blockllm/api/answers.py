@@ -9,6 +9,9 @@ from msgspec import UNSET, UnsetType
 
 from blockllm.core import Measurement
 
+# what served a request that names one
+ServedTier = Literal["default", "flex"]
+
 
 class PromptTokensDetails(msgspec.Struct):
     """Where the prompt's keys and values came from."""
@@ -85,6 +88,7 @@ class ChatAnswer(msgspec.Struct, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
+    service_tier: ServedTier | UnsetType = UNSET
     choices: list[ChatChoice]
     usage: Usage
     prompt_token_ids: list[int] | UnsetType = UNSET
@@ -116,6 +120,7 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
+    service_tier: ServedTier | UnsetType = UNSET
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
@@ -141,6 +146,7 @@ class CompletionAnswer(msgspec.Struct, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
+    service_tier: ServedTier | UnsetType = UNSET
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
 

@@ -129,7 +129,7 @@ REFUSED: dict[str, Refused] = {
 IGNORED = frozenset(
     {
         # what to bill, what to keep, where to run: nothing in the answer
-        *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+        *("user", "metadata", "store", "safety_identifier", "prompt_cache_key"),
         *("prompt_cache_options", "prompt_cache_retention", "prediction", "request_id", "rid"),
         *("session_id", "custom_labels", "cache_prompt", "n_cache_reuse", "id_slot", "n_keep"),
         *("n_discard", "bootstrap_host", "bootstrap_port", "bootstrap_room", "routed_dp_rank"),

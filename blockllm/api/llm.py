@@ -128,9 +128,12 @@ class LLM:
         sampling: Sampling | None = None,
         stop: str | Sequence[str] = (),
         n: int = 1,
+        offline: bool = False,
     ) -> list[Completion]:
-        """n completions per prompt, in order; all prompts are computed together."""
-        generation = self._plan(self._agent, _as_list(prompts), model, sampling, stop, n)
+        """n completions per prompt, in order; all prompts are computed together. `offline`: they
+        take only what other requests leave."""
+        asked = _as_list(prompts), model, sampling, stop, n, offline
+        generation = self._plan(self._agent, *asked)
         with generation:
             return _completions(generation, generation.collect_blocking())
 
@@ -141,10 +144,11 @@ class LLM:
         sampling: Sampling | None = None,
         stop: str | Sequence[str] = (),
         n: int = 1,
+        offline: bool = False,
     ) -> list[Completion]:
         """generate() for coroutines; cancelling the task cancels the requests."""
-        agent = OnLoop(self._agent)
-        generation = self._plan(agent, _as_list(prompts), model, sampling, stop, n)
+        asked = _as_list(prompts), model, sampling, stop, n, offline
+        generation = self._plan(OnLoop(self._agent), *asked)
         with generation:
             return _completions(generation, await generation.collect())
 
@@ -224,12 +228,13 @@ class LLM:
         sampling: Sampling | None,
         stop: str | Sequence[str],
         n: int,
+        offline: bool = False,
     ) -> Generation:
         found = self.models.find(model)
         ids = [self._ids(found, prompt) for prompt in prompts]
         stops = [stop] if isinstance(stop, str) else list(stop)
         rules = TextRules(limits.read_stops(stops, len(stops)))
-        template = Request(id="", model=found.name, prompt=())
+        template = Request(id="", model=found.name, prompt=(), offline=offline)
         samplings = [_sampling(found, sampling, len(each)) for each in ids]
         return Generation(agent, make_choices(template, ids, samplings, n, found.decoder, rules))
 

@@ -10,10 +10,11 @@ from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request as HttpRequest
 
 from blockllm.api import limits, wire
-from blockllm.api.answers import PromptTokensDetails, Usage
+from blockllm.api.answers import PromptTokensDetails, ServedTier, Usage
 from blockllm.api.bodies import UnreadBodies, read_body
 from blockllm.api.choice import Choice, Piece, TextRules
 from blockllm.api.generation import AgentPort, Generation, make_choices
@@ -119,6 +120,7 @@ class Serving:
             tenant=caller.tenant,
             salt=self._salt(caller.tenant, body.cache_salt or ""),
             arrival=caller.arrival,
+            offline=body.service_tier == "flex",
         )
         choices = make_choices(template, prompts, samplings, n, model.decoder, rules)
         return PreparedCall(self, model, body, prompts, choices, n)
@@ -154,6 +156,13 @@ class PreparedCall:
         self.include_usage = bool(options.include_usage)
         self.continuous_usage = bool(options.continuous_usage_stats)
         self.wants_ids = bool(body.return_token_ids)
+
+    @property
+    def service_tier(self) -> ServedTier | UnsetType:
+        """What the answer says served it; nothing where the request did not name a tier."""
+        if self.body.service_tier is None:
+            return UNSET
+        return "flex" if self.body.service_tier == "flex" else "default"
 
     def start(self) -> Generation:
         """A generation with its clocks running; enter it to be sure that it is cleaned up."""

@@ -5,7 +5,7 @@ parse.py reads bodies into them; fields.py has the names that other servers know
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -43,6 +43,10 @@ class Message(msgspec.Struct, omit_defaults=True):
     task: Any = None
 
 
+# OpenAI's names; "flex" is offline here, the others are what a request without the field gets
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority"]
+
+
 class GenerationFields(msgspec.Struct, kw_only=True):
     """What chat and completion requests have in common. None: not given, as null is."""
 
@@ -70,6 +74,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool = True
     return_token_ids: bool | None = None
     cache_salt: str | None = None
+    service_tier: ServiceTier | None = None
 
 
 class TemplateFields(Protocol):

@@ -338,3 +338,20 @@ def test_a_character_that_was_cut_apart_is_named(half: str):
     for whole in (rb"\ud83d\ude00", rb"\\ud83d", rb"\\ude00"):
         with pytest.raises(BadRequest, match="malformed"):
             parse(b'{"prompt": "%b", }' % whole, wire.CompletionRequest)
+
+
+@pytest.mark.parametrize("path", [TEXT, TALK])
+def test_flex_is_offline_and_the_answer_says_what_served_it(models: Models, path: str):
+    agent, _, client = make(models, KeyRing([]))
+    for tier, served in {"flex": "flex", "auto": "default", "priority": "default"}.items():
+        for stream in (False, True):
+            body = {**BODIES[path], "service_tier": tier, "stream": stream}
+            text = client.post(path, json=body).text
+            assert f'"service_tier":"{served}"' in text
+            assert agent.requests[-1].offline is (tier == "flex")
+    assert "service_tier" not in client.post(path, json=BODIES[path]).text
+    assert not agent.requests[-1].offline
+    answer = client.post(path, json={**BODIES[path], "service_tier": "fast"})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "service_tier" and "fast" in error["message"]

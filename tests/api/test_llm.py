@@ -84,6 +84,15 @@ def test_sampling_is_given_to_the_engine_in_its_spelling(kept: Kept):
     assert all(r.sampling.top_p == 1 for r in requests)
 
 
+def test_offline_is_said_to_the_engine(kept: Kept):
+    found = []
+    submit = kept.engine.submit
+    kept.engine.submit = lambda request: (found.append(request.offline), submit(request))[1]  # type: ignore[method-assign]
+    kept.llm.generate(["a", "b"], "base", Sampling(max_tokens=1), offline=True)
+    kept.llm.generate("c", "base", Sampling(max_tokens=1))
+    assert found == [True, True, False]
+
+
 def test_stop_strings_and_logprobs(kept: Kept):
     sampling = Sampling(max_tokens=9, logprobs=1)
     (answer,) = kept.llm.generate("The quick brown", "base", sampling, stop="k b")

@@ -67,6 +67,7 @@ async def _answer(call: PreparedCall) -> ChatAnswer:
         created=call.created,
         model=call.model.name,
         system_fingerprint=call.model.fingerprint,
+        service_tier=call.service_tier,
         choices=[_choice(call, index, pieces) for index, pieces in enumerate(collected)],
         usage=call.usage(),
         prompt_token_ids=list(call.prompts[0]) if call.wants_ids else UNSET,
@@ -137,6 +138,7 @@ def _chunk(call: PreparedCall, choices: list[ChatChunkChoice]) -> ChatChunk:
         created=call.created,
         model=call.model.name,
         system_fingerprint=call.model.fingerprint,
+        service_tier=call.service_tier,
         choices=choices,
     )
     if call.include_usage:

@@ -142,6 +142,7 @@ def _chunk(call: PreparedCall, choices: list[CompletionChoice]) -> CompletionAns
         created=call.created,
         model=call.model.name,
         system_fingerprint=call.model.fingerprint,
+        service_tier=call.service_tier,
         choices=choices,
     )
     if call.body.stream and call.include_usage:
