@@ -158,6 +158,7 @@ def settings_of(chosen: random.Random) -> EngineSettings:
     }
     values["max_rows"] = chosen.choice((values["max_sequences"], 40, 200))
     values["max_rows"] = max(values["max_rows"], values["max_sequences"])
+    values["block_limits"] = chosen.choice(("off", "off", "1", "3", "20"))
     return msgspec.structs.replace(PLAIN, **values)
 
 
