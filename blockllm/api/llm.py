@@ -17,8 +17,8 @@ from blockllm.api import limits
 from blockllm.api.choice import Piece, TextRules
 from blockllm.api.conversation import read_messages
 from blockllm.api.generation import AgentPort, Generation, make_choices
-from blockllm.api.loop import OnLoop
-from blockllm.api.models import Models, ServedModel, Shelf, load_models
+from blockllm.api.loop import EventLoopAgent
+from blockllm.api.models import Models, ServedModel, ZooReader, load_models
 from blockllm.api.text_calls import TASKS, chat_call, encode_call
 from blockllm.api.texts import naming
 from blockllm.cluster.agent import EnginePort, Loaded
@@ -81,11 +81,11 @@ class LLM:
             raise
 
     @classmethod
-    def over(cls, shelf: Shelf, make_engine: Callable[[], EnginePort]) -> LLM:
+    def over(cls, zoo: ZooReader, make_engine: Callable[[], EnginePort]) -> LLM:
         """An LLM over another engine and zoo, for tests and experiments."""
         llm = cls.__new__(cls)
         caller = InProcess(TASKS)
-        models = load_models(shelf, None, caller=caller)
+        models = load_models(zoo, None, caller=caller)
         llm._start(models, lambda: Loaded(make_engine()), caller)
         return llm
 
@@ -148,7 +148,7 @@ class LLM:
     ) -> list[Completion]:
         """generate() for coroutines; cancelling the task cancels the requests."""
         asked = _as_list(prompts), model, sampling, stop, n, offline
-        generation = self._plan(OnLoop(self._agent), *asked)
+        generation = self._plan(EventLoopAgent(self._agent), *asked)
         with generation:
             return _completions(generation, await generation.collect())
 
@@ -172,7 +172,9 @@ class LLM:
         stop: str | Sequence[str] = (),
     ) -> AsyncIterator[Piece]:
         """stream() for coroutines; close it (contextlib.aclosing) to cancel at once."""
-        with self._plan(OnLoop(self._agent), [prompt], model, sampling, stop, 1) as generation:
+        with self._plan(
+            EventLoopAgent(self._agent), [prompt], model, sampling, stop, 1
+        ) as generation:
             async for pieces in generation.pieces():
                 for piece in pieces:
                     yield piece

@@ -10,7 +10,7 @@ from blockllm.cluster.streams import Item, Sink
 from blockllm.core import Request
 
 
-class OnLoop:
+class EventLoopAgent:
     """The agent as seen from an event loop: sinks are called on the loop's thread."""
 
     def __init__(self, agent: LocalAgent) -> None:

@@ -32,7 +32,7 @@ MAX_SHOWN = 8  # names of models in an error
 logger = logging.getLogger(__name__)
 
 
-class Shelf(Protocol):
+class ZooReader(Protocol):
     """What is read of the zoo; what blockllm.zoo.Zoo.moment returns is one."""
 
     def cards(self) -> list[ModelCard]: ...
@@ -180,7 +180,7 @@ class Models:
 
 
 def load_models(
-    shelf: Shelf,
+    zoo: ZooReader,
     names: Sequence[str] | None,
     max_context: int = 0,
     caller: Caller | None = None,
@@ -192,7 +192,7 @@ def load_models(
     out and named in the log.
     Raises UnknownModel for a name the zoo does not have, CheckpointError for damaged files.
     """
-    cards = {card.name: card for card in shelf.cards()}
+    cards = {card.name: card for card in zoo.cards()}
     unknown = sorted(set(names or ()) - set(cards))
     if unknown:
         raise UnknownModel(f"the zoo has no model {unknown[0]!r}; it has {', '.join(cards)}")
@@ -200,13 +200,13 @@ def load_models(
         raise UnknownModel("the zoo holds no model: add one with `blockllm zoo add`")
     wanted = list(dict.fromkeys(names)) if names else list(cards)
     chains: dict[str, Chain] = {}
-    reader = TextReader(shelf, caller or InProcess(TASKS))
+    reader = TextReader(zoo, caller or InProcess(TASKS))
     models, unreadable = [], {}
     for name in wanted:
         try:
             if cards[name].damaged:
                 raise CorruptStore(cards[name].damaged)
-            chains |= shelf.chains([name])
+            chains |= zoo.chains([name])
             models.append(_read_model(reader, cards[name], chains[name], max_context))
         except (BlockllmError, OSError, ValueError) as error:
             unreadable[name] = str(error)

@@ -18,7 +18,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # one thing's names,
 _SHOWN = "shown7qz"
 
 
-class Habits(NamedTuple):
+class ReadingRules(NamedTuple):
     """`parts`: content has to be a list of parts; `null_beside_calls`: the calls of a message are
     left out unless its content is null."""
 
@@ -40,8 +40,8 @@ class Arguments(dict[str, Any]):
         return text + str(self)
 
 
-def find_habits(render: Callable[[list[Message]], str]) -> Habits:
-    """The habits of the template that `render` fills; BadRequest is its way to refuse."""
+def find_reading_rules(render: Callable[[list[Message]], str]) -> ReadingRules:
+    """The rules of the template that `render` fills; BadRequest is its way to refuse."""
 
     def shows(*messages: Message) -> bool:
         try:
@@ -52,23 +52,23 @@ def find_habits(render: Callable[[list[Message]], str]) -> Habits:
     user = {"role": "user", "content": _SHOWN}
     function = {"name": _SHOWN, "arguments": {"a": 1}}
     call = {"id": "000000000", "type": "function", "function": function}
-    asked = as_read({"role": "user", "content": "a"}, Habits())
-    caller = as_read({"role": "assistant", "content": "", "tool_calls": [call]}, Habits())
-    return Habits(
+    asked = as_read({"role": "user", "content": "a"}, ReadingRules())
+    caller = as_read({"role": "assistant", "content": "", "tool_calls": [call]}, ReadingRules())
+    return ReadingRules(
         not shows(user) and shows({**user, "content": _as_parts(_SHOWN)}),
         not shows(asked, caller) and shows(asked, {**caller, "content": None}),
     )
 
 
-def as_read(message: Message, habits: Habits) -> Message:
-    """A plain message as a template of these habits reads it."""
+def as_read(message: Message, rules: ReadingRules) -> Message:
+    """A plain message as a template of these rules reads it."""
     read = _with_reasoning(dict(message))
     calls, content = message.get("tool_calls"), message.get("content")
     if calls:
         read["tool_calls"] = [_with_printable_arguments(call) for call in calls]
-    if calls and not content and habits.null_beside_calls:
+    if calls and not content and rules.null_beside_calls:
         read["content"] = None
-    elif isinstance(content, str) and habits.parts:
+    elif isinstance(content, str) and rules.parts:
         read["content"] = _as_parts(content)
     return read
 

@@ -20,10 +20,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from blockllm.api.app import make_app
-from blockllm.api.doorway import Doorway, Starting
+from blockllm.api.exchangeable import ExchangeableApp, Starting
 from blockllm.api.guard import Guard
 from blockllm.api.keys import check_tenants, read_keys
-from blockllm.api.models import Models, Shelf, load_models
+from blockllm.api.models import Models, ZooReader, load_models
 from blockllm.api.origins import admit_pages
 from blockllm.api.protocol import Limits, bounded_protocol
 from blockllm.api.serving import Serving
@@ -66,16 +66,16 @@ class Server:
     def __init__(
         self,
         settings: ServerSettings,
-        open_shelf: Callable[[], contextlib.AbstractContextManager[Shelf]],
+        open_zoo: Callable[[], contextlib.AbstractContextManager[ZooReader]],
         names: Sequence[str] | None,
         options: AgentOptions,
         announce: Callable[[str, Models, EngineStats], None],
         agent_command: Sequence[str] = AGENT_COMMAND,
     ) -> None:
-        """Serves the models `names` of a shelf, or all. Raises ConfigError; the port is taken
+        """Serves the models `names` of a zoo, or all. Raises ConfigError; the port is taken
         from here on."""
         self._settings = settings
-        self._open_shelf, self._names, self._options = open_shelf, names, options
+        self._open_zoo, self._names, self._options = open_zoo, names, options
         self._announce = announce
         self._agent_command = agent_command
         self._keys = read_keys(settings.api_key, settings.api_key_file)
@@ -103,12 +103,14 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self._on_signal)
-        doorway = Doorway(Guard(Starting(self._progress), self._keys, (), self._metrics.refused))
+        exchangeable = ExchangeableApp(
+            Guard(Starting(self._progress), self._keys, (), self._metrics.refused)
+        )
         origins = self._settings.allowed_origins
-        http = self._make_http(admit_pages(doorway, origins, self._metrics.refused))
+        http = self._make_http(admit_pages(exchangeable, origins, self._metrics.refused))
         answering = asyncio.ensure_future(http.serve(sockets=[self._socket]))
         try:
-            if await self._unless_stopped(self._load(doorway)):
+            if await self._unless_stopped(self._load(exchangeable)):
                 assert self._supervisor is not None
                 await self._unless_stopped(self._supervisor.ended())
                 await self._drain()
@@ -144,8 +146,8 @@ class Server:
         working.result()
         return True
 
-    async def _load(self, doorway: Doorway) -> None:
-        """From names to an agent that serves them; then the doorway leads to the routes."""
+    async def _load(self, exchangeable: ExchangeableApp) -> None:
+        """From names to an agent that serves them; then the routes answer."""
         self._reader.start()
         models = await asyncio.to_thread(self._read_models)
         self._supervisor = Supervisor(
@@ -162,13 +164,13 @@ class Server:
         models.limit(self._supervisor.stats.max_context)
         texts = Texts(self._pool, self._ledger, self._metrics.content_faults.add)
         self._serving = Serving(self._settings, models, self._supervisor, self._metrics, texts)
-        doorway.app = make_app(self._serving, self._keys)
+        exchangeable.app = make_app(self._serving, self._keys)
         self._announce(self.address, models, self._supervisor.stats)
 
     def _read_models(self) -> Models:
-        with self._open_shelf() as shelf:
+        with self._open_zoo() as zoo:
             most = self._options.engine.max_context
-            return load_models(shelf, self._names, most, self._reader)
+            return load_models(zoo, self._names, most, self._reader)
 
     def _make_http(self, app: ASGIApp) -> _HttpServer:
         return _HttpServer(

@@ -27,7 +27,7 @@ HEADERS = [
 _encoder = msgspec.json.Encoder()
 
 
-class Departure(msgspec.Struct, gc=False):
+class StreamWrite(msgspec.Struct, gc=False):
     """Bytes of one write; `made`: clock of the oldest token in them, 0 when not measured."""
 
     body: bytes
@@ -93,7 +93,7 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, events: AsyncGenerator[Departure, None], observe: Callable[[float], None]
+        self, events: AsyncGenerator[StreamWrite, None], observe: Callable[[float], None]
     ) -> None:
         """`observe` is told how many seconds after its making each event was written."""
         super().__init__()
@@ -112,20 +112,20 @@ class EventStream(Response):
             except Exception as error:
                 return await error_response(error)(scope, receive, send)
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            await self._depart(first, send)
+            await self._send(first, send)
             try:
-                async for departure in self._events:
-                    await self._depart(departure, send)
+                async for write in self._events:
+                    await self._send(write, send)
                 ending = DONE
             except Exception as error:
                 ending = encode_events([describe(error)[1]]) + DONE
             await send({"type": "http.response.body", "body": ending, "more_body": False})
 
-    async def _depart(self, departure: Departure, send: Send) -> None:
+    async def _send(self, write: StreamWrite, send: Send) -> None:
         begun = time.monotonic()
-        await send({"type": "http.response.body", "body": departure.body, "more_body": True})
+        await send({"type": "http.response.body", "body": write.body, "more_body": True})
         ended = time.monotonic()
         if ended - begun > STALL_SECONDS:  # what waited meanwhile waited for the client
             self._resumed = ended
-        elif departure.made:
-            self._observe(ended - max(departure.made, self._resumed))
+        elif write.made:
+            self._observe(ended - max(write.made, self._resumed))

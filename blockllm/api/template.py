@@ -17,7 +17,7 @@ import jinja2
 from jinja2.exceptions import SecurityError
 from jinja2.nodes import Const, TemplateData
 
-from blockllm.api.reading import Habits, as_read, find_habits
+from blockllm.api.reading import ReadingRules, as_read, find_reading_rules
 from blockllm.errors import BadRequest, CheckpointError
 from blockllm.zoo.text.dialect import Dialect
 
@@ -121,12 +121,12 @@ class ChatTemplate:
             raise BadRequest(
                 f"chat_template_kwargs: {min(reserved)} cannot be set", "chat_template_kwargs"
             )
-        read = [as_read(message, self._habits) for message in messages]
+        read = [as_read(message, self._reading_rules) for message in messages]
         return self._fill(read, add_generation_prompt, variables or {})
 
     @cached_property
-    def _habits(self) -> Habits:
-        return find_habits(lambda messages: self._fill(messages, True, {}))
+    def _reading_rules(self) -> ReadingRules:
+        return find_reading_rules(lambda messages: self._fill(messages, True, {}))
 
     def _fill(
         self,

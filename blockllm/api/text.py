@@ -45,8 +45,8 @@ class ModelText(NamedTuple):
 class TextReader:
     """Has tokenizers and templates read once; models with the same files share what is kept."""
 
-    def __init__(self, shelf: Assets, caller: Caller) -> None:
-        self._shelf = shelf
+    def __init__(self, assets: Assets, caller: Caller) -> None:
+        self._assets = assets
         self._caller = caller
         self._tables: dict[str, TokenTable | None] = {}  # by digest of the tokenizer
         self._sound: set[tuple[str, str]] = set()  # digests of tokenizers and templates
@@ -57,7 +57,7 @@ class TextReader:
         Raises CheckpointError naming the file when one is damaged, and for a template or tokenizer
         that breaks its limits.
         """
-        files = find_text_files(partial(self._shelf.asset, name))
+        files = find_text_files(partial(self._assets.asset, name))
         content = content_of(files, family)
         key = content.tokenizer, content.template
         try:

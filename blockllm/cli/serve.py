@@ -22,7 +22,7 @@ from blockllm.observability.stats import EngineStats
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from blockllm.api.models import Models, Shelf
+    from blockllm.api.models import Models, ZooReader
 
 
 def serve(
@@ -80,7 +80,7 @@ def flags_of(kind: type[msgspec.Struct], given: dict[str, Any]) -> dict[str, Any
 
 
 def run_server(
-    open_shelf: Callable[[], AbstractContextManager[Shelf]],
+    open_zoo: Callable[[], AbstractContextManager[ZooReader]],
     zoo: str,
     models: list[str] | None,
     engine: EngineSettings,
@@ -102,7 +102,7 @@ def run_server(
     command = agent_command or AGENT_COMMAND
 
     async def main() -> None:
-        await Server(server, open_shelf, models, options, announce, command).run()
+        await Server(server, open_zoo, models, options, announce, command).run()
 
     with asyncio.Runner(
         loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()

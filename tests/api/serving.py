@@ -30,8 +30,8 @@ def run() -> None:
     folder, zoo, text = sys.argv[1:]
     settings = msgspec.json.decode(text, type=ServerSettings)
     try:
-        shelf = contextlib.nullcontext(FakeZoo(Path(folder)))
-        run_server(lambda: shelf, zoo, None, EngineSettings(), settings, COMMAND)
+        opened = contextlib.nullcontext(FakeZoo(Path(folder)))
+        run_server(lambda: opened, zoo, None, EngineSettings(), settings, COMMAND)
     except BlockllmError as error:
         sys.exit(f"error: {error}")
 

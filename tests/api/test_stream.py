@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from blockllm.api import stream
 from blockllm.api.answers import ChatChunk, ChatChunkChoice, ChatDelta
-from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events
+from blockllm.api.stream import EventStream, StreamWrite, TextFrames, encode_events
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -50,9 +50,9 @@ async def play(made: list[float], waits: list[float]) -> list[float]:
     """Observations when the client lets each write wait that long."""
     observed: list[float] = []
 
-    async def events() -> AsyncGenerator[Departure, None]:
+    async def events() -> AsyncGenerator[StreamWrite, None]:
         for moment in made:
-            yield Departure(b"x", moment and asyncio.get_running_loop().time())
+            yield StreamWrite(b"x", moment and asyncio.get_running_loop().time())
 
     async def receive() -> dict[str, str]:
         await asyncio.Event().wait()

@@ -10,7 +10,7 @@ from blockllm.zoo import Zoo
 from tests.makers import make_checkpoint, make_lora
 from tools.demo import FAMILY, MODELS
 from tools.soak import run as soak
-from tools.soak.cases import WAYS, Author
+from tools.soak.cases import WAYS, RequestWriter
 from tools.soak.watch import ENOUGH_SAMPLES, Metrics, Sample, trends
 
 AT_REST = Metrics(0, 0, 0, 0, 0, 0, 0, 0)
@@ -42,10 +42,10 @@ def test_sixty_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_cases_follow_from_the_seed() -> None:
     models = {"a": 128, "b": 512}
-    first, again = (list(Author(5, models, 10).cases(300)) for _ in range(2))
+    first, again = (list(RequestWriter(5, models, 10).cases(300)) for _ in range(2))
     assert first == again
     assert {case.way for case in first} == set(WAYS)
-    assert list(Author(6, models, 10).cases(300)) != first
+    assert list(RequestWriter(6, models, 10).cases(300)) != first
 
 
 def test_growing_memory_is_noticed() -> None:

@@ -52,7 +52,7 @@ class Case(NamedTuple):
     patience: float = 0.0
 
 
-class Author:
+class RequestWriter:
     """Writes requests for the served models; `models` maps names to their context in tokens."""
 
     def __init__(self, seed: int, models: dict[str, int], num_greedy: int) -> None:

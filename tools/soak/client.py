@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import httpx2
 
 from tools.soak.cases import Case
-from tools.soak.disturb import Disturbed
+from tools.soak.disturb import Disturbances
 
 TIE = 1e-3  # logprobs closer than this are equal for fp32 sums in another order
 
@@ -67,7 +67,9 @@ class SoakResults:
 class Client:
     """Sends cases to one server."""
 
-    def __init__(self, port: int, concurrency: int, keys: Sequence[str], seen: Disturbed) -> None:
+    def __init__(
+        self, port: int, concurrency: int, keys: Sequence[str], seen: Disturbances
+    ) -> None:
         """`keys`: one per tenant, used in turn; `seen`: what happens around."""
         self.results, self._seen = SoakResults(), seen
         self._port, self._keys = port, keys

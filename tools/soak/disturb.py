@@ -16,7 +16,7 @@ BACK_SECONDS = 15.0  # after a kill, refusals and broken answers are expected fo
 _CHANGE_SECONDS = 60.0
 
 
-class Disturbed(NamedTuple):
+class Disturbances(NamedTuple):
     """How often what was done, and what went wrong with it."""
 
     kills: list[float]  # when, by the monotonic clock
@@ -29,12 +29,12 @@ class Disturbed(NamedTuple):
         return any(started - BACK_SECONDS < kill < now for kill in self.kills)
 
 
-def quiet() -> Disturbed:
+def quiet() -> Disturbances:
     """Nothing has happened yet."""
-    return Disturbed([], [0], [])
+    return Disturbances([], [0], [])
 
 
-async def change_zoo(zoo: Path, model: Path, seen: Disturbed) -> None:
+async def change_zoo(zoo: Path, model: Path, seen: Disturbances) -> None:
     """For ever: add the folder's model under a new name, remove it, collect what is left over."""
     number = 0
     while True:
@@ -51,7 +51,7 @@ async def change_zoo(zoo: Path, model: Path, seen: Disturbed) -> None:
         seen.changes[0] += 1
 
 
-async def kill_agents(server: int, minutes: float, seen: Disturbed) -> None:
+async def kill_agents(server: int, minutes: float, seen: Disturbances) -> None:
     """For ever: kill the agent without a word."""
     while True:
         await asyncio.sleep(60 * minutes)

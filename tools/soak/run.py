@@ -26,9 +26,9 @@ from rich.table import Table
 from tools.demo import FAMILY, MODELS, ROOT
 from tools.demo.server import free_port, start_server, stop_server
 from tools.demo.zoo import build_zoo
-from tools.soak.cases import Author, Case
+from tools.soak.cases import Case, RequestWriter
 from tools.soak.client import Client, read_answer
-from tools.soak.disturb import Disturbed, change_zoo, kill_agents, quiet
+from tools.soak.disturb import Disturbances, change_zoo, kill_agents, quiet
 from tools.soak.plot import draw
 from tools.soak.watch import (
     Metrics,
@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
     last: Metrics
     ties: int
     replayed: int
-    seen: Disturbed
+    seen: Disturbances
     start: float
 
 
@@ -81,7 +81,7 @@ async def soak(
     client, samples = Client(port, options.concurrency, KEYS, seen), list[Sample]()
     cards = (await client.get("/v1/models")).json()["data"]
     models = {card["id"]: int(card["max_model_len"]) for card in cards}
-    author = Author(options.seed, models, num_greedy=max(8, options.requests // 20))
+    author = RequestWriter(options.seed, models, num_greedy=max(8, options.requests // 20))
     start = time.monotonic()
     issued = _issued(author.cases(options.requests), start, options.minutes_limit)
 

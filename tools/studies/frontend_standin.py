@@ -79,7 +79,7 @@ class PacedEngine:
         assert not self._requests
 
 
-class Shelf:
+class ZooStandIn:
     """A zoo with one model: the demo family's tokenizer and template, no weights."""
 
     def cards(self) -> list[ModelCard]:
@@ -159,7 +159,7 @@ def run_server(options: Options) -> None:
     command = (sys.executable, "-m", "tools.studies.frontend_standin", "agent")
     settings = ServerSettings(port=0, log_level="warning")
     name = msgspec.json.encode(options).decode()
-    serve.run_server(Shelf, name, None, EngineSettings(), settings, command)
+    serve.run_server(ZooStandIn, name, None, EngineSettings(), settings, command)
     if options.stages_file:
         stages.write(options.stages_file)
 

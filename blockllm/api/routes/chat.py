@@ -23,7 +23,13 @@ from blockllm.api.endpoint import Endpoint
 from blockllm.api.errors import json_response
 from blockllm.api.logprobs import chat_logprobs
 from blockllm.api.serving import Caller, PreparedCall, Serving, caller_of, chat_ids
-from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events, until_disconnect
+from blockllm.api.stream import (
+    EventStream,
+    StreamWrite,
+    TextFrames,
+    encode_events,
+    until_disconnect,
+)
 from blockllm.api.wire import ChatRequest
 from blockllm.errors import BadRequest
 
@@ -88,7 +94,7 @@ def _choice(call: PreparedCall, index: int, pieces: Sequence[Piece]) -> ChatChoi
     )
 
 
-async def _events(call: PreparedCall) -> AsyncGenerator[Departure, None]:
+async def _events(call: PreparedCall) -> AsyncGenerator[StreamWrite, None]:
     frames = TextFrames(lambda i: _chunk(call, [_news(call, Piece(i))]), "content")
     opening = encode_events(_opening(call))
     with call.serving.in_flight(), call.start() as generation:
@@ -96,11 +102,11 @@ async def _events(call: PreparedCall) -> AsyncGenerator[Departure, None]:
             body = opening + b"".join([_event(call, frames, piece) for piece in pieces])
             opening = b""
             if body:
-                yield Departure(body, generation.made)
+                yield StreamWrite(body, generation.made)
     if call.include_usage:
         chunk = _chunk(call, [])
         chunk.usage = call.usage()
-        yield Departure(encode_events([chunk]))
+        yield StreamWrite(encode_events([chunk]))
 
 
 def _opening(call: PreparedCall) -> list[ChatChunk]:

@@ -17,7 +17,13 @@ from blockllm.api.errors import json_response
 from blockllm.api.logprobs import completion_logprobs
 from blockllm.api.models import ServedModel
 from blockllm.api.serving import Caller, PreparedCall, Serving, caller_of
-from blockllm.api.stream import Departure, EventStream, TextFrames, encode_events, until_disconnect
+from blockllm.api.stream import (
+    EventStream,
+    StreamWrite,
+    TextFrames,
+    encode_events,
+    until_disconnect,
+)
 from blockllm.api.wire import CompletionRequest
 from blockllm.errors import BadRequest
 
@@ -97,17 +103,17 @@ def _choice(call: PreparedCall, index: int, pieces: Sequence[Piece]) -> Completi
     return choice
 
 
-async def _events(call: PreparedCall) -> AsyncGenerator[Departure, None]:
+async def _events(call: PreparedCall) -> AsyncGenerator[StreamWrite, None]:
     stream = _Stream(call)
     with call.serving.in_flight(), call.start() as generation:
         async for pieces in generation.pieces():
             body = b"".join(map(stream.event, pieces))
             if body:
-                yield Departure(body, generation.made)
+                yield StreamWrite(body, generation.made)
     if call.include_usage:
         chunk = _chunk(call, [])
         chunk.usage = call.usage()
-        yield Departure(encode_events([chunk]))
+        yield StreamWrite(encode_events([chunk]))
 
 
 class _Stream:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from blockllm.api.doorway import not_ready
+from blockllm.api.exchangeable import not_ready
 from blockllm.api.serving import Serving
 from blockllm.errors import AgentDied, Overloaded
 from blockllm.observability.metrics import write

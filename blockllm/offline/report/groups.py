@@ -14,7 +14,7 @@ from blockllm.offline.report.models import ModelFacts
 MOST_COMPARED = 40  # sets of alike models of a group that are compared in pairs
 
 
-class Alike(NamedTuple):
+class ModelGroup(NamedTuple):
     """Models with the same layers and deltas at the same of them."""
 
     models: tuple[ModelFacts, ...]
@@ -37,7 +37,7 @@ class Group(NamedTuple):
     name: str
     models: tuple[ModelFacts, ...]
     stored: int
-    alike: tuple[Alike, ...]
+    alike: tuple[ModelGroup, ...]
     shared: tuple[tuple[int, ...], ...]
 
 
@@ -91,9 +91,9 @@ def _group(members: list[ModelFacts], tensors: Mapping[str, Mapping[str, Tensor]
     )
 
 
-def _alike(models: Sequence[ModelFacts]) -> tuple[Alike, ...]:
+def _alike(models: Sequence[ModelFacts]) -> tuple[ModelGroup, ...]:
     found: dict[tuple[tuple[str, bool], ...], list[ModelFacts]] = {}
     for model in models:
         key = tuple((layer.digest, layer.has_delta) for layer in model.layers)
         found.setdefault(key, []).append(model)
-    return tuple(Alike(tuple(same)) for same in found.values())
+    return tuple(ModelGroup(tuple(same)) for same in found.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from blockllm.offline.report.facts import Facts
-from blockllm.offline.report.groups import Alike, Group
+from blockllm.offline.report.groups import Group, ModelGroup
 from blockllm.offline.report.markup import Child, Markup, join, tag
 from blockllm.offline.report.models import LayerFacts, ModelFacts
 from blockllm.offline.report.plots import BarPiece, bar, heatmap, heatmap_width, strip
@@ -64,7 +64,7 @@ def _folding(group: Group, is_open: bool) -> Markup:
 
 
 def _layers(group: Group) -> Markup:
-    def show(some: Sequence[Alike]) -> Markup:
+    def show(some: Sequence[ModelGroup]) -> Markup:
         return bars(
             (
                 [each.models[0].card.name, _others(each)],
@@ -77,7 +77,7 @@ def _layers(group: Group) -> Markup:
     return folded(group.alike, _ROWS, "row", show)
 
 
-def _others(each: Alike) -> Markup:
+def _others(each: ModelGroup) -> Markup:
     names = [model.card.name for model in each.models[1:]]
     return tag("small", f"and {named(names, 4)}") if names else Markup("")
 

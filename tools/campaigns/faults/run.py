@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tools.campaigns import makings
-from tools.campaigns.faults.deeds import DEEDS, KILLS_AGENT
+from tools.campaigns.faults.actions import FAULTS, KILLS_AGENT
 from tools.campaigns.faults.load import BackgroundLoad, questions
 from tools.campaigns.faults.system import System
 from tools.soak.watch import read_metrics
@@ -39,7 +39,7 @@ SPARE = {"descriptors": 12, "processes": 0, "zombies": 0, "temporary files": 0}
 class Seen(NamedTuple):
     """One fault: what, and the seconds from when it was undone to the next right answer."""
 
-    deed: str
+    fault: str
     seconds: float
 
 
@@ -96,7 +96,7 @@ async def _suffer(system: System, load: BackgroundLoad, name: str) -> tuple[floa
     """Do it; seconds until a right answer again, and what should not be."""
     agent, faulty = system.agent(), list[str]()
     try:
-        await DEEDS[name](system, load)
+        await FAULTS[name](system, load)
     except AssertionError as error:
         faulty.append(str(error))
     start = time.monotonic()
@@ -135,17 +135,17 @@ def report(
     seen: list[Seen], counts: Counter[str], wrong: list[str], seed: int, seconds: float
 ) -> dict[str, Any]:
     """Everything as plain data."""
-    by_deed: dict[str, list[float]] = defaultdict(list)
-    for deed, back in seen:
-        by_deed[deed].append(back)
+    by_fault: dict[str, list[float]] = defaultdict(list)
+    for fault, back in seen:
+        by_fault[fault].append(back)
     kinds = {
-        deed: {
+        fault: {
             "faults": len(times),
             "median": round(statistics.median(times), 2),
             "p95": round(sorted(times)[int(0.95 * (len(times) - 1))], 2),
             "most": round(max(times), 2),
         }
-        for deed, times in sorted(by_deed.items())
+        for fault, times in sorted(by_fault.items())
     }
     return {
         "faults": len(seen),
@@ -161,8 +161,8 @@ def report(
 def show(found: dict[str, Any]) -> Table:
     """Recovery by kind."""
     table = Table("fault", "times", "median s", "p95 s", "most s")
-    for deed, row in found["seconds until a right answer"].items():
-        table.add_row(deed, *(str(value) for value in row.values()))
+    for fault, row in found["seconds until a right answer"].items():
+        table.add_row(fault, *(str(value) for value in row.values()))
     return table
 
 
@@ -170,8 +170,8 @@ def page(found: dict[str, Any]) -> str:
     """The same as a page."""
     kinds = found["seconds until a right answer"]
     rows = [
-        f"| {deed} | {row['faults']} | {row['median']} | {row['p95']} | {row['most']} |"
-        for deed, row in kinds.items()
+        f"| {fault} | {row['faults']} | {row['median']} | {row['p95']} | {row['most']} |"
+        for fault, row in kinds.items()
     ]
     answers = [f"| {outcome} | {count:,} |" for outcome, count in found["answers"].items()]
     return "\n".join(
@@ -202,8 +202,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     kinds = list(found["seconds until a right answer"])
     figure, axes = plt.subplots(figsize=(9, 0.42 * len(kinds) + 1.2))
-    for deed, seconds in found["every"]:
-        axes.plot(seconds, kinds.index(deed), "o", color="tab:blue", alpha=0.3, markersize=4)
+    for fault, seconds in found["every"]:
+        axes.plot(seconds, kinds.index(fault), "o", color="tab:blue", alpha=0.3, markersize=4)
     axes.axvline(5, color="tab:red", linestyle=":")
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set_xlabel("seconds from the fault's end to the next right answer; dotted: the limit")
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=500)
     parser.add_argument("--minutes", type=float, default=1e6, help="ends earlier")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", nargs="*", choices=sorted(DEEDS), default=list(DEEDS))
+    parser.add_argument("--only", nargs="*", choices=sorted(FAULTS), default=list(FAULTS))
     parser.add_argument("--out", type=Path, help="a folder for faults.json, .md and .png")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Chat templates: compiled, asked for their habits, and rendered with conversations of any kind."""
+"""Chat templates: compiled, asked for their rules, and rendered with conversations of any kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to the server. Each deed undoes itself but for what it killed."""
+"""What is done to the server. Each fault undoes itself but for what it killed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from blockllm.zoo import Zoo
 from tools.campaigns.faults.load import BackgroundLoad
 from tools.campaigns.faults.system import System
 
-Deed = Callable[[System, BackgroundLoad], Awaitable[None]]
+FaultAction = Callable[[System, BackgroundLoad], Awaitable[None]]
 KILLS_AGENT: set[str] = set()  # after these another agent has to answer
-DEEDS: dict[str, Deed] = {}
+FAULTS: dict[str, FaultAction] = {}
 
 
-def deed(name: str, kills_agent: bool = False) -> Callable[[Deed], Deed]:
+def fault(name: str, kills_agent: bool = False) -> Callable[[FaultAction], FaultAction]:
     """Register one under a name."""
 
-    def register(function: Deed) -> Deed:
-        DEEDS[name] = function
+    def register(function: FaultAction) -> FaultAction:
+        FAULTS[name] = function
         if kills_agent:
             KILLS_AGENT.add(name)
         return function
@@ -43,44 +43,44 @@ def _signal(process: int | None, number: int) -> None:
             os.kill(process, number)
 
 
-@deed("agent killed", kills_agent=True)
+@fault("agent killed", kills_agent=True)
 async def kill_agent(system: System, load: BackgroundLoad) -> None:
     """Without a word."""
     _signal(system.agent(), signal.SIGKILL)
 
 
-@deed("agent stopped", kills_agent=True)
+@fault("agent stopped", kills_agent=True)
 async def stop_agent(system: System, load: BackgroundLoad) -> None:
     """It neither computes nor ends."""
     _signal(system.agent(), signal.SIGSTOP)
 
 
-@deed("agent asked to end")
+@fault("agent asked to end")
 async def terminate_agent(system: System, load: BackgroundLoad) -> None:
     """As a service manager that signals every process of a service."""
     _signal(system.agent(), signal.SIGTERM)
 
 
-@deed("text worker killed")
+@fault("text worker killed")
 async def kill_worker(system: System, load: BackgroundLoad) -> None:
     """One of those that run templates and tokenizers."""
     _signal(next(iter(system.children("blockllm.workers")), None), signal.SIGKILL)
 
 
-@deed("text worker stopped")
+@fault("text worker stopped")
 async def stop_worker(system: System, load: BackgroundLoad) -> None:
     """It takes requests and does not answer."""
     _signal(next(iter(system.children("blockllm.workers")), None), signal.SIGSTOP)
 
 
-@deed("no descriptors left")
+@fault("no descriptors left")
 async def use_up_descriptors(system: System, load: BackgroundLoad) -> None:
     """For a second the server can open nothing, and clients come."""
     async with _no_descriptors(system):
         await _connect(system.port, 20, 1.0)
 
 
-@deed("no descriptors left, agent killed", kills_agent=True)
+@fault("no descriptors left, agent killed", kills_agent=True)
 async def kill_without_descriptors(system: System, load: BackgroundLoad) -> None:
     """The first attempts to start another agent fail."""
     async with _no_descriptors(system):
@@ -99,7 +99,7 @@ async def _no_descriptors(system: System):  # type: ignore[no-untyped-def]
         process.rlimit(psutil.RLIMIT_NOFILE, before)
 
 
-@deed("no memory left in the agent")
+@fault("no memory left in the agent")
 async def starve_agent(system: System, load: BackgroundLoad) -> None:
     """Every allocation that needs more of the system fails, for a second."""
     agent = system.agent()
@@ -112,7 +112,7 @@ async def starve_agent(system: System, load: BackgroundLoad) -> None:
             process.rlimit(psutil.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
 
 
-@deed("temporary folder gone, agent killed", kills_agent=True)
+@fault("temporary folder gone, agent killed", kills_agent=True)
 async def kill_without_tmp(system: System, load: BackgroundLoad) -> None:
     """Another agent finds no place for its socket until the folder is back."""
     away, hidden = system.tmp.with_name("away"), list(system.tmp.iterdir())
@@ -123,7 +123,7 @@ async def kill_without_tmp(system: System, load: BackgroundLoad) -> None:
     _remove(hidden)
 
 
-@deed("disk full, agent killed", kills_agent=True)
+@fault("disk full, agent killed", kills_agent=True)
 async def kill_with_full_disk(system: System, load: BackgroundLoad) -> None:
     """The folder for sockets lies on a file system without a free byte."""
     options, hidden = (
@@ -149,7 +149,7 @@ def _remove(hidden: list[Path]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@deed("zoo gone, agent killed", kills_agent=True)
+@fault("zoo gone, agent killed", kills_agent=True)
 async def kill_without_zoo(system: System, load: BackgroundLoad) -> None:
     """The folder of the zoo has another name for a while."""
     away = system.zoo.with_name("away-zoo")
@@ -160,7 +160,7 @@ async def kill_without_zoo(system: System, load: BackgroundLoad) -> None:
     away.rename(system.zoo)
 
 
-@deed("model removed from the zoo, agent killed", kills_agent=True)
+@fault("model removed from the zoo, agent killed", kills_agent=True)
 async def remove_model(system: System, load: BackgroundLoad) -> None:
     """Its files go too; it comes back under its name before the next fault."""
     load.missing.add("lora")
@@ -172,7 +172,7 @@ async def remove_model(system: System, load: BackgroundLoad) -> None:
     zoo.add("lora", system.folder / "adapter-lora", base="base")
 
 
-@deed("clients that do not send, read or stay")
+@fault("clients that do not send, read or stay")
 async def bad_clients(system: System, load: BackgroundLoad) -> None:
     """Half a request, half a body, a reset, a closed half, no reading: twenty of each."""
     await _connect(system.port, 100, 0.5)
@@ -207,7 +207,7 @@ _BAD = (
 )
 
 
-@deed("server killed")
+@fault("server killed")
 async def kill_server(system: System, load: BackgroundLoad) -> None:
     """The HTTP process; whatever it had started has to follow it."""
     children = [psutil.Process(child) for child in system.children()]
@@ -218,7 +218,7 @@ async def kill_server(system: System, load: BackgroundLoad) -> None:
     await asyncio.to_thread(system.start_again)
 
 
-@deed("service asked to end and started again")
+@fault("service asked to end and started again")
 async def restart(system: System, load: BackgroundLoad) -> None:
     """SIGTERM to every process of the group, as a service manager does."""
     status = await asyncio.to_thread(system.end)

@@ -12,7 +12,7 @@ from blockllm.api.errors import RETRY_SECONDS, json_response
 from blockllm.cluster.messages import Progress
 
 
-class Doorway:
+class ExchangeableApp:
     """An ASGI application that is exchanged while it runs."""
 
     def __init__(self, app: ASGIApp) -> None:
