@@ -71,7 +71,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_sequences: Annotated[int, Meta(ge=1, le=16_384)] = 64
     max_context: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
     max_waiting: Count = 2048
-    batching: Literal["blocks", "models", "layered"] = "blocks"
+    batching: Literal["blocks", "models", "layered", "lanes"] = "blocks"
     block_limits: RowLimits = "off"
     cut: Literal["lazy", "layers"] = "lazy"
     prefix_cache: bool = True

@@ -50,6 +50,7 @@ class Parts(NamedTuple):
     caches: list[KVCache]  # one per KV shape
     executor: Executor | GraphExecutor
     kernels: Kernels  # what computes; lanes may have fewer threads
+    num_lanes: int
     precision: Precision
     weight_bytes: int  # of distinct tensors in memory
     weight_bytes_unshared: int  # if every model had its own copy
@@ -78,6 +79,8 @@ def build(
     if not chains:
         raise UnknownModel("the zoo is empty; add a model with `blockllm zoo add NAME PATH`")
     prepare(settings, progress)
+    if settings.batching == "lanes":
+        _check_lanes(settings)
     kernels = Kernels(settings.threads or usable_cores(), settings.kernels == "auto")
     device = choose_device(settings.device)
     if device.type == "cpu":
@@ -104,6 +107,7 @@ def build(
         caches=caches,
         executor=executor,
         kernels=kernels,
+        num_lanes=2 if settings.batching == "lanes" else 1,
         precision=precision,
         weight_bytes=weight_bytes(chains.values(), precision),
         weight_bytes_unshared=sum(weight_bytes([c], precision) for c in chains.values()),
@@ -147,6 +151,15 @@ def _row_limits(
     if settings.block_limits == "off" or not costs:
         return {}
     return row_limits(plan, costs, settings.max_turn_seconds, settings.max_rows)
+
+
+def _check_lanes(settings: EngineSettings) -> None:
+    if choose_device(settings.device).type != "cpu":
+        raise ConfigError("batching: `lanes` share the cores of a CPU; choose `blocks` on a GPU")
+    if (settings.threads or usable_cores()) < 2:
+        raise ConfigError("batching: `lanes` need two threads or more")
+    if settings.overlap == "on":
+        raise ConfigError("overlap: expected `off` or `auto` with batching `lanes`")
 
 
 def _check(settings: EngineSettings) -> None:

@@ -1,27 +1,24 @@
-"""The engine: admit → pick (span, rows) → run hop → hand over or sample → emit.
+"""The engine: plan → apply → start → settle → emit.
 
 One turn gives every admitted sequence its rows and drives them through their routes. All rows that
 wait at a span go through it together, whichever models they belong to. Where turns overlap, a
-turn's tokens are read behind the launch of the next one. Everything here runs on one thread; the
-agent that owns the engine calls `step` while there is work.
+turn's tokens are read behind the launch of the next one. Lanes may compute on threads of their own;
+everything here runs on one, that of the agent that owns the engine and calls `step` while there is
+work.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence as SequenceOf
 from typing import Final
-
-import torch
 
 from blockllm.config import EngineSettings
 from blockllm.core import Finish, Request, TokenEvent
 from blockllm.engine.batch.hops import HopCursor
-from blockllm.engine.batch.turn import Turn
 from blockllm.engine.build import ChainStore, build
 from blockllm.engine.costs.turn_budget import ObservedBudget
-from blockllm.engine.run.pending import Logits, PendingTokens, overlaps, sample_rows
-from blockllm.engine.run.rows import run_rows
+from blockllm.engine.lanes import Done, Runner, finish_some, make_lanes
+from blockllm.engine.run.pending import PendingTokens, overlaps, sample_rows
 from blockllm.engine.sampling import Sampled
 from blockllm.engine.scheduler import Scheduler
 from blockllm.engine.sequence.finish import finish_reason
@@ -49,20 +46,27 @@ class Engine:
         self.parts: Final = build(zoo, models, self.settings, progress)
         parts = self.parts
         self._scheduler = Scheduler(
-            parts.states, parts.caches, self.settings, parts.budget, parts.row_limits
+            parts.states,
+            parts.caches,
+            self.settings,
+            parts.budget,
+            parts.row_limits,
+            parts.kernels.threads,
         )
-        joins = parts.executor.joins_spans
-        self._cursor = HopCursor(list(parts.states.values()), timeline, joins)
+        self._lanes = make_lanes(parts.num_lanes, self._make_runner, timeline)
         self._counters = HopCounters(len(self.parts.plan.spans))
-        self._pending: PendingTokens | None = (
-            None  # what was sampled last, if it is not collected yet
-        )
+        # what was sampled last, if it is not collected yet
+        self._pending: PendingTokens | None = None
         self._overlaps = overlaps(self.settings.overlap, parts.caches[0].tensor.device)
         self._observed = parts.budget if isinstance(parts.budget, ObservedBudget) else None
 
+    def _make_runner(self, timeline: Timeline) -> Runner:
+        executor, states = self.parts.executor, list(self.parts.states.values())
+        return Runner(executor, HopCursor(states, timeline, executor.joins_spans), timeline)
+
     @property
     def has_work(self) -> bool:
-        return self._scheduler.num_known > 0
+        return self._scheduler.num_known > 0 or any(lane.threads for lane in self._lanes)
 
     def submit(self, request: Request) -> None:
         """Queue a request. Raises ModelNotFound, BadRequest, ContextTooLong, Overloaded."""
@@ -73,40 +77,50 @@ class Engine:
         self._scheduler.cancel(request_id)
 
     def step(self) -> list[TokenEvent]:
-        """One turn: at most one new token per sequence. [] when there is nothing to do, and where
-        turns overlap, when the first one has just been launched."""
-        part, start = self._timeline.part, time.perf_counter()
-        with part("turn"):
-            with part("admit"):
-                plan, view = self._scheduler.plan()
-            with part("rows"):
-                turn = self._scheduler.apply(plan, view, self._pending and self._pending.sampled)
-            launched = self._launch(turn) if turn else None
+        """Start what is planned and settle what is computed: at most one new token per sequence. []
+        when there is nothing to do, and where turns overlap, when the first was just launched."""
+        with self._timeline.part("turn"):
+            self._start()
+            done = finish_some(self._lanes)
+            for batch in done:
+                self._book(batch)
             events = self._collect()  # of the turn before, while the device works on this one
-            if launched is not None:
-                with part("sample"):
-                    self._pending = sample_rows(
-                        *launched, self._scheduler.awaits_token, self.parts.kernels
-                    )
-            if self._overlaps:
-                return events
-            events = self._collect()
-        if launched is not None and self._observed is not None and launched[0].batch.has_prompts:
-            self._observed.observe(len(launched[0].batch.tokens), time.perf_counter() - start)
+            for batch in done:
+                self._sample(batch)
+                if not self._overlaps:
+                    events += self._collect()
         return events
 
-    @torch.inference_mode()
-    def _launch(self, turn: Turn) -> tuple[Turn, Logits]:
-        """Drive the rows of a turn through their stops."""
-        logits, executor = Logits(), self.parts.executor
-        for hop, out in run_rows(executor, self._cursor, turn.batch, self._timeline):
+    def _start(self) -> None:
+        """Plan batches for the lanes that are free, and start them."""
+        lanes = tuple(lane.threads for lane in self._lanes)
+        if all(lanes):
+            return
+        with self._timeline.part("admit"):
+            plan, view = self._scheduler.plan(lanes)
+        with self._timeline.part("rows"):
+            turns = self._scheduler.apply(plan, view, self._pending and self._pending.sampled)
+        for lane, turn in turns.items():
+            threads = plan.shares[lane] if plan.shares else self.parts.kernels.threads
+            self._lanes[lane].start(turn, threads)
+
+    def _book(self, done: Done) -> None:
+        """The rows of a batch have passed their stops."""
+        for hop in done.hops:
             self._counters.count(hop)
-            if hop.plan.has_head:
-                logits.append((hop, out))
         self._counters.turns += 1
         with self._timeline.part("advance"):
-            self._scheduler.advance(turn, self._cursor.paused)
-        return turn, logits
+            self._scheduler.advance(done.turn, done.paused)
+        batch = done.turn.batch
+        if self._observed is not None and batch.has_prompts and not self._overlaps:
+            self._observed.observe(len(batch.tokens), done.seconds)
+
+    def _sample(self, done: Done) -> None:
+        """Choose what follows the rows of a batch."""
+        with self._timeline.part("sample"):
+            self._pending = sample_rows(
+                done.turn, done.logits, self._scheduler.awaits_token, self.parts.kernels
+            )
 
     def _collect(self) -> list[TokenEvent]:
         """Tell what the turn in flight has sampled."""

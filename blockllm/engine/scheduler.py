@@ -12,7 +12,7 @@ import torch
 from blockllm.config import EngineSettings
 from blockllm.core import Request
 from blockllm.engine.batch.hops import Paused
-from blockllm.engine.batch.turn import Turn, make_turn
+from blockllm.engine.batch.turn import Grants, Turn, make_turn
 from blockllm.engine.costs.turn_budget import SequencePath, TurnBudget
 from blockllm.engine.hidden import HiddenStore
 from blockllm.engine.kv.cache import KVCache, SequenceKV
@@ -23,7 +23,7 @@ from blockllm.engine.sequence.planned_pages import PlannedPages, Prompt
 from blockllm.engine.sequence.sequence import RouteState, Sequence
 from blockllm.engine.sequence.tenants import TenantState
 from blockllm.engine.sequence.waiting import WaitingLines
-from blockllm.engine.work import Offline, Plan, Policy, View, check
+from blockllm.engine.work import Offline, Plan, Policy, View, Work, check
 from blockllm.errors import BadRequest, ModelNotFound, Overloaded, TooManyRequests
 from blockllm.shares import has_room
 
@@ -40,8 +40,10 @@ class Scheduler:
         settings: EngineSettings,
         budget: TurnBudget | None = None,
         row_limits: Mapping[int, int] | None = None,
+        threads: int = 1,
     ) -> None:
-        """`row_limits`: rows of one hop, by span, at most; a span that is absent takes any."""
+        """`row_limits`: rows of one hop, by span, at most; a span that is absent takes any;
+        `threads`: of all lanes together."""
         self._states, self._caches, self._settings, self._budget = states, caches, settings, budget
         limits = stop_limits(states, row_limits) if row_limits else {}
         self.policy: Policy = make_policy(settings.batching, limits)
@@ -54,6 +56,9 @@ class Scheduler:
         self._promised: set[bytes] = set()  # keys of pages that running prompts will publish
         self._hidden = HiddenStore()
         self._turns = 0
+        self._threads = threads
+        self._in_lanes = 0  # running sequences that a lane computes rows of
+        self._leaving: set[Sequence] = set()  # over, but a lane computes on their pages
         self.preemptions = self.prefix_queries = self.prefix_hits = 0
 
     @property
@@ -118,7 +123,11 @@ class Scheduler:
             self._lines_of(sequence).remove(sequence)
         else:
             self._running.remove(sequence)
-            self._release(sequence)
+            if sequence.lane is None:
+                self._release(sequence)
+            else:
+                self._in_lanes -= 1
+                self._leaving.add(sequence)
 
     def awaits_token(self, sequence: Sequence) -> bool:
         """Whether all its rows are computed and it was neither ended nor cancelled meanwhile."""
@@ -128,26 +137,32 @@ class Scheduler:
         """Whether the sequence is neither over nor cancelled."""
         return self._by_id.get(sequence.request.id) is sequence
 
-    def plan(self) -> tuple[Plan, View]:
-        """What the policy decides on the next turn, and the view that it saw. Changes nothing."""
-        view = self.view()
+    def plan(self, lanes: tuple[int, ...] = (0,)) -> tuple[Plan, View]:
+        """What the policy decides on the next turn, and the view that it saw. Changes nothing.
+        `lanes`: see `View`."""
+        view = self.view(lanes)
         plan = self.policy.plan(view)
         if self.checks_plans:
-            check(plan, self.view())
+            check(plan, self.view(lanes))
         return plan, view
 
-    def view(self) -> View:
+    def view(self, lanes: tuple[int, ...] = (0,)) -> View:
         """What a policy may see now."""
+        running = self._running
+        if self._in_lanes:
+            running = [sequence for sequence in running if sequence.lane is None]
         shared = (self._by_number, self._running, self._promised, self._settings.prefix_cache)
         return View(
-            running=self._running,
+            running=running,
             waiting=self._waiting.lines,
             sequences=self._by_number,
             pages=[PlannedPages(pool, cache, *shared) for pool, cache in enumerate(self._caches)],
             max_rows=self._max_rows(),
-            max_sequences=self._settings.max_sequences,
+            max_sequences=self._settings.max_sequences - self._in_lanes,
             tenants=self._waiting.tenants,
             offline=Offline(self._offline.lines, self._offline.tenants),
+            lanes=lanes,
+            threads=self._threads,
         )
 
     def _max_rows(self) -> int:
@@ -167,9 +182,9 @@ class Scheduler:
             decoding = [_path(prompt)]
         return self._budget.rows(decoding, _path(prompt), limit)
 
-    def apply(self, plan: Plan, view: View, sampled: torch.Tensor | None = None) -> Turn | None:
-        """Take the pages that the plan needs; its rows as a turn, None without any. `view`: what
-        the plan was made of; `sampled`: see `make_turn`."""
+    def apply(self, plan: Plan, view: View, sampled: torch.Tensor | None = None) -> dict[int, Turn]:
+        """Take the pages that the plan needs; its rows as a turn for each lane that has some.
+        `view`: what the plan was made of; `sampled`: see `make_turn`."""
         for number in plan.preempt:
             self._preempt(self._by_number[number])
         for number in plan.admit:  # before pages are taken, which may evict those it adopts
@@ -177,16 +192,21 @@ class Scheduler:
             pages = view.pages[sequence.pool]
             assert isinstance(pages, PlannedPages)
             self._admit(sequence, pages.prompt(sequence))
-        grants, resumed = [], {}
+        grants: dict[int, Grants] = {}
+        resumed: dict[int, dict[Work, torch.Tensor]] = {}
         for work in plan.work:
             sequence = self._by_number[work.sequence]
             assert sequence.kv is not None
             if work.first_stop == 0:
                 self._caches[sequence.pool].grow(sequence.kv, work.start + work.rows)
             else:
-                resumed[work] = self._hidden.take(work.sequence, work.first_stop, work.rows)
-            grants.append((sequence, work))
-        return make_turn(grants, resumed, sampled) if grants else None
+                hidden = self._hidden.take(work.sequence, work.first_stop, work.rows)
+                resumed.setdefault(work.lane, {})[work] = hidden
+            grants.setdefault(work.lane, []).append((sequence, work))
+            if sequence.lane is None:
+                sequence.lane = work.lane
+                self._in_lanes += 1
+        return {lane: make_turn(own, resumed.get(lane), sampled) for lane, own in grants.items()}
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the line; its tokens become rows to compute again."""
@@ -223,8 +243,9 @@ class Scheduler:
         self.prefix_hits += sequence.cached_tokens
 
     def advance(self, turn: Turn, paused: list[Paused]) -> None:
-        """Book the turn's rows, keep the hidden states of those that paused, and offer the pages
-        that are filled. Right once they are launched: hops that read those pages come later."""
+        """Book the rows of a turn that a lane is through with, keep the hidden states of those that
+        paused, and offer the pages that are filled; pages of sequences that are over are free now.
+        On a device that is right once they are launched: hops that read those pages come later."""
         self._turns += 1
         for sequence, work in zip(turn.sequences, turn.work, strict=True):
             assert sequence.kv is not None
@@ -237,6 +258,15 @@ class Scheduler:
         for member, hidden in paused:
             work = turn.work[member]
             self._hidden.put(work.sequence, work.last_stop + 1, hidden)
+        for sequence in turn.sequences:
+            if sequence.lane is None:
+                continue  # a sequence may be several members
+            sequence.lane = None
+            if sequence in self._leaving:
+                self._leaving.remove(sequence)
+                self._release(sequence)
+            else:
+                self._in_lanes -= 1
 
     def settle(self, sequence: Sequence, token: int, revised: bool) -> None:
         """The token that the sequence expected is known. `revised`: the device took it for another
@@ -274,15 +304,18 @@ class Scheduler:
     def check_books(self) -> None:
         """Raise AssertionError unless pages, slots and references balance (design law 10)."""
         for cache in self._caches:
-            cache.check_books(idle=not self._running)
+            cache.check_books(idle=not self._running and not self._leaving)
         assert len(self._by_id) == len(self._running) + self.num_waiting
         promised = Counter[TenantState]()
-        for sequence in self._running:
+        for sequence in (*self._running, *self._leaving):
             promised[self._tenant_of(sequence)] += sequence.most_pages
         for lines in (self._waiting, self._offline):
             assert all(state.num_pages == promised[state] for state in lines.tenants.values())
         assert len(self._by_number) == len(self._by_id)
-        assert self._running or not self._promised
+        assert self._running or self._leaving or not self._promised
+        assert self._in_lanes == sum(s.lane is not None for s in self._running)
+        if self._in_lanes or self._leaving:
+            return  # lanes have taken hidden states
         waits = [(s.number, rows) for s in self._running for rows in s.paused]
         assert len(self._hidden) == len(waits)
         assert all(self._hidden.num_rows(n, rows.stop) == rows.rows for n, rows in waits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockllm.engine.batch.arrays import Hop
+from blockllm.engine.batch.arrays import HopPlan
 from blockllm.engine.build import Parts
 from blockllm.engine.scheduler import Scheduler
 from blockllm.engine.sequence.sequence import RouteState
@@ -17,11 +17,11 @@ class HopCounters:
         self.hops = [0] * num_spans
         self.rows = [0] * num_spans
 
-    def count(self, hop: Hop) -> None:
+    def count(self, hop: HopPlan) -> None:
         """Book one hop."""
-        for span in hop.plan.spans:
+        for span in hop.spans:
             self.hops[span] += 1
-            self.rows[span] += len(hop.rows)
+            self.rows[span] += len(hop.carried.rows)
 
 
 def snapshot(parts: Parts, scheduler: Scheduler, counters: HopCounters) -> EngineStats:

@@ -29,15 +29,17 @@ class Work(NamedTuple):
     rows: int
     first_stop: int
     last_stop: int
+    lane: int = 0
 
 
 class Plan(NamedTuple):
     """Sequences that lose their pages, waiting ones that get some, in this order, and the rows of
-    the next turn."""
+    the next turn, one batch for each lane that has some."""
 
     preempt: tuple[int, ...]
     admit: tuple[int, ...]
     work: tuple[Work, ...]
+    shares: tuple[int, ...] = ()  # threads of each lane's batch; empty: all, where one lane has all
 
 
 class Known(Protocol):
@@ -179,15 +181,17 @@ class Offline(NamedTuple):
 class View(NamedTuple):
     """All that a policy sees. It must not look at all requests that wait."""
 
-    running: Sequence[Known]  # by age
+    running: Sequence[Known]  # by age; without those whose rows a lane computes right now
     # by tenant, each in order of arrival and none empty; the tenant admitted longest ago is first
     waiting: Lines
     sequences: Mapping[int, Known]  # all of them, by number
     pages: Sequence[Pages]  # by pool
     max_rows: int  # of this turn; rows that pass a part of their stops count for that part
-    max_sequences: int  # that run at once
+    max_sequences: int  # that run at once, those in lanes not counted
     tenants: Mapping[str, KnownTenant]  # of all that run and wait
     offline: Offline = Offline()
+    lanes: tuple[int, ...] = (0,)  # threads that each computes on; 0: it is free
+    threads: int = 1  # of all lanes together
 
 
 class Policy(Protocol):
@@ -217,6 +221,7 @@ def check(plan: Plan, view: View) -> None:
     assert len(admitted) == len(plan.admit), "a sequence is admitted twice"
     assert not (admitted and plan.preempt), "what is preempted would be first in line"
     assert len(running) + len(admitted) <= view.max_sequences
+    _check_lanes(plan, view)
     by_sequence: dict[int, list[Work]] = {}
     for work in plan.work:
         by_sequence.setdefault(work.sequence, []).append(work)
@@ -232,6 +237,20 @@ def check(plan: Plan, view: View) -> None:
         assert admission.pages <= pages.available
         pages.admit(known, work.rows)
     assert set(by_sequence) <= {*running, *admitted}, "rows of a sequence without pages"
+
+
+def _check_lanes(plan: Plan, view: View) -> None:
+    used = {work.lane for work in plan.work}
+    assert all(view.lanes[lane] == 0 for lane in used), "a batch for a lane that computes one"
+    assert len({(work.sequence, work.lane) for work in plan.work}) == len(
+        {work.sequence for work in plan.work}
+    ), "a sequence in two lanes"
+    if plan.shares:
+        assert all(plan.shares[lane] > 0 for lane in used), "a lane without threads"
+        taken = sum(view.lanes) + sum(plan.shares[lane] for lane in used)
+        assert taken <= view.threads, "more threads than there are"
+    else:
+        assert len(view.lanes) == 1 or not used, "lanes have no shares"
 
 
 def _check_running(known: Known, own: list[Work], pages: Pages) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,20 @@ def expected(zoo: Zoo, asked: list[Request]) -> dict[str, list[int]]:
     return {one.id: run(engine, [one])[one.id].tokens for one in asked}
 
 
+def play(engine: Engine, asked: list[Request], seed: int) -> tuple[dict[str, list[int]], set[str]]:
+    """Tokens of what was not cancelled, and what was."""
+    chosen, answers, cancelled = random.Random(seed), dict[str, Answer](), set[str]()
+    for one in asked:
+        engine.submit(one)
+    while engine.has_work:
+        step(engine, answers)
+        if chosen.random() < 0.02:
+            gone = chosen.choice(asked).id
+            engine.cancel(gone)
+            cancelled.add(gone)
+    return {n: answer.tokens for n, answer in answers.items() if n not in cancelled}, cancelled
+
+
 @pytest.mark.parametrize("overlap", ["off", "on"])
 @pytest.mark.parametrize("cut", ["layers", "lazy"])
 def test_any_legal_plan_gives_the_same_tokens(zoo: Zoo, cut: str, overlap: str) -> None:
@@ -51,18 +66,24 @@ def test_any_legal_plan_gives_the_same_tokens(zoo: Zoo, cut: str, overlap: str) 
         tight = settings(cut=cut, overlap=overlap, memory=memory, page_size=4, max_sequences=6)
         engine = Engine(zoo, MODELS, tight if seed % 2 else settings(cut=cut, overlap=overlap))
         engine._scheduler.policy = RandomPolicy(seed)
-        chosen, answers = random.Random(seed), dict[str, Answer]()
-        cancelled: set[str] = set()
-        for one in asked:
-            engine.submit(one)
-        while engine.has_work:
-            step(engine, answers)
-            if chosen.random() < 0.02:
-                gone = chosen.choice(asked).id
-                engine.cancel(gone)
-                cancelled.add(gone)
+        found, cancelled = play(engine, asked, seed)
         engine.check_books()
-        found = {name: answer.tokens for name, answer in answers.items() if name not in cancelled}
+        assert found == {name: right[name] for name in found}, f"seed {seed}"
+        assert len(found) >= len(asked) - len(cancelled)
+
+
+def test_any_legal_plan_in_lanes_gives_the_same_tokens(zoo: Zoo) -> None:
+    """Batches beside each other, on threads of their own; cancels while they are computed."""
+    memory = least_memory(zoo, MODELS)
+    for seed in range(SEEDS):
+        asked = questions(seed)
+        right = expected(zoo, asked)
+        options: dict[str, Any] = {"memory": memory, "max_sequences": 6} if seed % 2 else {}
+        engine = Engine(zoo, MODELS, settings(batching="lanes", threads=3, page_size=4, **options))
+        if seed % 3:
+            engine._scheduler.policy = RandomPolicy(seed)
+        found, cancelled = play(engine, asked, seed)
+        engine.check_books()
         assert found == {name: right[name] for name in found}, f"seed {seed}"
         assert len(found) >= len(asked) - len(cancelled)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockllm.engine import Engine, loop
+from blockllm.engine import Engine, lanes
 from blockllm.engine.costs.span import HopSize, SpanCost
 from blockllm.engine.costs.turn_budget import (
     LEAST_ROWS,
@@ -121,7 +121,7 @@ def test_an_engine_learns_from_its_own_turns(
     limits = {"max_rows": 256, "prefix_cache": False, "max_turn_seconds": 0.05}
     engine = Engine(zoo, ["a"], settings(**limits))
     clock = itertools.count()
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: 0.1 * next(clock))  # a turn: 0.1 s
+    monkeypatch.setattr(lanes.time, "perf_counter", lambda: 0.1 * next(clock))  # a turn: 0.1 s
     run(engine, [request("first", "a", [5] * 100, greedy(1))])
     engine.submit(request("second", "a", [5, 6, 7], greedy(40)))
     engine.step()

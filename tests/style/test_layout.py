@@ -21,7 +21,8 @@ ROOMS = ["workers", "zoo", "chain", "engine", "cluster", "api", "offline", "benc
 # the same within the engine
 ENGINE = [
     "work", "hidden", "kernels", "kv", "device", "sequence", "batch", "costs", "attention",
-    "weights", "layers", "sampling", "run", "policies", "scheduler", "build", "score", "stats",
+    "weights", "layers", "sampling", "run",
+    "lanes", "policies", "scheduler", "build", "score", "stats",
     "loop",
 ]  # fmt: skip
 NOUNS = {"core", "errors", "config", "shares"}

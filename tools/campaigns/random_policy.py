@@ -15,6 +15,8 @@ class RandomPolicy:
 
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`."""
+        if sum(view.lanes) >= view.threads:
+            return Plan((), (), ())
         chance = self._random.random
         lost = [known for known in view.running if chance() < 0.03]
         for known in lost:
@@ -28,11 +30,28 @@ class RandomPolicy:
             if stuck and self._random.random() < 0.5:
                 lost = [stuck[-1]]
         admitted = [] if lost else self._admit(view)
-        return Plan(
-            tuple(known.number for known in lost),
-            tuple(each.sequence for each in admitted),
-            (*work, *admitted),
+        return self._in_lanes(
+            Plan(
+                tuple(known.number for known in lost),
+                tuple(each.sequence for each in admitted),
+                (*work, *admitted),
+            ),
+            view,
         )
+
+    def _in_lanes(self, plan: Plan, view: View) -> Plan:
+        """Each sequence in a free lane, which get threads as long as there are some."""
+        if len(view.lanes) == 1:
+            return plan
+        left, shares = view.threads - sum(view.lanes), [0] * len(view.lanes)
+        for lane, threads in enumerate(view.lanes):
+            if threads == 0 and left > 0:
+                shares[lane] = self._random.randint(1, left)
+                left -= shares[lane]
+        free = [lane for lane, share in enumerate(shares) if share]
+        chosen = {each.sequence: self._random.choice(free) for each in plan.work}
+        work = tuple(each._replace(lane=chosen[each.sequence]) for each in plan.work)
+        return plan._replace(work=work, shares=tuple(shares))
 
     def _run(self, known: Known, view: View) -> list[Work]:
         chosen, pages, limit = [], view.pages[known.pool], known.num_stops

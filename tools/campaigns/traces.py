@@ -148,7 +148,7 @@ class Book:
 def settings_of(chosen: random.Random) -> EngineSettings:
     """Little memory, few slots, small chunks; everything that must not show in a token."""
     values: dict[str, Any] = {
-        "batching": chosen.choice(("blocks", "blocks", "models", "layered")),
+        "batching": chosen.choice(("blocks", "blocks", "models", "layered", "lanes")),
         "cut": chosen.choice(("lazy", "layers")),
         "overlap": chosen.choice(("off", "on")),
         "page_size": chosen.choice((1, 4, 16)),
@@ -157,6 +157,8 @@ def settings_of(chosen: random.Random) -> EngineSettings:
         "memory": chosen.choice(("1300KiB", "1500KiB", "3MiB")),
     }
     values["max_rows"] = chosen.choice((values["max_sequences"], 40, 200))
+    if values["batching"] == "lanes":
+        values |= {"threads": chosen.choice((2, 3)), "overlap": "off"}
     values["max_rows"] = max(values["max_rows"], values["max_sequences"])
     values["block_limits"] = chosen.choice(("off", "off", "1", "3", "20"))
     return msgspec.structs.replace(PLAIN, **values)

@@ -37,7 +37,7 @@ def make_turn(
     grants = sorted(grants, key=_order)
     sequences, work = [sequence for sequence, _ in grants], [work for _, work in grants]
     # [n] each
-    starts, counts, first_stops, last_stops = np.array([w[1:] for w in work], np.int64).T
+    starts, counts, first_stops, last_stops = np.array([w[1:5] for w in work], np.int64).T
     facts = [
         (s.state.rank, s.pool, s.kv.slot, s.num_total, s.num_given)
         for s in sequences

@@ -1,15 +1,16 @@
 """Policies: which rows go next. Each is a pure function of a view; later ones wrap earlier ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from blockllm.engine.policies.block_limits import BlockLimits, StopLimit
 from blockllm.engine.policies.by_model import ByModel
 from blockllm.engine.policies.chunked import Chunked
+from blockllm.engine.policies.lanes import Lanes
 from blockllm.engine.policies.layered import Layered
 from blockllm.engine.policies.slack import Slack
 from blockllm.engine.work import Policy
 
-__all__ = ["BlockLimits", "ByModel", "Chunked", "Layered", "Slack", "make_policy"]
+__all__ = ["BlockLimits", "ByModel", "Chunked", "Lanes", "Layered", "Slack", "make_policy"]
 
 
 def make_policy(batching: str, limits: Mapping[str, Sequence[StopLimit]]) -> Policy:
@@ -18,4 +19,5 @@ def make_policy(batching: str, limits: Mapping[str, Sequence[StopLimit]]) -> Pol
     policy: Policy = Slack(Layered() if batching == "layered" else Chunked())
     if limits:
         policy = BlockLimits(policy, limits)
-    return ByModel(policy) if batching == "models" else policy
+    wrappers: dict[str, Callable[[Policy], Policy]] = {"models": ByModel, "lanes": Lanes}
+    return wrappers[batching](policy) if batching in wrappers else policy

@@ -115,6 +115,7 @@ class Sequence:
         self.sampled_at = -1
         self.own_turn = 0  # the last one that had rows of it
         self.num_charged = 0  # given rows that its tenant's counter has
+        self.lane: int | None = None  # that computes rows of it right now
         self.kv: SequenceKV | None = None  # set while admitted
         self.hashes = PageHashes(self._salt(), page_size)
         self.pending_keys: tuple[bytes, ...] = ()  # pages it promised to compute, see admission
