@@ -4,7 +4,9 @@
     python -m tools.studies.measure_commits --before BEFORE --zoo-before ZOO --zoo ZOO
 
 Each checkout has a process of its own that loads the same models; they run the same requests in
-turn, the order changing from pair to pair. Both zoos hold the family of `bench_family` under its
+turn, the order changing from pair to pair. First both play a trace whose requests come turn by
+turn, and the rows of every span in every turn have to be the same. Both zoos hold the family of
+`bench_family` under its
 names, and its base as int8 blocks as `base-int8`. Greedy tokens must be equal. The processes use
 only what every commit's engine has: `submit`, `step`, `has_work`.
 """
@@ -34,8 +36,24 @@ from pathlib import Path
 settings = EngineSettings(memory=memory, prefix_cache=False, dtype="float32", max_turn_seconds=0)
 engine = Engine(Zoo(Path(zoo)), models, settings)
 print(json.dumps("ready"), flush=True)
+def rows():
+    return [span.rows for span in engine.stats().spans]
+def play(seed, count):
+    draws, seen, turn, sent = np.random.default_rng(seed), [], 0, 0
+    while sent < count or engine.has_work:
+        while sent < count and draws.random() < 0.4:
+            ids = draws.integers(3, 2000, int(draws.integers(1, 60))).tolist()
+            sampling = Sampling(max_tokens=int(draws.integers(1, 20)), temperature=0.0)
+            engine.submit(Request(str(sent), models[sent % len(models)], tuple(ids), sampling))
+            sent += 1
+        engine.step()
+        seen.append(rows())
+    return seen
 for line in sys.stdin:
     seed, concurrency, prompt, output = json.loads(line)
+    if not output:
+        print(json.dumps(play(seed, concurrency)), flush=True)
+        continue
     draws = np.random.default_rng(seed)
     sampling = Sampling(max_tokens=output, temperature=0.0, ignore_eos=True)
     for i in range(concurrency):
@@ -52,6 +70,7 @@ for line in sys.stdin:
     print(json.dumps([end - start, (end - first) / (output - 1), found]), flush=True)
 """
 FOUR = tuple(f"lora{i}" for i in range(4))
+TRACE = 40  # requests of the trace whose plans are compared
 SEVENTEEN = ("base", *(f"ft{i}" for i in range(8)), *(f"lora{i}" for i in range(8)))
 
 
@@ -100,6 +119,13 @@ class Checkout:
         whole, turn, tokens = self._answer()
         return whole, turn, tokens
 
+    def rows(self, seed: int, requests: int) -> Any:
+        """Rows of each span so far, behind every turn of a trace."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([seed, requests, 0, 0]) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
     def close(self) -> None:
         self._process.communicate()
 
@@ -119,9 +145,9 @@ class Result(NamedTuple):
         cells = []
         for pairs in (self.whole, self.turns):
             ratios = self.ratios(pairs)
-            cells.append(
-                f"{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            )
+            middle = statistics.median(ratios)
+            best = min(before for before, _ in pairs) / min(now for _, now in pairs)
+            cells.append(f"{middle:.3f} ({min(ratios):.2f} to {max(ratios):.2f}; {best:.3f})")
         before, now = (1e3 * statistics.median(column) for column in zip(*self.turns, strict=True))
         return f"| {self.case} | {cells[0]} | {cells[1]} | {before:.1f} | {now:.1f} |"
 
@@ -130,6 +156,11 @@ def measure(arguments: argparse.Namespace, group: list[Case]) -> list[Result]:
     """All cases of the same models; the first pair warms up and is dropped."""
     trees = [(arguments.before, arguments.zoo_before), (REPOSITORY, arguments.zoo)]
     arms = [Checkout(*tree, group[0].models, arguments.memory) for tree in trees]
+    before, now = (arm.rows(7, TRACE) for arm in arms)
+    if before != now:
+        first = next(i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b)
+        raise SystemExit(f"{group[0].name}: the plans differ in turn {first} of the trace")
+    print(f"{group[0].name}: equal rows in {len(now)} turns", file=sys.stderr)
     found = []
     for case in group:
         result = Result(case.name, [], [])
@@ -162,6 +193,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose names contain this")
     parser.add_argument("--out", type=Path, help="folder for results")
     arguments = parser.parse_args()
+    # ratios: median of pairs, least and most; of the fastest runs
     print("| case | whole: before / now | decoding turn: before / now | before, ms | now, ms |")
     print("| --- | --- | --- | --- | --- |")
     chosen = [case for case in CASES if arguments.only in case.name]
