@@ -11,6 +11,7 @@ from blockllm.config import EngineSettings
 from blockllm.zoo import Zoo
 from tools.studies import (
     measure_block_limits,
+    measure_fairness,
     measure_loading,
     measure_sharing,
     measure_transformers,
@@ -41,6 +42,23 @@ def test_sharing(family: Path) -> None:
         assert span["rows"] == 2 * span["models"] * rows_per_request
     assert sum(span["hops"] for span in seen["spans"]) < seen["hops_in_turn"]
     assert "rows per hop, 1 spans shared by 2" in measure_sharing.markdown(seen)
+
+
+def test_fairness(family: Path) -> None:
+    options = argparse.Namespace(
+        zoo=family / "zoo", model="base", memory="64MiB", lights=2, rate=2.0, prompt=8, answer=6,
+        heavy_prompt=96, quota=3, rows=48, sequences=16, turn_seconds=0.0, turn_cost="20,0.5",
+        backlog=60, seconds=3.0, pairs=1,
+    )  # fmt: skip
+    found = measure_fairness.compare(measure_fairness.Study(options), options.pairs)
+    slower = {}
+    for arm, runs in found["felt"].items():
+        slower[arm] = runs["with"][0]["whole_p95"] / runs["without"][0]["whole_p95"]
+    assert slower["quota"] < slower["fair"] < slower["order"]
+    assert slower["quota"] < 1.3
+    by_counters, in_order = (found["backlog"][arm][0]["jain"] for arm in ("fair", "order"))
+    assert in_order < 0.7 and by_counters > 0.8
+    assert "Jain's index" in measure_fairness.table(found)
 
 
 def test_transformers(family: Path) -> None:

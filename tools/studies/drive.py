@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Container, Iterable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,28 +36,90 @@ class Times(NamedTuple):
         return np.diff(self.seconds).tolist()
 
 
-def play(engine: Engine, arrivals: Iterable[Arrival]) -> dict[str, Times]:
+class Clock(Protocol):
+    """What times are read from."""
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Let so many pass."""
+        ...
+
+    def turned(self, engine: Engine) -> None:
+        """The engine has made a turn."""
+        ...
+
+
+class WallClock:
+    """Real time."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def turned(self, engine: Engine) -> None:
+        """It has taken as long as it has."""
+
+
+class TurnClock:
+    """Virtual time, the same on a busy machine: a turn takes so long, and longer by its rows."""
+
+    def __init__(self, engine: Engine, turn: float, row: float) -> None:
+        """`turn` and `row`: seconds."""
+        self._turn, self._row = turn, row
+        self._rows, self._now = engine.stats().spans[0].rows, 0.0
+
+    def now(self) -> float:
+        return self._now
+
+    def wait(self, seconds: float) -> None:
+        self._now += seconds
+
+    def turned(self, engine: Engine) -> None:
+        before, self._rows = self._rows, engine.stats().spans[0].rows
+        self._now += self._turn + self._row * (self._rows - before)
+
+
+def play(
+    engine: Engine,
+    arrivals: Iterable[Arrival],
+    background: Container[str] = (),
+    clock: Clock | None = None,
+) -> dict[str, Times]:
     """Send each request when it is due and run the engine until all are answered; by id. A request
-    that is late since a turn was long counts from when it was due."""
+    that is late since a turn was long counts from when it was due. Requests of the `background` are
+    not waited for: they are cancelled once the others are answered."""
     due = sorted(arrivals, key=lambda arrival: arrival.at)
-    start, found = time.perf_counter(), {each.request.id: Times([], []) for each in due}
+    unanswered = {each.request.id for each in due if each.request.id not in background}
+    clock = clock or WallClock()
+    start, found = clock.now(), {each.request.id: Times([], []) for each in due}
     sent_at = {each.request.id: start + each.at for each in due}
     position = 0
-    while position < len(due) or engine.has_work:
-        now = time.perf_counter() - start
+    while unanswered:
+        now = clock.now() - start
         while position < len(due) and due[position].at <= now:
             engine.submit(due[position].request)
             position += 1
         if not engine.has_work:
-            time.sleep(max(0.0, due[position].at - now))
+            clock.wait(max(0.0, due[position].at - now))
             continue
-        for event in engine.step():
+        events = engine.step()
+        clock.turned(engine)
+        for event in events:
             if event.error is not None:
                 raise RuntimeError(event.error)
             if event.token is not None:
                 times = found[event.request]
-                times.seconds.append(time.perf_counter() - sent_at[event.request])
+                times.seconds.append(clock.now() - sent_at[event.request])
                 times.tokens.append(event.token)
+            if event.finish is not None:
+                unanswered.discard(event.request)
+    for each in due:
+        engine.cancel(each.request.id)
     return found
 
 
