@@ -79,6 +79,7 @@ def _paged(
         counts=np.full(sequences, rows, np.int64),
         firsts=np.full(sequences, before, np.int64),
         slots=each,
+        has_given=True,
         given=np.full(sequences, before + (rows if rows > 1 else 0), np.int64),
         positions=np.tile(np.arange(before, before + rows), sequences),
     )

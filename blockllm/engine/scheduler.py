@@ -85,7 +85,8 @@ class Scheduler:
         number = next(self._numbers)
         sequence = Sequence(request, state, self._settings.page_size, number)
         lines = self._lines_of(sequence)
-        check_quota(sequence, lines.tenant(request.tenant))
+        sequence.account = lines.tenant(request.tenant)
+        check_quota(sequence, sequence.account)
         self._by_id[request.id] = self._by_number[number] = sequence
         lines.add(sequence)
 
@@ -106,9 +107,6 @@ class Scheduler:
 
     def _lines_of(self, sequence: Sequence) -> WaitingLines:
         return self._offline if sequence.is_offline else self._waiting
-
-    def _tenant_of(self, sequence: Sequence) -> TenantState:
-        return self._lines_of(sequence).tenants[sequence.tenant]
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, whatever it is doing; unknown ids are ignored."""
@@ -203,10 +201,27 @@ class Scheduler:
                 hidden = self._hidden.take(work.sequence, work.first_stop, work.rows)
                 resumed.setdefault(work.lane, {})[work] = hidden
             grants.setdefault(work.lane, []).append((sequence, work))
-            if sequence.lane is None:
-                sequence.lane = work.lane
-                self._in_lanes += 1
+        if len(view.lanes) > 1:
+            self._enter_lanes(grants)
         return {lane: make_turn(own, resumed.get(lane), sampled) for lane, own in grants.items()}
+
+    def _enter_lanes(self, grants: Mapping[int, Grants]) -> None:
+        """Until a batch is through, policies do not see its sequences."""
+        for lane, own in grants.items():
+            sequences = {sequence for sequence, _ in own}
+            self._in_lanes += len(sequences)
+            for sequence in sequences:
+                sequence.lane = lane
+
+    def _leave_lanes(self, sequences: set[Sequence]) -> None:
+        """Their batch is through; pages of those that are over are free now."""
+        over = sequences & self._leaving
+        self._leaving -= over
+        self._in_lanes -= len(sequences) - len(over)
+        for sequence in sequences:
+            sequence.lane = None
+        for sequence in over:
+            self._release(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to the head of the line; its tokens become rows to compute again."""
@@ -220,7 +235,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence, prompt: Prompt) -> None:
         state = sequence.state
         self._lines_of(sequence).admit(sequence)
-        self._tenant_of(sequence).num_pages += sequence.most_pages
+        sequence.account.num_pages += sequence.most_pages
         self._running.append(sequence)
         cache = self._caches[sequence.pool]
         sequence.kv = cache.open(state.kv, sequence.hashes, prompt.found)
@@ -249,7 +264,8 @@ class Scheduler:
         self._turns += 1
         for sequence, work in zip(turn.sequences, turn.work, strict=True):
             assert sequence.kv is not None
-            self._tenant_of(sequence).charge(sequence.charge(work), 0)
+            if work.start < sequence.num_given:
+                sequence.account.charge(sequence.charge(work), 0)
             sequence.advance(work)
             sequence.state.last_turn = sequence.own_turn = self._turns
             self._publish(sequence, sequence.kv)
@@ -258,21 +274,14 @@ class Scheduler:
         for member, hidden in paused:
             work = turn.work[member]
             self._hidden.put(work.sequence, work.last_stop + 1, hidden)
-        for sequence in turn.sequences:
-            if sequence.lane is None:
-                continue  # a sequence may be several members
-            sequence.lane = None
-            if sequence in self._leaving:
-                self._leaving.remove(sequence)
-                self._release(sequence)
-            else:
-                self._in_lanes -= 1
+        if turn.sequences[0].lane is not None:
+            self._leave_lanes(set(turn.sequences))
 
     def settle(self, sequence: Sequence, token: int, revised: bool) -> None:
         """The token that the sequence expected is known. `revised`: the device took it for another
         until now, so a row begun with that one has to be computed again."""
         sequence.settle(token)
-        self._tenant_of(sequence).charge(0, 1)
+        sequence.account.charge(0, 1)
         if revised and sequence.num_begun == sequence.num_total:
             stop = sequence.take_back()
             if stop is not None:
@@ -283,8 +292,10 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence, kv: SequenceKV) -> None:
         """Offer the pages that are computed and whose tokens, their names, are known."""
-        known = sequence.known_rows()
         cache = self._caches[sequence.pool]
+        if sequence.num_computed < (kv.num_published + 1) * cache.page_size:
+            return
+        known = sequence.known_rows()
         cache.publish(kv, known, min(sequence.num_computed, len(known)))
 
     def _keep_promise(self, sequence: Sequence) -> None:
@@ -295,7 +306,7 @@ class Scheduler:
         assert sequence.kv is not None
         self._publish(sequence, sequence.kv)  # a token may have become known since the last turn
         self._caches[sequence.pool].close(sequence.kv)
-        self._tenant_of(sequence).num_pages -= sequence.most_pages
+        sequence.account.num_pages -= sequence.most_pages
         sequence.kv = None
         for rows in sequence.paused:
             self._hidden.drop(sequence.number, rows.stop)
@@ -308,7 +319,7 @@ class Scheduler:
         assert len(self._by_id) == len(self._running) + self.num_waiting
         promised = Counter[TenantState]()
         for sequence in (*self._running, *self._leaving):
-            promised[self._tenant_of(sequence)] += sequence.most_pages
+            promised[sequence.account] += sequence.most_pages
         for lines in (self._waiting, self._offline):
             assert all(state.num_pages == promised[state] for state in lines.tenants.values())
         assert len(self._by_number) == len(self._by_id)

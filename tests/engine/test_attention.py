@@ -34,6 +34,7 @@ def make_rows(
     batch = SimpleNamespace(
         counts=counts,
         firsts=firsts,
+        has_given=True,
         given=firsts + counts * (np.arange(len(spans)) % 3) // 2,  # none of the rows, half, all
         slots=np.arange(len(spans)),
         positions=positions,

@@ -91,9 +91,10 @@ class GatheredRows:
         self.rows, self.cache, self.kernels = rows, cache, kernels
         self.counts, self.firsts = batch.counts[rows.members], batch.firsts[rows.members]
         self.contexts = self.firsts + self.counts  # [k] tokens visible to each one's last row
-        left = batch.given[rows.members] - self.firsts
-        # [k] how many of each one's rows are given: these come first
-        self.num_given = np.clip(left, 0, self.counts) if (left > 0).any() else None
+        self.num_given: Ints | None = None  # [k] how many of each one's rows are: they come first
+        if batch.has_given:
+            left = batch.given[rows.members] - self.firsts
+            self.num_given = np.clip(left, 0, self.counts)
         self.pages = self._find_pages(batch)
 
     def _find_pages(self, batch: Batch) -> PageArrays:

@@ -32,6 +32,7 @@ class Batch:
     counts: Ints  # [n] rows
     firsts: Ints  # [n] position of the first row
     given: Ints  # [n] rows of the sequence that are given: virtual tokens and the prompt
+    has_given: bool  # whether some of these are among the rows
     first_stops: Ints  # [n] the rows go through these stops of their route: first to last
     last_stops: Ints  # [n]
     wants_logits: NDArray[np.bool_]  # [n] whether a token follows the last row

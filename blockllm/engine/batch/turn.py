@@ -62,6 +62,7 @@ def make_turn(
         counts=counts,
         firsts=starts,
         given=given,
+        has_given=bool((starts < given).any()),
         first_stops=first_stops,
         last_stops=last_stops,
         wants_logits=wants_logits,

@@ -12,10 +12,12 @@ import msgspec
 import numpy as np
 
 from blockllm.chain import Route, Stop
+from blockllm.config import TenantSettings
 from blockllm.core import Request, Rope, Sampling
 from blockllm.engine.kv.cache import RouteKV, SequenceKV
 from blockllm.engine.kv.prefix import PageHashes
 from blockllm.engine.sequence.place import Place
+from blockllm.engine.sequence.tenants import TenantState
 from blockllm.engine.sequence.token_counts import TokenCounts
 from blockllm.engine.sequence.virtual import virtual_tokens
 from blockllm.engine.work import PausedRows, Work
@@ -115,6 +117,7 @@ class Sequence:
         self.sampled_at = -1
         self.own_turn = 0  # the last one that had rows of it
         self.num_charged = 0  # given rows that its tenant's counter has
+        self.account = TenantState(TenantSettings())  # of its tenant; set when it is submitted
         self.lane: int | None = None  # that computes rows of it right now
         self.kv: SequenceKV | None = None  # set while admitted
         self.hashes = PageHashes(self._salt(), page_size)
