@@ -235,7 +235,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence, prompt: Prompt) -> None:
         state = sequence.state
         self._lines_of(sequence).admit(sequence)
-        sequence.account.num_pages += sequence.most_pages
+        sequence.account.begin(sequence.most_pages)
         self._running.append(sequence)
         cache = self._caches[sequence.pool]
         sequence.kv = cache.open(state.kv, sequence.hashes, prompt.found)
@@ -306,7 +306,7 @@ class Scheduler:
         assert sequence.kv is not None
         self._publish(sequence, sequence.kv)  # a token may have become known since the last turn
         self._caches[sequence.pool].close(sequence.kv)
-        sequence.account.num_pages -= sequence.most_pages
+        sequence.account.end(sequence.most_pages)
         sequence.kv = None
         for rows in sequence.paused:
             self._hidden.drop(sequence.number, rows.stop)
@@ -317,11 +317,13 @@ class Scheduler:
         for cache in self._caches:
             cache.check_books(idle=not self._running and not self._leaving)
         assert len(self._by_id) == len(self._running) + self.num_waiting
-        promised = Counter[TenantState]()
+        running, pages = Counter[TenantState](), Counter[TenantState]()
         for sequence in (*self._running, *self._leaving):
-            promised[sequence.account] += sequence.most_pages
+            running[sequence.account] += 1
+            pages[sequence.account] += sequence.most_pages
         for lines in (self._waiting, self._offline):
-            assert all(state.num_pages == promised[state] for state in lines.tenants.values())
+            for state in lines.tenants.values():
+                assert (state.num_running, state.num_pages) == (running[state], pages[state])
         assert len(self._by_number) == len(self._by_id)
         assert self._running or self._leaving or not self._promised
         assert self._in_lanes == sum(s.lane is not None for s in self._running)

@@ -105,7 +105,7 @@ class KnownTenant(Protocol):
     def weight(self) -> float: ...
     @property
     def max_rows(self) -> int:
-        """Quota of rows of one turn."""
+        """Quota of rows of one batch, and of running sequences."""
         ...
 
     @property
@@ -114,8 +114,13 @@ class KnownTenant(Protocol):
         ...
 
     @property
+    def num_running(self) -> int:
+        """Its running sequences, those in lanes too."""
+        ...
+
+    @property
     def num_pages(self) -> int:
-        """Pages that they may come to hold now."""
+        """Pages that they may come to hold."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from blockllm.engine.work import Admission, Known, Offline, PausedRows, View
@@ -45,6 +45,7 @@ class FakeTenant:
     max_rows: int = 0
     max_pages: int = 0
     num_pages: int = 0
+    num_running: int = 0
 
 
 @dataclass
@@ -88,10 +89,26 @@ def make_view(
     """A view of one pool."""
     sequences = {each.number: each for each in (*running, *waiting)}
     pool = FakePages(sequences, **pages)  # type: ignore[arg-type]
-    online, offline = lines_of(waiting, False), lines_of(waiting, True)
-    known = {each.tenant: FakeTenant() for each in (*running, *waiting)} | (tenants or {})
-    below = Offline(offline, known)
-    return View(list(running), online, sequences, [pool], max_rows, max_sequences, known, below)
+    above, below = (
+        {
+            name: replace(
+                (tenants or {}).get(name, FakeTenant()),
+                num_running=sum(k.tenant == name and k.is_offline == kind for k in running),
+            )
+            for name in {each.tenant for each in (*running, *waiting)}
+        }
+        for kind in (False, True)
+    )
+    return View(
+        list(running),
+        lines_of(waiting, False),
+        sequences,
+        [pool],
+        max_rows,
+        max_sequences,
+        above,
+        Offline(lines_of(waiting, True), below),
+    )
 
 
 def lines_of(waiting: Sequence[FakeSequence], is_offline: bool) -> dict[str, list[Known]]:

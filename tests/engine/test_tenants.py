@@ -143,6 +143,19 @@ def test_a_newcomer_gets_the_slot_of_the_youngest_of_the_tenant_with_most() -> N
     assert Chunked().plan(same).preempt == ()
 
 
+def test_pages_are_taken_from_the_tenant_that_may_come_to_hold_most_of_them() -> None:
+    few = [FakeSequence(1, tenant="a", most_pages=40) for _ in range(2)]
+    many = [FakeSequence(1, tenant="b", most_pages=3) for _ in range(6)]
+    scarce = {"available": 8, "is_idle": False}
+
+    def victims(asks: FakeSequence) -> tuple[int, ...]:
+        return Chunked().plan(make_view([*few, *many], [asks], **scarce)).preempt
+
+    assert victims(FakeSequence(30, tenant="b", most_pages=30)) == (few[1].number,)
+    assert victims(FakeSequence(30, tenant="a", most_pages=30)) == (), "it has most itself"
+    assert victims(FakeSequence(30, tenant="c", most_pages=80)) == (), "it would have most"
+
+
 def test_lines_leave_room_for_newcomers() -> None:
     def fill(*shares: int) -> int:
         own = 0

@@ -182,7 +182,9 @@ def play(zoo: Zoo, book: Book, seed: int, is_random: bool = False) -> Found:
         for _ in range(min(OF_A_TRACE - asked, int(chosen.expovariate(1 / pace)))):
             number, asked = chosen.randrange(QUESTIONS), asked + 1
             tenant = chosen.choice("abc")
-            request = Request(f"{asked}", *book.questions[number], tenant=tenant, salt=tenant)
+            names = {"tenant": tenant, "salt": tenant}
+            offline = asked % 4 == 0
+            request = Request(f"{asked}", *book.questions[number], **names, offline=offline)
             try:
                 engine.submit(request)
                 running[request.id] = number, []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
@@ -35,11 +35,8 @@ class FairTenants:
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._pages = Counter[str]()  # that sequences which the plan admits may come to hold
-
-    @cached_property
-    def _running(self) -> Counter[str]:
-        return Counter(known.tenant for known in self._view.running)
+        self._admitted = Counter[str]()  # sequences that the plan admits
+        self._pages = Counter[str]()  # that these may come to hold
 
     @cached_property
     def _rows(self) -> Counter[str]:
@@ -57,13 +54,13 @@ class FairTenants:
         tenants = self._view.tenants
         looked_at = enumerate(islice(self._view.waiting, LOOK_AHEAD))
         return sorted(
-            (tenants[name].counter, self._running[name] / tenants[name].weight, place, name)
+            (tenants[name].counter, tenants[name].num_running / tenants[name].weight, place, name)
             for place, name in looked_at
         )
 
     def admit(self, known: Known, rows: int) -> None:
         """The plan admits a sequence with so many rows."""
-        self._running[known.tenant] += 1
+        self._admitted[known.tenant] += 1
         self._rows[known.tenant] += rows
         self._pages[known.tenant] += known.most_pages
 
@@ -76,7 +73,8 @@ class FairTenants:
         """Rows that its tenant's quotas let a waiting sequence begin with; 0: it has to wait. A
         tenant runs no more sequences than it has rows, so that each gets on in every turn."""
         tenant = self._view.tenants[known.tenant]
-        if tenant.max_rows and self._running[known.tenant] >= tenant.max_rows:
+        running = tenant.num_running + self._admitted[known.tenant]
+        if tenant.max_rows and running >= tenant.max_rows:
             return 0
         pages = tenant.num_pages + self._pages[known.tenant] + known.most_pages
         if tenant.max_pages and pages > tenant.max_pages:
@@ -144,30 +142,41 @@ class FairTenants:
 
     def give_way(self) -> Known | None:
         """The sequence to preempt for the first in turn, if slots or pages lack for it: the
-        youngest of the tenant that has most running for its weight. Only of one that is served no
-        less than the tenant in turn, and has more for its weight even then: so the two never take
-        from each other in turns."""
+        youngest of the tenant that has most of them for its weight. Only of one that was served no
+        less than the tenant in turn, keeps another sequence, and has more than that tenant would
+        have: so the two never take from each other in turns."""
         view = self._view
         for known in islice(self.in_turn(), LOOK_AHEAD):
             pages = view.pages[known.pool]
             admission = pages.admission(known)
             if admission.blocked:
                 continue
-            lacks_slot = len(view.running) >= view.max_sequences
-            if not lacks_slot and has_pages(admission, pages):
+            if len(view.running) >= view.max_sequences:
+                return self._youngest_of_most(known, view.running, lambda known: 1)
+            if has_pages(admission, pages):
                 return None
-            others = [o for o in view.running if lacks_slot or o.pool == known.pool]
-            return self._youngest_of_most(known.tenant, others)
+            others = [other for other in view.running if other.pool == known.pool]
+            return self._youngest_of_most(known, others, lambda known: known.most_pages)
         return None
 
-    def _youngest_of_most(self, name: str, others: list[Known]) -> Known | None:
-        tenants, counts = self._view.tenants, Counter(other.tenant for other in others)
-        loads = {name: count / tenants[name].weight for name, count in counts.items()}
-        least = (self._running[name] + 1) / tenants[name].weight
-        served = tenants[name].counter
-        more = [o for o in loads if loads[o] > least and tenants[o].counter >= served]
-        most = max(more, key=lambda other: loads[other], default=None)
-        return next((o for o in reversed(others) if o.tenant == most), None)
+    def _youngest_of_most(
+        self, asks: Known, others: Sequence[Known], size_of: Callable[[Known], int]
+    ) -> Known | None:
+        tenants, sizes, counts = self._view.tenants, Counter[str](), Counter[str]()
+        for known in others:
+            sizes[known.tenant] += size_of(known)
+            counts[known.tenant] += 1
+        own = tenants[asks.tenant]
+        wanted = (sizes[asks.tenant] + size_of(asks)) / own.weight
+        shares = {
+            name: sizes[name] / tenants[name].weight
+            for name, count in counts.items()
+            if count > 1 and tenants[name].counter >= own.counter
+        }
+        most = max(shares, key=lambda name: shares[name], default="")
+        if most not in shares or shares[most] <= wanted:
+            return None
+        return next(known for known in reversed(others) if known.tenant == most)
 
 
 def has_pages(admission: Admission, pages: Pages, taken: int = 0) -> bool:

@@ -18,7 +18,18 @@ class TenantState:
         self.max_pages = settings.max_pages
         self.max_waiting = settings.max_waiting
         self.counter = 0.0  # tokens by what they count for / weight
+        self.num_running = 0
         self.num_pages = 0  # that its running sequences may come to hold
+
+    def begin(self, pages: int) -> None:
+        """A sequence runs from now on that may come to hold so many pages."""
+        self.num_running += 1
+        self.num_pages += pages
+
+    def end(self, pages: int) -> None:
+        """Such a sequence runs no more."""
+        self.num_running -= 1
+        self.num_pages -= pages
 
     def charge(self, input_tokens: int, output_tokens: int) -> None:
         """These tokens were served. Rows on known pages are not, nor rows computed again."""
