@@ -160,7 +160,9 @@ def test_limits_change_no_token(
     sizes: list[int] = []
     count = HopCounters.count
     monkeypatch.setattr(
-        HopCounters, "count", lambda own, hop: (sizes.append(len(hop.carried.rows)), count(own, hop))
+        HopCounters,
+        "count",
+        lambda own, hop: (sizes.append(len(hop.carried.rows)), count(own, hop)),
     )
     for seed in range(3):
         asked = questions(seed)
