@@ -91,6 +91,12 @@ class Trace(RuleBasedStateMachine):
     def books_balance(self) -> None:
         self.engine.check_books()
 
+    @invariant()
+    def quotas_hold(self) -> None:
+        scheduler = self.engine._scheduler
+        for lines in (scheduler._waiting, scheduler._offline):
+            assert lines.tenant("b").num_running <= 2
+
     def teardown(self) -> None:
         while self.engine.has_work:
             step(self.engine, self.answers)

@@ -30,7 +30,11 @@ class Slack:
         online = [known for known in view.running if not known.is_offline]
         in_use = {known.pool for known in online}
         lent = [
-            LentPages(pages, [known for known in offline if known.pool == pool], pool not in in_use)
+            LentPages(
+                pages,
+                [known for known in offline if known.pool == pool],
+                is_idle=pool not in in_use and not any(view.lanes),
+            )
             for pool, pages in enumerate(view.pages)
         ]
         upper = view._replace(running=online, pages=lent, offline=Offline())
