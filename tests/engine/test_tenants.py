@@ -107,6 +107,9 @@ def test_rows_are_left_for_the_first_in_line_that_can_be_admitted() -> None:
     waiting[0].is_blocked = True
     plan = Chunked().plan(make_view(running, waiting, max_rows=20))
     assert [work.rows for work in plan.work] == [20], "none are kept for one that cannot"
+    large, small = FakeSequence(500, tenant="b"), FakeSequence(7, tenant="c")
+    view = make_view(running, [large, small], max_rows=20, available=90, is_idle=False)
+    assert [work.rows for work in Chunked().plan(view).work] == [20], "nor for one behind that"
 
 
 def test_quotas_bound_rows_pages_and_sequences_of_a_turn() -> None:

@@ -101,7 +101,8 @@ class FairTenants:
             yield known
 
     def next_in_lines(self) -> list[NextInLine]:
-        """The first sequence of each line, as far as slots, pages and quotas last."""
+        """The first sequence of each line, as far as slots, pages and quotas last. None behind one
+        that lacks pages, since none is admitted before it."""
         slots = self._view.max_sequences - len(self._view.running)
         found: list[NextInLine] = []
         taken = Counter[int]()
@@ -113,9 +114,12 @@ class FairTenants:
                 continue
             pages = self._view.pages[known.pool]
             admission = pages.admission(known)
-            if not admission.blocked and has_pages(admission, pages, taken[known.pool]):
-                taken[known.pool] += admission.pages
-                found.append(NextInLine(known, admission.num_new))
+            if admission.blocked:
+                continue
+            if not has_pages(admission, pages, taken[known.pool]):
+                break
+            taken[known.pool] += admission.pages
+            found.append(NextInLine(known, admission.num_new))
         return found
 
     def split(self, prompts: Iterable[Known], room: int) -> dict[int, int]:
