@@ -45,7 +45,7 @@ class Batch:
     unrotated: Ints | None = None  # rows whose keys are given as if rotated, if `virtual`
     # on the device: tokens that the host does not know yet; [rows] where the row's is there, or -1
     sampled: torch.Tensor | None = None
-    sources: Ints | None = None
+    sampled_rows: Ints | None = None
     resumed: Mapping[int, torch.Tensor] | None = None  # hidden states, where first_stops > 0
     wants_every_row: bool = False  # logits of all rows, as for scoring
 
@@ -170,12 +170,12 @@ def fill_tokens(tokens: torch.Tensor, hop: Hop) -> None:
     """Put in the tokens of the hop's rows that only the device knows. tokens: at least [rows], on
     the device; changed in place."""
     batch = hop.batch
-    if batch.sampled is None or batch.sources is None:
+    if batch.sampled is None or batch.sampled_rows is None:
         return
-    sources = batch.sources[hop.rows]
-    rows = np.flatnonzero(sources >= 0)
+    sampled_rows = batch.sampled_rows[hop.rows]
+    rows = np.flatnonzero(sampled_rows >= 0)
     if len(rows):
-        where, chosen = upload([rows, sources[rows]], tokens.device)
+        where, chosen = upload([rows, sampled_rows[rows]], tokens.device)
         tokens[where] = batch.sampled[chosen]
 
 

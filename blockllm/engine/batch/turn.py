@@ -72,7 +72,7 @@ def make_turn(
         virtual=virtual,
         unrotated=None if virtual is None else _unrotated(sequences, counts, virtual),
         sampled=sampled,
-        sources=None if sampled is None else _sources(sequences, ends, wants_logits),
+        sampled_rows=None if sampled is None else _sampled_rows(sequences, ends, wants_logits),
         resumed={work.index(w): hidden for w, hidden in resumed.items()} if resumed else None,
         wants_every_row=wants_every_row,
     )
@@ -91,8 +91,8 @@ def _unrotated(sequences: list[Sequence], counts: Ints, virtual: NDArray[np.bool
     return np.flatnonzero(virtual & np.repeat(of_prefixes, counts))
 
 
-def _sources(sequences: list[Sequence], ends: Ints, is_last: NDArray[np.bool_]) -> Ints:
+def _sampled_rows(sequences: list[Sequence], ends: Ints, is_last: NDArray[np.bool_]) -> Ints:
     """Where each sequence's last token stands among those sampled on the device. [rows]"""
-    sources = np.full(ends[-1], -1)
-    sources[ends - 1] = np.where(is_last, [s.sampled_at for s in sequences], -1)
-    return sources
+    rows = np.full(ends[-1], -1)
+    rows[ends - 1] = np.where(is_last, [s.sampled_at for s in sequences], -1)
+    return rows
