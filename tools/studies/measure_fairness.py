@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of theirs")
     parser.add_argument("--answer", type=int, default=32, help="tokens of all answers")
     parser.add_argument("--heavy-prompt", type=int, default=512)
-    parser.add_argument("--quota", type=int, default=4, help="rows of the heavy tenant in a turn")
+    parser.add_argument("--quota", type=int, default=8, help="rows of the heavy tenant in a turn")
     parser.add_argument("--rows", type=int, default=128, help="of a turn")
     parser.add_argument("--sequences", type=int, default=32, help="that run at once")
     parser.add_argument("--turn-seconds", type=float, default=0.05, help="wanted length of turns")
