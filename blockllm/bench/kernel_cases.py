@@ -22,7 +22,7 @@ from blockllm.engine.batch.arrays import Segment
 from blockllm.engine.kernels import fused, plain
 from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kernels.matmul import Matmul, make_matmul
-from blockllm.engine.layers.linear import Linear
+from blockllm.engine.layers.linear import SharedLinear
 from blockllm.engine.layers.segments import Segments
 from blockllm.engine.sampling import sample
 from blockllm.engine.sampling.choose import Filters, pick_sorted
@@ -181,7 +181,7 @@ class _Tensors:
 def _lora_call(s: Setup, out: int, size: int, counts: list[int], seed: int) -> Call:
     tensors, rows = _Tensors(s.kernels), sum(counts)
     weight, x = s.random(seed, out, size), s.random(seed + 1, rows, size)
-    layer = Linear(("o_proj",), {"o_proj.weight": tensors.describe(weight)}, tensors)
+    layer = SharedLinear(("o_proj",), {"o_proj.weight": tensors.describe(weight)}, tensors)
     pairs, host, targets, start = [], [], [], 0
     for adapter, count in enumerate(counts):
         a, b = s.random(seed + 2, _RANK, size), s.random(seed + 3, out, _RANK) / _RANK

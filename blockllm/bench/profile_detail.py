@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from blockllm.engine.layers.stack import DecoderStack
+from blockllm.engine.layers.section import Section
 from blockllm.observability.timeline import Timeline
 
 # (module, class or "", function, what the part is called)
 TARGETS = (
-    ("blockllm.engine.layers.linear", "Linear", "__call__", "linear"),
+    ("blockllm.engine.layers.linear", "SharedLinear", "__call__", "linear"),
     ("blockllm.engine.layers.embedding", "Embedding", "__call__", "embedding"),
     ("blockllm.engine.layers.norm", "", "rms_norm", "norm"),
     ("blockllm.engine.layers.norm", "", "add_rms_norm", "norm"),
     ("blockllm.engine.layers.norm", "", "rms_norm_heads", "norm"),
-    ("blockllm.engine.layers.halves", "", "silu_multiply", "activation"),
+    ("blockllm.engine.layers.plain", "", "silu_multiply", "activation"),
     ("blockllm.engine.attention.rows", "AttentionRows", "place", "rotate and write"),
     ("blockllm.engine.attention.native", "NativeAttention", "attend", "attention"),
 )
@@ -34,8 +34,8 @@ def layer_parts(timeline: Timeline, on: bool) -> Iterator[None]:
     """While active, and if `on`, every target is a part of the timeline."""
     undo: list[tuple[Any, str, Any]] = []
     if on:
-        undo.append((DecoderStack, "__call__", DecoderStack.__call__))
-        setattr(DecoderStack, "__call__", DecoderStack.run_layers)  # noqa: B010 (mypy)
+        undo.append((Section, "__call__", Section.__call__))
+        setattr(Section, "__call__", Section.run_plain)  # noqa: B010 (mypy)
     for module, owner, name, part in TARGETS if on else ():
         holder: Any = importlib.import_module(module)
         holder = getattr(holder, owner) if owner else holder

@@ -17,7 +17,6 @@ from blockllm.bench.roofline import Limits
 from blockllm.cli import bench_engine
 from blockllm.core import LayerFunction
 from blockllm.engine import Engine
-from blockllm.engine.layers.linear import Linear
 from blockllm.observability.timeline import OFF, Recorder, Timeline, trace_events
 from blockllm.zoo import Zoo
 from tests.driver import settings
@@ -100,9 +99,9 @@ def test_the_parts_of_a_turn_add_up(zoo: Zoo) -> None:  # noqa: F811
 
 
 def test_detail_splits_compute_and_is_gone_afterwards(zoo: Zoo) -> None:  # noqa: F811
-    original = Linear.__call__
+    original = SharedLinear.__call__
     engine, recorder = record(zoo, detail=True)
-    assert Linear.__call__ is original
+    assert SharedLinear.__call__ is original
     names = {part.name for part in recorder.parts}
     assert {part for *_, part in TARGETS} <= names
     summary = summarise(engine, recorder)

@@ -21,8 +21,8 @@ from blockllm.engine.batch.arrays import Segment
 from blockllm.engine.kernels.choice import ALL_CORES
 from blockllm.engine.kernels.matmul import Matmul, make_matmul
 from blockllm.engine.layers.changes import BaseLinear, combine
-from blockllm.engine.layers.linear import Linear
-from blockllm.engine.layers.norm import HeadNorm, Norm
+from blockllm.engine.layers.linear import SharedLinear
+from blockllm.engine.layers.norm import SharedHeadNorm, SharedNorm
 from blockllm.engine.layers.segments import Segments
 from blockllm.errors import UnsupportedModel
 
@@ -126,7 +126,7 @@ def test_every_kind_beside_the_others(has_bias: bool, is_int8: bool) -> None:
     ]
     named = {"weight": base.weight, "bias": base.bias, "scale": base.scale}
     tensors = {f"q.{name}": tensor for name, tensor in named.items() if tensor}
-    linear = Linear(("q",), tensors, store)
+    linear = SharedLinear(("q",), tensors, store)
     linear.attach([{"q": group} for group in groups], store)
     x = torch.randn(ROWS * (len(groups) + 1), IN)
     kept = x.clone()
@@ -163,7 +163,7 @@ def test_kinds_whose_order_would_matter() -> None:
 def test_norms() -> None:
     store = Store()
     shared, own = store.make(IN, center=1.0), store.make(IN, center=1.0)
-    norm = Norm(store.load(shared), 1e-6)
+    norm = SharedNorm(store.load(shared), 1e-6)
     norm.attach([(), (NormTarget(own),)], store)
     x, added = torch.randn(3 * ROWS, IN), torch.randn(3 * ROWS, IN)
     host = [Segment(0, ROWS, "none"), Segment(ROWS, 2 * ROWS, "own")]
@@ -181,7 +181,7 @@ def test_norms() -> None:
 def test_head_norms() -> None:
     store, size = Store(), 8
     shared, own = store.make(size, center=1.0), store.make(size, center=1.0)
-    norm = HeadNorm(store.load(shared), 1e-6, 1, 2)
+    norm = SharedHeadNorm(store.load(shared), 1e-6, 1, 2)
     norm.attach([(NormTarget(own),)], store)
     fused = torch.randn(2 * ROWS, 4, size)
     wanted = fused.clone()

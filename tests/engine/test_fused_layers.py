@@ -10,17 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blockllm.core import LayerFunction, Rope
+from blockllm.core import LayerFunction
 from blockllm.engine import Engine
 from blockllm.engine.kernels.cpu.build import native_library
-from blockllm.engine.kernels.cpu.layer import (
-    NO_ROWS,
-    FusedLayers,
-    Matrix,
-    describe_entry,
-    describe_layer,
-)
-from blockllm.engine.layers.stack import DecoderStack
+from blockllm.engine.kernels.cpu.program import NO_KV, NativeLayer, NativeProgram, table_matrix
+from blockllm.engine.kernels.cpu.structs import Op, OpCode, Register
+from blockllm.engine.layers import section
+from blockllm.engine.layers.section import Section
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
 from tests.makers import make_checkpoint, make_lora
@@ -78,13 +74,13 @@ def decoder_layers(zoo: Zoo) -> list[LayerFunction]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts rows of fused calls."""
     seen: list[int] = []
-    real = FusedLayers.__call__
+    real = NativeProgram.__call__
 
-    def counted(self: FusedLayers, x: torch.Tensor, *rest: object) -> torch.Tensor:
+    def counted(self: NativeProgram, x: torch.Tensor, *rest: object) -> torch.Tensor:
         seen.append(len(x))
         return real(self, x, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(FusedLayers, "__call__", counted)
+    monkeypatch.setattr(NativeProgram, "__call__", counted)
     return seen
 
 
@@ -102,7 +98,7 @@ def test_fused_layers_give_the_bits_of_their_parts(
         parts = {function.part for function in decoder_layers(models)}
         assert parts == {"whole", "attention", "mlp"}
     calls.clear()
-    monkeypatch.setattr(DecoderStack, "_fuse", lambda self: None)
+    monkeypatch.setattr(section, "lower", lambda ops: None)
     assert serve(models) == fused
     assert not calls
 
@@ -127,7 +123,7 @@ def test_a_row_alone_gives_the_bits_of_its_parts(
 
     fused = serve_alone()
     assert calls.count(1) > 100
-    monkeypatch.setattr(DecoderStack, "_fuse", lambda self: None)
+    monkeypatch.setattr(section, "lower", lambda ops: None)
     assert serve_alone() == fused
 
 
@@ -141,11 +137,11 @@ def test_rows_whose_next_token_nobody_wants_are_dropped_without_a_trace(
 ) -> None:
     models: Zoo = request.getfixturevalue(which)
     if not fuses:
-        monkeypatch.setattr(DecoderStack, "_fuse", lambda self: None)
+        monkeypatch.setattr(section, "lower", lambda ops: None)
     dropping, dropped = serve(models), []
-    real = DecoderStack.__call__
+    real = Section.__call__
 
-    def keep_all(self: DecoderStack, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def keep_all(self: Section, x: torch.Tensor, *rest: Any) -> torch.Tensor:
         *where, kept = rest
         out = real(self, x, *where)
         if kept is None:
@@ -153,17 +149,21 @@ def test_rows_whose_next_token_nobody_wants_are_dropped_without_a_trace(
         dropped.append(len(x) - len(kept.rows))
         return out[kept.rows]
 
-    monkeypatch.setattr(DecoderStack, "__call__", keep_all)
+    monkeypatch.setattr(Section, "__call__", keep_all)
     assert serve(models) == dropping
     assert min(dropped) > 0, "rows that are all wanted need no choice"
 
 
 def test_tokens_without_a_row_in_the_table_become_no_number() -> None:
     table = torch.arange(12.0).to(torch.float16).view(3, 4)
-    entry = describe_entry(table)
-    function = LayerFunction(4, 0, 1, 1, 4, 1e-6, Rope(1e4), part="attention")
-    layer = describe_layer(function, [Matrix(), Matrix()], [None] * 4)  # leaves rows as they are
-    looked_up = FusedLayers([layer], entry)(torch.tensor([2, 3, -1, 0]), NO_ROWS, 0, None, 2)
+    matrix = table_matrix(table)
+    assert matrix is not None
+    op = Op(code=OpCode.LOOK_UP, target=Register.STREAM, added=-1, matrix=matrix)
+    program = NativeProgram([NativeLayer([op], attends=False)], Register.STREAM)
+    tokens = torch.tensor([2, 3, -1, 0])
+    looked_up = program(tokens, NO_KV, 0, None, 2)
+    alone = torch.cat([program(token, NO_KV, 0, None, 2) for token in tokens.split(1)])
+    assert torch.equal(alone.nan_to_num(-1), looked_up.nan_to_num(-1))
     assert looked_up[0].tolist() == [8, 9, 10, 11] and looked_up[3].tolist() == [0, 1, 2, 3]
     assert looked_up[1:3].isnan().all()
 

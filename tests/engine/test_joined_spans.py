@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from blockllm.core import EmbedFunction, HeadFunction, LayerFunction
 from blockllm.engine import Engine
-from blockllm.engine.layers.block import Part, Passage
-from blockllm.engine.layers.stack import DecoderStack
+from blockllm.engine.layers.block import SpanProgram
+from blockllm.engine.layers.section import Section
 from blockllm.engine.run.executor import Executor
 from blockllm.zoo import Zoo
 from tests.driver import Answer, greedy, request, run, settings
@@ -69,19 +70,19 @@ def test_joined_spans_give_the_bits_of_single_ones(
 
 
 def parts(engine: Engine, model: str) -> list[str]:
-    """What a turn with this model alone goes through: decoder layers of each native call, with `e`
-    and `h` where they include embedding and head, which are parts of their own otherwise."""
-    seen: list[Passage] = []
+    """What a turn with this model alone goes through: decoder layers of each section, with `e` and
+    `h` where it includes embedding and head."""
+    seen: list[SpanProgram] = []
     executor = engine.parts.executor
-    real = executor._passage
+    real = executor._program
 
-    def noted(spans: tuple[int, ...], has_segments: bool) -> Passage:
+    def noted(spans: tuple[int, ...], has_segments: bool) -> SpanProgram:
         seen.append(real(spans, has_segments))
         return seen[-1]
 
-    executor._passage = noted  # type: ignore[assignment]
+    executor._program = noted  # type: ignore[assignment]
     run(engine, [request("a", model, range(7), greedy(1))])
-    return [_name(step.part) for passage in seen for step in passage.steps]
+    return [_name(section) for program in seen for section in program.sections]
 
 
 def test_weights_go_with_their_engine(adapted: Zoo) -> None:
@@ -96,10 +97,12 @@ def test_weights_go_with_their_engine(adapted: Zoo) -> None:
         gc.enable()
 
 
-def _name(part: Part) -> str:
-    if not isinstance(part, DecoderStack):
-        return type(part).__name__
-    return "e" * (part.embed is not None) + str(len(part.layers)) + "h" * (part.head is not None)
+def _name(section: Section) -> str:
+    functions = [layer.function for layer in section.layers]
+    decoders = sum(isinstance(function, LayerFunction) for function in functions)
+    before = "e" if isinstance(functions[0], EmbedFunction) else ""
+    behind = "h" if isinstance(functions[-1], HeadFunction) else ""
+    return f"{before}{decoders or ''}{behind}"
 
 
 def test_layers_of_many_blocks_are_one_call_where_the_rows_add_the_same(adapted: Zoo) -> None:
@@ -107,7 +110,7 @@ def test_layers_of_many_blocks_are_one_call_where_the_rows_add_the_same(adapted:
     assert parts(engine, "base") == ["e4h"]
     assert parts(engine, "sibling") == ["e4h"]
     assert parts(engine, "lora") == ["e1", "1", "2h"]  # another number in the second layer
-    assert parts(Engine(adapted, ["ends"], settings()), "ends") == ["EmbedLayer", "4", "HeadLayer"]
+    assert parts(Engine(adapted, ["ends"], settings()), "ends") == ["e", "4", "h"]
     assert parts(Engine(adapted, ["lora"], settings(cut="layers")), "lora") == ["e4h"]
 
 
@@ -124,9 +127,9 @@ def test_blocks_are_alike_where_the_same_models_add_what_fuses(
     adapted: Zoo, second: tuple[tuple[set[str], bool], ...], calls: int
 ) -> None:
     executor = Engine(adapted, ["base"], settings(cut="layers")).parts.executor
-    blocks = executor._passage((1, 2), False).blocks
+    blocks = executor._program((1, 2), False).blocks
     of_first = (({"m"}, True), ({"n"}, True))
     for block, riders in zip(blocks, (of_first, second), strict=True):
         block.riders = tuple((frozenset(models), fuses) for models, fuses in riders)
-    assert len(Passage(blocks, has_segments=True).steps) == calls
-    assert len(Passage(blocks, has_segments=False).steps) == 1
+    assert len(SpanProgram(blocks, has_segments=True).sections) == calls
+    assert len(SpanProgram(blocks, has_segments=False).sections) == 1

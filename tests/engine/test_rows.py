@@ -8,7 +8,7 @@ import torch
 from blockllm.core import LoraTarget, RowsTarget
 from blockllm.engine.batch.arrays import Segment
 from blockllm.engine.layers.embedding import Embedding
-from blockllm.engine.layers.linear import Linear
+from blockllm.engine.layers.linear import SharedLinear
 from blockllm.engine.layers.segments import Segments
 from blockllm.errors import CorruptStore
 from tests.engine.test_changes import CPU, IN, OUT, ROWS, Store
@@ -28,11 +28,11 @@ def test_outputs_of_a_linear() -> None:
     store = Store()
     weight, x = store.make(OUT, IN), torch.randn(ROWS, IN)
     target = RowsTarget(store.make(len(TOKENS), IN), TOKENS)
-    linear = Linear(("head",), {"head.weight": weight}, store)
+    linear = SharedLinear(("head",), {"head.weight": weight}, store)
     plain = linear(x, SEGMENTS)
     linear.attach([{"head": (target,)}, {}], store)
     whole = store.keep(replaced(store, store.load(weight), target))
-    expected = Linear(("head",), {"head.weight": whole}, store)(x, SEGMENTS)
+    expected = SharedLinear(("head",), {"head.weight": whole}, store)(x, SEGMENTS)
     found = linear(x, SEGMENTS)
     assert torch.equal(found[OWN], expected[OWN])
     assert torch.equal(found[:2], plain[:2]) and torch.equal(found[6:], plain[6:])
@@ -43,7 +43,7 @@ def test_updates_are_added_to_own_rows() -> None:
     weight, x = store.make(OUT, IN), torch.randn(ROWS, IN)
     rows = RowsTarget(store.make(len(TOKENS), IN), TOKENS)
     update = LoraTarget(store.make(3, IN), store.make(OUT, 3), 0.5)
-    linear = Linear(("head",), {"head.weight": weight}, store)
+    linear = SharedLinear(("head",), {"head.weight": weight}, store)
     linear.attach([{"head": (rows, update)}, {}], store)
     merged = replaced(store, store.load(weight), rows)
     merged += update.scale * store.load(update.b) @ store.load(update.a)
@@ -67,7 +67,7 @@ def test_rows_of_an_embedding() -> None:
 def test_rows_that_do_not_fit(tokens: tuple[int, ...]) -> None:
     store = Store()
     target = RowsTarget(store.make(len(TOKENS), IN), tokens)
-    linear = Linear(("head",), {"head.weight": store.make(OUT, IN)}, store)
+    linear = SharedLinear(("head",), {"head.weight": store.make(OUT, IN)}, store)
     embedding = Embedding(store.load(store.make(OUT, IN)), torch.float32)
     with pytest.raises(CorruptStore, match="rows of tokens do not fit"):
         linear.attach([{"head": (target,)}], store)

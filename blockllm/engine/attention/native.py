@@ -8,8 +8,8 @@ from blockllm.engine.attention.rope import RopeTable
 from blockllm.engine.attention.rows import AttentionRows
 from blockllm.engine.attention.sdpa import SdpaAttention
 from blockllm.engine.kernels.cpu import native
-from blockllm.engine.kernels.cpu.layer import Rows
 from blockllm.engine.kernels.cpu.native import address
+from blockllm.engine.kernels.cpu.structs import KVAccess
 
 _TILE = 64  # rows of a prompt that one task of the kernel attends
 _INT, _LONG = 4, 8  # bytes of an index
@@ -46,9 +46,9 @@ class NativeAttention:
         return out
 
 
-def describe(rows: AttentionRows, table: RopeTable) -> Rows:
-    """A hop's rows as fused layers take them, made once for all layers that rotate alike."""
-    known = rows.described.get(id(table))
+def kv_access(rows: AttentionRows, table: RopeTable) -> KVAccess:
+    """A hop's rows as native programs take them, made once for all layers that rotate alike."""
+    known = rows.accesses.get(id(table))
     if known is None:
         part, of = rows.part, rows.gathered.addresses
         _, bundles, width = rows.gathered.pages.tables.shape
@@ -59,7 +59,7 @@ def describe(rows: AttentionRows, table: RopeTable) -> Rows:
         else:
             members = where = 0
             contexts, singles = of.contexts + _LONG * part.first_member, len(part.members)
-        described = Rows(
+        made = KVAccess(
             *of.pages,
             table.cos.data_ptr(), table.sin.data_ptr(), address(table.at),
             of.write_pages + _LONG * part.first_row, len(rows.gathered.rows.rows),
@@ -68,5 +68,5 @@ def describe(rows: AttentionRows, table: RopeTable) -> Rows:
             address(tiles), 0 if tiles is None else len(tiles),
             members, where, contexts, singles,
         )  # fmt: skip
-        known = rows.described[id(table)] = described, (table, tiles, decoding)
+        known = rows.accesses[id(table)] = made, (table, tiles, decoding)
     return known[0]

@@ -15,7 +15,7 @@ from blockllm.engine.batch.arrays import Batch, Ints, RowSet
 from blockllm.engine.device.transfer import upload
 from blockllm.engine.kernels import fused, plain
 from blockllm.engine.kernels.choice import ALL_CORES, Kernels
-from blockllm.engine.kernels.cpu.layer import Rows
+from blockllm.engine.kernels.cpu.structs import KVAccess
 from blockllm.engine.kv.cache import KVCache
 
 
@@ -69,7 +69,7 @@ _Indices = TypeVar("_Indices", RowArrays, RowTensors)
 class Addresses(NamedTuple):
     """Where `GatheredRows` and what they index lie in main memory."""
 
-    pages: tuple[int, ...]  # the first of `kernels.layer.Rows`
+    pages: tuple[int, ...]  # the first of `KVAccess`
     tables: int
     write_pages: int
     write_offsets: int
@@ -172,7 +172,7 @@ class AttentionRows:
         # filled by the backends, shared by the layers
         self.decode: dict[int | None, DecodeIndex] = {}  # by window
         self.prompts: dict[tuple[int, int | None], torch.Tensor] = {}  # by (member, window)
-        self.described: dict[int, tuple[Rows, object]] = {}  # by rope table
+        self.accesses: dict[int, tuple[KVAccess, object]] = {}  # by rope table
         self._tiles: dict[int, torch.Tensor] = {}  # by rows of a tile
 
     @functools.cached_property

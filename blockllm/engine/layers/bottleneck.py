@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from blockllm.core import BottleneckTarget
+from blockllm.core import BottleneckTarget, Target
 from blockllm.engine.kernels.matmul import Matmul
 from blockllm.engine.layers.activations import ACTIVATIONS
 from blockllm.engine.layers.segments import Segments
@@ -23,9 +23,16 @@ class _Bottleneck(NamedTuple):
 class Bottlenecks:
     """Those of all models at one place of a layer."""
 
-    def __init__(self, targets: Sequence[Sequence[BottleneckTarget]], load: Loader) -> None:
-        """`targets` by model, in the order of the block's adapters."""
-        self._own = [[_bind(target, load) for target in own] or None for own in targets]
+    def __init__(self) -> None:
+        self._own: list[list[_Bottleneck] | None] = []  # by the block's adapters
+
+    def attach(self, groups: Sequence[Sequence[Target]], load: Loader) -> None:
+        """Take those among every model's targets, in the order of the block's adapters."""
+        own = [
+            [_bind(target, load) for target in group if isinstance(target, BottleneckTarget)]
+            for group in groups
+        ]
+        self._own = [each or None for each in own] if any(own) else []
 
     def add_to(self, y: torch.Tensor, stream: torch.Tensor, segments: Segments) -> None:
         """Add to the output `y` of attention or MLP, in place, before it joins the residual

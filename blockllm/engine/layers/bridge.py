@@ -3,32 +3,24 @@ the models it stands (stitching layers: SN-Net, arXiv 2302.06586, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from blockllm.core import BridgeFunction, Layer
 from blockllm.engine.kernels.matmul import make_matmul
-from blockllm.engine.layers.changes import Targets
 from blockllm.engine.layers.segments import Segments
 from blockllm.engine.weights.tensors import Loader
 
 
-class BridgeLayer:
+class Bridge:
     """y = W(t) x + b(t). The position t is fixed in a chain, so W(t) and b(t) are summed at load
     and a hop pays for one linear."""
 
-    def __init__(self, layer: Layer, load: Loader) -> None:
-        assert isinstance(layer.function, BridgeFunction)
+    def __init__(self, layer: Layer, function: BridgeFunction, load: Loader) -> None:
         weight, bias = (
-            at_position(load.load(layer.tensors[name]), layer.function.position)
+            at_position(load.load(layer.tensors[name]), function.position)
             for name in ("weight", "bias")
         )
         self._matmul = make_matmul([weight], bias, None, weight.dtype, load.kernels)
-
-    def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
-        """Deltas are made for models, and no model that was trained has a bridge."""
-        assert not any(adapters), "a delta changes a bridge"
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, input_size] → [rows, output_size]"""

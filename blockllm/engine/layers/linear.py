@@ -15,15 +15,15 @@ import torch
 from blockllm.core import Tensor
 from blockllm.engine.kernels.adapters import AddUpdates, PackedAdapters, make_adapters
 from blockllm.engine.kernels.coded import make_differences
-from blockllm.engine.kernels.cpu.layer import Matrix
 from blockllm.engine.kernels.cpu.packed import PackedInt8, PackedLinear
+from blockllm.engine.kernels.cpu.structs import Matrix
 from blockllm.engine.layers.changes import Affine, BaseLinear, Targets, combine
 from blockllm.engine.layers.rows import OwnOutputs
 from blockllm.engine.layers.segments import Segments
 from blockllm.engine.weights.tensors import Loader
 
 
-class Linear:
+class SharedLinear:
     """y = x Wᵀ + b for all rows, plus each segment's update. W may be several, stacked; it is
     int8 where a `scale` stands beside it."""
 
@@ -66,11 +66,11 @@ class Linear:
         self._updates = make_adapters(updates, self.columns, load.kernels)
         self._differences = make_differences(differences, self.columns, load.kernels)
 
-    def describe(self) -> Matrix | None:
-        """As a fused layer takes it, with all low-rank updates; None if something is not packed."""
+    def matrix(self) -> Matrix | None:
+        """As native programs take it, with all low-rank updates; None if it is not packed."""
         if not isinstance(self._matmul, PackedLinear | PackedInt8):
             return None
-        matrix = self._matmul.describe()
+        matrix = self._matmul.matrix()
         if isinstance(self._updates, PackedAdapters):
             matrix.adapters = self._updates.address
         elif self._updates is not None:

@@ -33,7 +33,7 @@ class _Replaceable:
     """The weight that all models of a block share, and those that some bring instead."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        self.weight, self._eps = weight, eps
+        self.weight, self.eps = weight, eps
         self._own: list[torch.Tensor | None] = []
 
     def attach(self, targets: Sequence[tuple[Target, ...]], load: TensorSource) -> None:
@@ -41,42 +41,42 @@ class _Replaceable:
         self._own = own_weights(targets, load)
 
 
-class Norm(_Replaceable):
+class SharedNorm(_Replaceable):
     """Root-mean-square norm of rows."""
 
     def __call__(self, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         """[rows, hidden] → [rows, hidden]"""
-        return self._replace(rms_norm(x, self.weight, self._eps, segments.kernels), x, segments)
+        return self._replace(rms_norm(x, self.weight, self.eps, segments.kernels), x, segments)
 
     def add(
         self, x: torch.Tensor, added: torch.Tensor, segments: Segments
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x + added, and its norm. [rows, hidden] → 2 of [rows, hidden]"""
-        x, normed = add_rms_norm(x, added, self.weight, self._eps, segments.kernels)
+        x, normed = add_rms_norm(x, added, self.weight, self.eps, segments.kernels)
         return x, self._replace(normed, x, segments)
 
     def _replace(self, normed: torch.Tensor, x: torch.Tensor, segments: Segments) -> torch.Tensor:
         for start, stop, weight in segments.own(self._own):
-            normed[start:stop] = rms_norm(x[start:stop], weight, self._eps, segments.kernels)
+            normed[start:stop] = rms_norm(x[start:stop], weight, self.eps, segments.kernels)
         return normed
 
 
-class HeadNorm(_Replaceable):
+class SharedHeadNorm(_Replaceable):
     """Root-mean-square norm of each attention head, in place."""
 
     def __init__(self, weight: torch.Tensor, eps: float, first: int, count: int) -> None:
         """Of `count` heads from `first` on."""
         super().__init__(weight, eps)
-        self._first, self._count = first, count
+        self.first, self.count = first, count
 
     def __call__(self, fused: torch.Tensor, segments: Segments) -> None:
         """fused: [rows, all heads, head_dim], contiguous"""
-        heads = slice(self._first, self._first + self._count)
+        heads = slice(self.first, self.first + self.count)
         kept = [
             (fused[start:stop], fused[start:stop, heads].clone(), weight)
             for start, stop, weight in segments.own(self._own)
         ]
-        rms_norm_heads(fused, self._first, self._count, self.weight, self._eps, segments.kernels)
+        rms_norm_heads(fused, self.first, self.count, self.weight, self.eps, segments.kernels)
         for rows, before, weight in kept:
             rows[:, heads] = before
-            rms_norm_heads(rows, self._first, self._count, weight, self._eps, segments.kernels)
+            rms_norm_heads(rows, self.first, self.count, weight, self.eps, segments.kernels)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from blockllm.core import PrefixTarget
+from blockllm.core import PrefixTarget, Target
 from blockllm.engine.layers.segments import Segments
 from blockllm.engine.weights.tensors import TensorSource
 
@@ -14,9 +14,13 @@ from blockllm.engine.weights.tensors import TensorSource
 class Prefixes:
     """Those of all models at one decoder layer."""
 
-    def __init__(self, targets: Sequence[Sequence[PrefixTarget]], load: TensorSource) -> None:
-        """`targets` by model, in the order of the block's adapters."""
-        self._own = [_join(own[-1], load) if own else None for own in targets]
+    def __init__(self) -> None:
+        self._own: list[torch.Tensor | None] = []  # by the block's adapters
+
+    def attach(self, groups: Sequence[Sequence[Target]], load: TensorSource) -> None:
+        """Take those among every model's targets, in the order of the block's adapters."""
+        own = [[t for t in group if isinstance(t, PrefixTarget)] for group in groups]
+        self._own = [_join(each[-1], load) if each else None for each in own] if any(own) else []
 
     def put(self, fused: torch.Tensor, segments: Segments) -> None:
         """Replace keys and values of virtual tokens, in place, before they are rotated and written;

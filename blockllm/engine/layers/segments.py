@@ -105,20 +105,9 @@ class Segments:
         return self._tiles
 
 
-class Wanted(NamedTuple):
-    """Rows of a hop whose next token is wanted, on the host and on the device."""
+class OutputRows(NamedTuple):
+    """Rows of a hop that go on behind the last attention of their models, on the host and on the
+    device; the others are there for their keys and values only."""
 
     host: Ints  # [k] ascending
     rows: torch.Tensor  # [k] int64
-
-    def of(self, segments: Segments) -> Kept:
-        """These rows, with what is left of the segments."""
-        return Kept(self.rows, segments.select(self.host))
-
-
-class Kept(NamedTuple):
-    """Rows of a hop that go on behind the last attention of their models; the others were there for
-    their keys and values only."""
-
-    rows: torch.Tensor  # [k] int64, ascending
-    segments: Segments  # of these rows

@@ -17,16 +17,14 @@ from blockllm.engine.batch.arrays import Batch, Hop
 from blockllm.engine.device.transfer import upload
 from blockllm.engine.kernels.choice import Kernels
 from blockllm.engine.kv.cache import KVCache
-from blockllm.engine.layers.block import Added, BlockExecutor, Passage
-from blockllm.engine.layers.decoder import DecoderLayer
-from blockllm.engine.layers.ends import EmbedLayer, HeadLayer
-from blockllm.engine.layers.segments import Wanted
-from blockllm.engine.layers.stack import DecoderStack
+from blockllm.engine.layers.block import BlockDelta, BlockExecutor, SpanProgram
+from blockllm.engine.layers.ops import Write
+from blockllm.engine.layers.segments import OutputRows
 from blockllm.engine.run.inputs import BatchInputs, EagerInputs, HopInputs
 from blockllm.engine.weights.tensors import TableLoader
 from blockllm.observability.timeline import OFF, Timeline
 
-_PASSAGES = 1024  # ways through neighbouring spans that are remembered
+_PROGRAMS = 1024  # of neighbouring spans, that are remembered
 
 
 class Executor:
@@ -50,8 +48,8 @@ class Executor:
         known = {b.id: BlockExecutor(b, load) for span in plan.spans for b in span.blocks}
         self._spans = [tuple(known[block.id] for block in span.blocks) for span in plan.spans]
         # bound to the spans alone: a cycle would keep the weights until the next collection
-        make = functools.partial(_make_passage, self._spans)
-        self._passage = functools.lru_cache(_PASSAGES)(make)
+        make = functools.partial(_make_program, self._spans)
+        self._program = functools.lru_cache(_PROGRAMS)(make)
         self._rotaries = _make_rotaries(known.values(), device, dtype)
         self._batches: WeakKeyDictionary[Batch, BatchInputs] = WeakKeyDictionary()
         for block, added in _deltas(plan).items():
@@ -82,76 +80,64 @@ class Executor:
         Behind the last attention of their models only rows whose next token is wanted are
         computed; hidden states of the others are zero.
         """
-        passage = self._passage(hop.plan.spans, any(hop.segments))
+        program = self._program(hop.plan.spans, any(hop.segments))
         x, kv_layer = inputs.hidden, hop.plan.first_kv_layer
-        end = kv_layer + passage.num_kv_layers
+        end = kv_layer + program.num_kv_layers
         bind = functools.partial(self._bind, inputs, timeline)
-        wanted = self._wanted(hop)
-        dropped = False  # whether the rows that are not wanted have been
-        for part, i in passage.steps:
-            segments = inputs.segments(i, passage.blocks[i])
-            kept = None if wanted is None else wanted.of(segments)
-            if kept is not None and dropped:
-                segments, kept = kept.segments, None
+        output = self._output_rows(hop)
+        dropped = False  # whether all but the output rows have been
+        for section in program.sections:
+            segments = inputs.segments(section.block, program.blocks[section.block])
+            if output is not None and dropped:
+                segments = segments.select(output.host)
             if x is None:
                 x = inputs.tokens()
-            if isinstance(part, EmbedLayer):
-                x = part(x, segments)
-            elif isinstance(part, DecoderStack):
-                first, kv_layer = kv_layer, kv_layer + part.num_kv_layers
-                here = kept if kv_layer == end else None
-                x = part(x, segments, bind, first, here)
-                if part.head is not None:
-                    return x
-                dropped = dropped or here is not None
-            elif isinstance(part, HeadLayer):
-                return part(x, segments) if kept is None else part(x[kept.rows], kept.segments)
-            else:
-                x = part(x, segments)
+            first, kv_layer = kv_layer, kv_layer + section.num_kv_layers
+            drops = output is not None and not dropped and kv_layer == end
+            x = section(x, segments, bind, first, output if drops else None)
+            dropped = dropped or drops
         assert x is not None
-        if wanted is None or not dropped:
+        if output is None or program.gives_logits:
             return x
         restored = x.new_zeros(len(hop.rows), x.shape[1])
-        restored[wanted.rows] = x
+        restored[output.rows] = x
         return restored
 
-    def _wanted(self, hop: Hop) -> Wanted | None:
+    def _output_rows(self, hop: Hop) -> OutputRows | None:
         """Rows that go on behind the hop's last attention; None: all."""
         host = hop.wanted if hop.plan.ends_attention else None
-        return None if host is None else Wanted(host, *upload([host], self._device))
+        return None if host is None else OutputRows(host, *upload([host], self._device))
 
     def _bind(
-        self, inputs: HopInputs, timeline: Timeline, layer: DecoderLayer, kv_layer: int
-    ) -> BoundAttention | None:
-        """The layer's attention, bound to the rows' rotations and pages; None if it has none."""
-        if not layer.keeps_kv:
-            return None
-        rows, table = inputs.attention(self._rotaries[layer], timeline)
+        self, inputs: HopInputs, timeline: Timeline, write: Write, kv_layer: int
+    ) -> BoundAttention:
+        """A layer's attention, bound to the rows' rotations and pages."""
+        rows, table = inputs.attention(self._rotaries[write], timeline)
         return BoundAttention(self._attention, rows, table, *rows.locate(kv_layer))
 
 
-def _make_passage(
+def _make_program(
     known: Sequence[tuple[BlockExecutor, ...]], spans: tuple[int, ...], has_segments: bool
-) -> Passage:
-    return Passage([block for span in spans for block in known[span]], has_segments)
+) -> SpanProgram:
+    return SpanProgram([block for span in spans for block in known[span]], has_segments)
 
 
 def _make_rotaries(
     blocks: Iterable[BlockExecutor], device: torch.device, dtype: torch.dtype
-) -> dict[DecoderLayer, RotaryEmbedding]:
-    """Of every layer that has attention; layers that rotate alike share one."""
+) -> dict[Write, RotaryEmbedding]:
+    """Of every op that rotates; those that rotate alike share one."""
     known: dict[tuple[Rope, int], RotaryEmbedding] = {}
-    of_layer = {}
-    for layer in (layer for block in blocks for layer in block.layers):
-        if isinstance(layer, DecoderLayer) and layer.keeps_kv:
-            key = (layer.function.rope, layer.function.head_dim)
+    of_op = {}
+    for op in (layer.write for block in blocks for layer in block.layers):
+        if op is not None:
+            key = (op.rope, op.dim)
             if key not in known:
                 known[key] = RotaryEmbedding(*key, device, dtype)
-            of_layer[layer] = known[key]
-    return of_layer
+            of_op[op] = known[key]
+    return of_op
 
 
-def _deltas(plan: SpanPlan) -> dict[str, list[Added]]:
+def _deltas(plan: SpanPlan) -> dict[str, list[BlockDelta]]:
     """By block, every delta once."""
     found: dict[str, dict[str, tuple[Delta, set[str]]]] = {}  # by block, by delta
     for model, route in plan.routes.items():
@@ -160,6 +146,6 @@ def _deltas(plan: SpanPlan) -> dict[str, list[Added]]:
                 of_block = found.setdefault(entry.block.id, {})
                 of_block.setdefault(entry.delta.id, (entry.delta, set()))[1].add(model)
     return {
-        block: [Added(delta, frozenset(models)) for delta, models in own.values()]
+        block: [BlockDelta(delta, frozenset(models)) for delta, models in own.values()]
         for block, own in found.items()
     }

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from blockllm.engine.kernels.cpu.structs import check_layouts
+
 LOG = logging.getLogger(__name__)
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
@@ -41,7 +43,7 @@ _SIGNATURES = {
     "int8_run": "pipipppppiii",
     "delta_run": "pipiipipiip",
     "lora_run": "pipipip",
-    "layers_run": "ppipipppipipipi",
+    "program_run": "ppippipipipi",
     "paged_decode": "ppipiipipiiiiiif",
     "paged_prefill": "pipipiipipiiiiiif",
     "rotate_and_write": "pppppiippiiiii",
@@ -124,6 +126,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes = [*(_TYPES[kind] for kind in signature), ctypes.c_int]
         function.restype = None
+    check_layouts(library)
     return library
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from blockllm.engine.kernels.cpu.layer import CODES, Matrix
 from blockllm.engine.kernels.cpu.memory import new_memory
 from blockllm.engine.kernels.cpu.native import address, library, panel_width
-
-_INT8 = 3  # a matrix's code in layer.cpp, beside `CODES`
+from blockllm.engine.kernels.cpu.program import CODES, INT8
+from blockllm.engine.kernels.cpu.structs import Matrix
 
 
 class PackedLinear:
@@ -29,8 +28,8 @@ class PackedLinear:
         self._threads = threads
         self._code = CODES[self._weight.dtype]
 
-    def describe(self) -> Matrix:
-        """What a native layer needs to know; it points into this object."""
+    def matrix(self) -> Matrix:
+        """As native programs take it; it points into this object."""
         where = (self._weight.data_ptr(), self._code, 0, 0, address(self._bias))
         return Matrix(*where, self._in, self._out, 0)
 
@@ -63,9 +62,9 @@ class PackedInt8:
         self._weight, self._offsets = pack_int8(weights, threads)
         self._threads = threads
 
-    def describe(self) -> Matrix:
-        """What a native layer needs to know; it points into this object."""
-        where = (self._weight.data_ptr(), _INT8, self._scale.data_ptr(), self._offsets.data_ptr())
+    def matrix(self) -> Matrix:
+        """As native programs take it; it points into this object."""
+        where = (self._weight.data_ptr(), INT8, self._scale.data_ptr(), self._offsets.data_ptr())
         return Matrix(*where, address(self._bias), self._in, self._out, 0)
 
     def __call__(self, x: torch.Tensor, threads: int = 0) -> torch.Tensor:

@@ -1,11 +1,10 @@
-// Decoder layers and a head for one row: all threads stay together through all layers. Between two
-// linears of one row there is little to do but to start and stop threads, and memory is idle
-// meanwhile; here every thread does the little for itself and waits only where it needs what others
-// computed. The functions are those of the other kernels, so the bits are too.
+// Programs for one row: all threads stay together through all ops. Between two linears of one row
+// there is little to do but to start and stop threads, and memory is idle meanwhile; here every thread
+// does the little for itself and waits only where it needs what others computed. The functions are
+// those of the other kernels, so the bits are too.
 
 #include "kernels.h"
-#include "layers.h"
-#include "row.h"
+#include "program.h"
 #include "small.h"
 #include "vectors.h"
 
@@ -43,134 +42,170 @@ struct Runs {
     }
 };
 
-// One thread's way through the layers.
+// One thread's way through a program. What threads share is written by all of them together, each its
+// part, and read behind a barrier; the normed vector is each thread's own.
 class Walk {
 public:
     Walk(const RowCall& call, std::atomic<int32_t>* taken, int64_t stride, int me, int threads)
-        : call_(call), taken_(taken), stride_(stride), me_(me), threads_(threads),
-          normed_(call.widest), codes_(call.widest / 4 + 1) {}
-
-    void attention(const Layer& layer, int64_t kv_layer) {
-        norm(call_.states, layer.norm, layer.hidden, layer.eps);
-        multiply(layer.qkv, call_.fused, normed_.data());
-        attend(layer, kv_layer);
-#pragma omp barrier
-        multiply(layer.o, call_.y, call_.active, [&](int64_t from, int64_t to) {
-            for (int64_t c = from; c < to; ++c) call_.sum[c] = call_.states[c] + call_.y[c];
-        });
+        : call_(call), kv_layer_(call.kv_layer), taken_(taken), stride_(stride), me_(me),
+          threads_(threads), normed_(call.program.inputs), codes_(call.program.inputs / 4 + 1) {
+        std::copy_n(call.registers, REGISTERS, room_);
+        room_[NORMED] = normed_.data();
+        std::copy_n(room_, REGISTERS, values_);
+        values_[STREAM] = static_cast<const float*>(call.x);
     }
 
-    void mlp(const Layer& layer, const float* x) {
-        norm(x, layer.mlp_norm, layer.hidden, layer.eps);
-        multiply(layer.gate_up, call_.fused, normed_.data());
-        const int64_t size = layer.down.in, from = part(size, me_), to = part(size, me_ + 1);
-        gate_vector(call_.active + from, call_.fused + from, call_.fused + size + from, to - from);
-#pragma omp barrier
-        multiply(layer.down, call_.y, call_.active, [&](int64_t first, int64_t last) {
-            for (int64_t c = first; c < last; ++c) call_.states[c] = x[c] + call_.y[c];
-        });
-    }
-
-    // What a layer without an MLP leaves.
-    void keep_sum(int64_t hidden) {
-        const int64_t from = part(hidden, me_), to = part(hidden, me_ + 1);
-        std::copy(call_.sum + from, call_.sum + to, call_.states + from);
-#pragma omp barrier
-    }
-
-    void head(const Head& head, int64_t hidden) {
-        norm(call_.states, head.norm, hidden, head.eps);
-        multiply(head.projection, call_.logits, normed_.data());
+    void run() {
+        for (int64_t i = 0; i < call_.program.count; ++i) {
+            const LayerOps& layer = call_.program.layers[i];
+            for (int64_t n = 0; n < layer.count; ++n) run(layer.ops[n]);
+        }
     }
 
 private:
+    void run(const Op& op) {
+        switch (op.code) {
+            case LOOK_UP: return look_up_row(op);
+            case NORM: return norm(op);
+            case NORM_HEADS: return norm_heads(op);
+            case LINEAR: return linear(op);
+            case WRITE: return write(op);
+            case ATTEND: return attend(op);
+            case GATE: return gate(op);
+            case ADD: return add(op);
+        }
+    }
+
+    float* write_to(int64_t target) {
+        values_[target] = room_[target];
+        return room_[target];
+    }
+
     // Where a thread's part of some columns begins: at a cache line, so that none is written by two.
     int64_t part(int64_t columns, int thread) const {
         return thread == threads_ ? columns : columns * thread / threads_ / 16 * 16;
     }
 
-    void norm(const float* x, const float* weight, int64_t hidden, double eps) {
-        norm_vector(normed_.data(), x, weight, hidden, static_cast<float>(eps));
+    void look_up_row(const Op& op) {
+        const int64_t size = op.matrix.outputs;
+        look_up(write_to(op.target), *static_cast<const int64_t*>(call_.x), op.matrix,
+                part(size, me_), part(size, me_ + 1));
+#pragma omp barrier
+    }
+
+    void norm(const Op& op) {
+        const float* x = values_[op.source];
+        norm_vector(write_to(op.target), x, op.weight, op.width, static_cast<float>(op.eps));
+    }
+
+    void linear(const Op& op) {
+        const float* x = values_[op.source];
+        float* y = write_to(op.target);
+        if (op.added < 0) return multiply(op.matrix, y, x, [](int64_t, int64_t) {});
+        if (op.source == NORMED) {  // the others may still read what is added to
+#pragma omp barrier
+        }
+        const float* before = values_[op.added];
+        float* sum = write_to(op.added);
+        multiply(op.matrix, y, x, [&](int64_t from, int64_t to) {
+            for (int64_t c = from; c < to; ++c) sum[c] = before[c] + y[c];
+        });
     }
 
     // y = W x + b, and then whatever else is done to the columns first..last; waits for the others.
     template <typename Then>
     void multiply(const Matrix& matrix, float* y, const float* x, Then&& then) {
-        const float step = matrix.code == INT8 ? int8_round(codes_.data(), x, matrix.in) : 0.0f;
-        const Runs runs{taken_++, stride_, divide_up(matrix.out, PANEL), threads_};
+        const float step = matrix.code == INT8 ? int8_round(codes_.data(), x, matrix.inputs) : 0.0f;
+        const Runs runs{taken_++, stride_, divide_up(matrix.outputs, PANEL), threads_};
         runs.share(me_, [&](int64_t first, int64_t last) {
             if (matrix.code == INT8)
                 int8_row(y, codes_.data(), step, static_cast<const int8_t*>(matrix.weights),
-                         matrix.scale, matrix.offsets, matrix.bias, matrix.in, matrix.out, first,
-                         last);
+                         matrix.scale, matrix.offsets, matrix.bias, matrix.inputs, matrix.outputs,
+                         first, last);
             else
-                linear_row(y, x, matrix.weights, matrix.code, matrix.bias, matrix.in, matrix.out,
-                           first, last);
-            then(first * PANEL, std::min(last * PANEL, matrix.out));
+                linear_row(y, x, matrix.weights, matrix.code, matrix.bias, matrix.inputs,
+                           matrix.outputs, first, last);
+            then(first * PANEL, std::min(last * PANEL, matrix.outputs));
         });
 #pragma omp barrier
     }
 
-    void multiply(const Matrix& matrix, float* y, const float* x) {
-        multiply(matrix, y, x, [](int64_t, int64_t) {});
+    void gate(const Op& op) {
+        const int64_t size = op.width / 2, from = part(size, me_), to = part(size, me_ + 1);
+        const float* x = values_[op.source];
+        gate_vector(write_to(op.target) + from, x + from, x + size + from, to - from);
+#pragma omp barrier
     }
 
-    void attend(const Layer& layer, int64_t kv_layer) {
-        const Rows& at = call_.at;
-        float* keys = at.keys_of(kv_layer);
-        const int64_t dim = layer.dim, groups = layer.heads / layer.kv_heads;
-        float *k = call_.fused + layer.heads * dim, *v = k + layer.kv_heads * dim;
-        const int64_t first = layer.kv_heads * me_ / threads_;
-        const int64_t num = layer.kv_heads * (me_ + 1) / threads_ - first;
-        if (!num) return;
-        prepare(call_.fused + first * groups * dim, num * groups, layer.q_norm, layer);
-        prepare(k + first * dim, num, layer.k_norm, layer);
-        float* key = keys + *at.write_pages_of(kv_layer) * at.page_stride +
-                     (first * at.page_size + *at.write_offsets) * dim;
-        write_heads(key, k + first * dim, num, dim, at.page_size);
-        write_heads(key + at.value_stride, v + first * dim, num, dim, at.page_size);
-        decode_heads(call_.active, call_.fused, keys, at.page_stride, at.value_stride,
-                     at.tables_of(kv_layer), *at.contexts, first, num, layer.heads,
-                     layer.kv_heads, dim, at.page_size, layer.window,
-                     static_cast<float>(layer.scale));
+    // target += source, both as wide as the stream
+    void add(const Op& op) {
+#pragma omp barrier  // the others may still read what is added to
+        const float *x = values_[op.target], *y = values_[op.source];
+        float* sum = write_to(op.target);
+        const int64_t size = call_.program.widths[STREAM];
+        for (int64_t c = part(size, me_); c < part(size, me_ + 1); ++c) sum[c] = x[c] + y[c];
+#pragma omp barrier
     }
 
-    void prepare(float* heads, int64_t count, const float* weight, const Layer& layer) const {
-        for (int64_t h = 0; weight && h < count; ++h)
-            norm_vector(heads + h * layer.dim, heads + h * layer.dim, weight, layer.dim,
-                        static_cast<float>(layer.eps));
-        const int64_t own = (call_.at.rotations ? *call_.at.rotations : 0) * layer.dim;
-        rotate_heads(heads, count, call_.at.cos + own, call_.at.sin + own, layer.dim);
+    // Up to the barrier behind attention a thread has heads of its own: those of some keys, and of the
+    // queries that read them.
+    int64_t head(int64_t heads, int thread) const { return heads * thread / threads_; }
+
+    void norm_heads(const Op& op) {
+        const int64_t groups = op.heads / op.kv_heads;
+        float* heads = room_[op.target] + op.first * op.dim;
+        for (int64_t h = head(op.kv_heads, me_) * groups; h < head(op.kv_heads, me_ + 1) * groups; ++h)
+            norm_vector(heads + h * op.dim, heads + h * op.dim, op.weight, op.dim,
+                        static_cast<float>(op.eps));
+    }
+
+    void write(const Op& op) {
+        const KVAccess& kv = call_.kv;
+        const int64_t dim = op.dim, groups = op.heads / op.kv_heads;
+        const int64_t first = head(op.kv_heads, me_), num = head(op.kv_heads, me_ + 1) - first;
+        float* q = room_[op.target];
+        float *k = q + op.heads * dim, *v = k + op.kv_heads * dim;
+        const int64_t own = (kv.rotations ? *kv.rotations : 0) * dim;
+        rotate_heads(q + first * groups * dim, num * groups, kv.cos + own, kv.sin + own, dim);
+        rotate_heads(k + first * dim, num, kv.cos + own, kv.sin + own, dim);
+        float* key = keys_of(kv, kv_layer_) + *write_pages_of(kv, kv_layer_) * kv.page_stride +
+                     (first * kv.page_size + *kv.write_offsets) * dim;
+        write_heads(key, k + first * dim, num, dim, kv.page_size);
+        write_heads(key + kv.value_stride, v + first * dim, num, dim, kv.page_size);
+    }
+
+    void attend(const Op& op) {
+        const KVAccess& kv = call_.kv;
+        const int64_t first = head(op.kv_heads, me_), num = head(op.kv_heads, me_ + 1) - first;
+        const float* q = values_[op.source];
+        float* out = write_to(op.target);
+        if (num)
+            decode_heads(out, q, keys_of(kv, kv_layer_), kv.page_stride, kv.value_stride,
+                         tables_of(kv, kv_layer_), *kv.contexts, first, num, op.heads, op.kv_heads,
+                         op.dim, kv.page_size, op.window, static_cast<float>(op.scale));
+        ++kv_layer_;
+#pragma omp barrier
     }
 
     const RowCall& call_;
+    int64_t kv_layer_;
     std::atomic<int32_t>* taken_;  // panels of the matrix that comes next, see Runs
     int64_t stride_;
     int me_, threads_;
     std::vector<float> normed_;
     std::vector<int32_t> codes_;
+    float* room_[REGISTERS];
+    const float* values_[REGISTERS];  // where each register's row is
 };
-
-void walk(const RowCall& call, Walk&& thread) {
-    int64_t kv_layer = call.kv_layer;
-    for (int64_t i = 0; i < call.count; ++i) {
-        const Layer& layer = *call.layers[i];
-        const bool attends = layer.qkv.weights, has_mlp = layer.gate_up.weights;
-        if (attends) thread.attention(layer, kv_layer++);
-        if (has_mlp) thread.mlp(layer, attends ? call.sum : call.states);
-        else if (attends) thread.keep_sum(layer.hidden);
-    }
-    if (call.head) thread.head(*call.head, call.layers[0]->hidden);
-}
 
 }  // namespace
 
 void row_run(const RowCall& call, int threads) {
     // runs are counted in cache lines of their own
-    const int64_t stride = divide_up(4 * call.count + 1, 16) * 16;
+    const int64_t stride = divide_up(call.program.linears + 1, 16) * 16;
     std::vector<std::atomic<int32_t>> taken(stride * threads);
 #pragma omp parallel num_threads(threads)
-    walk(call, Walk(call, taken.data(), stride, omp_get_thread_num(), omp_get_num_threads()));
+    Walk(call, taken.data(), stride, omp_get_thread_num(), omp_get_num_threads()).run();
 }
 
 }  // namespace blockllm
