@@ -17,6 +17,7 @@ from blockllm.bench.roofline import Limits
 from blockllm.cli import bench_engine
 from blockllm.core import LayerFunction
 from blockllm.engine import Engine
+from blockllm.engine.layers.linear import SharedLinear
 from blockllm.observability.timeline import OFF, Recorder, Timeline, trace_events
 from blockllm.zoo import Zoo
 from tests.driver import settings

@@ -14,7 +14,7 @@ from blockllm.core import LayerFunction
 from blockllm.engine import Engine
 from blockllm.engine.kernels.cpu.build import native_library
 from blockllm.engine.kernels.cpu.program import NO_KV, NativeLayer, NativeProgram, table_matrix
-from blockllm.engine.kernels.cpu.structs import Op, OpCode, Register
+from blockllm.engine.kernels.cpu.structs import NativeOp, OpCode, Register
 from blockllm.engine.layers import section
 from blockllm.engine.layers.section import Section
 from blockllm.zoo import Zoo
@@ -158,7 +158,7 @@ def test_tokens_without_a_row_in_the_table_become_no_number() -> None:
     table = torch.arange(12.0).to(torch.float16).view(3, 4)
     matrix = table_matrix(table)
     assert matrix is not None
-    op = Op(code=OpCode.LOOK_UP, target=Register.STREAM, added=-1, matrix=matrix)
+    op = NativeOp(code=OpCode.LOOK_UP, target=Register.STREAM, added=-1, matrix=matrix)
     program = NativeProgram([NativeLayer([op], attends=False)], Register.STREAM)
     tokens = torch.tensor([2, 3, -1, 0])
     looked_up = program(tokens, NO_KV, 0, None, 2)

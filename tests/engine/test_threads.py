@@ -15,7 +15,7 @@ from tests.driver import Answer, greedy, request, run, settings
 from tests.engine.conftest import MODELS
 
 # how many threads a kernel was called with is among its last arguments
-CALLS = ("layers_run", "best_rows", "linear_run", "lora_run", "rms_norm", "linear_pack")
+CALLS = ("program_run", "best_rows", "linear_run", "lora_run", "rms_norm", "linear_pack")
 
 
 def serve(engine: Engine) -> dict[str, Answer]:
@@ -49,7 +49,7 @@ def test_kernels_get_the_engines_number_of_threads(
         pytest.skip("no compiler here")
     threads: list[int] = []
     watched, before = Watched(native.library(), threads), torch.get_num_threads()
-    for module in ("layer", "packed", "native"):
+    for module in ("program", "packed", "native"):
         monkeypatch.setattr(f"blockllm.engine.kernels.cpu.{module}.library", lambda: watched)
     for wanted in (1, 3):
         serve(Engine(zoo, MODELS, settings(threads=wanted)))

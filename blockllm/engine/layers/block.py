@@ -92,8 +92,11 @@ class SpanProgram:
         self.gives_logits = isinstance(group[-1][1].function, HeadFunction)
 
     def _section(self, group: Sequence[tuple[int, BoundLayer]]) -> Section:
-        block = next((i for i, layer in group if not _is_end(layer)), group[0][0])
-        return Section([layer for _, layer in group], block, self.blocks[block].unfused)
+        number = next((i for i, layer in group if not _is_end(layer)), group[0][0])
+        block, layers = self.blocks[number], [layer for _, layer in group]
+        looks_up = isinstance(layers[0].function, EmbedFunction) and layers[0].is_changed
+        unfused = frozenset(block.adapters) if looks_up else block.unfused
+        return Section(layers, number, unfused)
 
     def _goes_on(
         self, group: Sequence[tuple[int, BoundLayer]], block: int, layer: BoundLayer

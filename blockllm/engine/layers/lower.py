@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from blockllm.engine.kernels.cpu import structs
 from blockllm.engine.kernels.cpu.program import NativeLayer, table_matrix
-from blockllm.engine.kernels.cpu.structs import OpCode
+from blockllm.engine.kernels.cpu.structs import NativeOp, OpCode
 from blockllm.engine.layers.ops import (
     Add,
     Attend,
@@ -25,7 +24,7 @@ from blockllm.engine.layers.ops import (
 def lower(ops: Sequence[Op]) -> NativeLayer | None:
     """A layer for native calls, with the low-rank updates of its linears and no other delta; None
     where an op has no native form. It points into the ops' weights and does not keep them."""
-    lowered: list[structs.Op] = []
+    lowered: list[NativeOp] = []
     for op in ops:
         function = _FUNCTIONS.get(type(op))
         made = None if function is None else function(op)
@@ -39,60 +38,60 @@ def lower(ops: Sequence[Op]) -> NativeLayer | None:
     return NativeLayer(lowered, any(isinstance(op, Attend) for op in ops))
 
 
-def _is_summand(before: structs.Op, add: Add) -> bool:
+def _is_summand(before: NativeOp, add: Add) -> bool:
     return bool(before.code == OpCode.LINEAR and before.target == add.source)
 
 
-def _make(code: OpCode, op: Op, **facts: object) -> structs.Op:
-    return structs.Op(code=code, source=op.source, target=op.target, added=-1, **facts)
+def _make(code: OpCode, op: Op, **facts: object) -> NativeOp:
+    return NativeOp(code=code, source=op.source, target=op.target, added=-1, **facts)
 
 
-def _look_up(op: LookUp) -> structs.Op | None:
+def _look_up(op: LookUp) -> NativeOp | None:
     matrix = table_matrix(op.embedding.weight)
     return None if matrix is None else _make(OpCode.LOOK_UP, op, matrix=matrix)
 
 
-def _norm(op: Norm) -> structs.Op:
+def _norm(op: Norm) -> NativeOp:
     weight, eps = op.norm.weight, op.norm.eps
     return _make(OpCode.NORM, op, weight=weight.data_ptr(), eps=eps, width=len(weight))
 
 
-def _norm_heads(op: NormHeads) -> structs.Op:
+def _norm_heads(op: NormHeads) -> NativeOp:
     norm, width = op.norm, (op.heads + 2 * op.kv_heads) * op.dim
     weight = norm.weight.data_ptr()
     facts = {"first": norm.first, "heads": norm.count, "kv_heads": op.kv_heads, "dim": op.dim}
     return _make(OpCode.NORM_HEADS, op, weight=weight, eps=norm.eps, width=width, **facts)
 
 
-def _linear(op: Linear) -> structs.Op | None:
+def _linear(op: Linear) -> NativeOp | None:
     matrix = op.linear.matrix()
     return None if matrix is None else _make(OpCode.LINEAR, op, matrix=matrix)
 
 
-def _write(op: Write) -> structs.Op:
+def _write(op: Write) -> NativeOp:
     sizes = {"heads": op.heads, "kv_heads": op.kv_heads, "dim": op.dim}
     return _make(OpCode.WRITE, op, width=(op.heads + 2 * op.kv_heads) * op.dim, **sizes)
 
 
-def _attend(op: Attend) -> structs.Op:
+def _attend(op: Attend) -> NativeOp:
     sizes = {"heads": op.heads, "kv_heads": op.kv_heads, "dim": op.dim, "window": op.window or 0}
     width, scale = (op.heads + 2 * op.kv_heads) * op.dim, op.dim**-0.5
     return _make(OpCode.ATTEND, op, width=width, scale=scale, **sizes)
 
 
-def _keep(op: Keep) -> structs.Op:
+def _keep(op: Keep) -> NativeOp:
     return _make(OpCode.KEEP, op, width=op.width)
 
 
-def _gate(op: Gate) -> structs.Op | None:
+def _gate(op: Gate) -> NativeOp | None:
     return _make(OpCode.GATE, op, width=op.width) if op.activation == "silu" else None
 
 
-def _add(op: Add) -> structs.Op:
+def _add(op: Add) -> NativeOp:
     return _make(OpCode.ADD, op, width=op.width)
 
 
-_FUNCTIONS: dict[type[Op], Callable[[Any], structs.Op | None]] = {
+_FUNCTIONS: dict[type[Op], Callable[[Any], NativeOp | None]] = {
     LookUp: _look_up,
     Norm: _norm,
     NormHeads: _norm_heads,

@@ -43,8 +43,8 @@ class Section:
     def __init__(
         self, layers: Sequence[BoundLayer], block: int, unfused: frozenset[str] = frozenset()
     ) -> None:
-        """`block`: number of the block whose deltas count; `unfused`: ids of those that are more
-        than low-rank updates of linears."""
+        """`block`: number of the block whose deltas count; `unfused`: ids of those that are no
+        mere low-rank updates of linears."""
         self.layers, self.block, self._unfused = layers, block, unfused
         self.num_kv_layers = sum(layer.keeps_kv for layer in layers)
         attending = [layer for layer in layers if layer.keeps_kv]

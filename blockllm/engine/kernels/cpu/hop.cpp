@@ -49,7 +49,7 @@ public:
     }
 
 private:
-    void run(const Op& op) {
+    void run(const NativeOp& op) {
         switch (op.code) {
             case LOOK_UP: return look_up_rows(op);
             case NORM: return norm(op);
@@ -67,26 +67,26 @@ private:
         return room_[target];
     }
 
-    void look_up_rows(const Op& op) {
+    void look_up_rows(const NativeOp& op) {
         float* out = write_to(op.target);
         const Matrix& table = op.matrix;
         for (int64_t r = 0; r < rows_; ++r, out += table.outputs)
             look_up(out, tokens_[r], table, 0, table.outputs);
     }
 
-    void norm(const Op& op) {
+    void norm(const NativeOp& op) {
         const float* x = values_[op.source];
         rms_norm(write_to(op.target), x, op.weight, rows_, 1, op.width, op.width, op.width,
                  static_cast<float>(op.eps), threads_);
     }
 
-    void norm_heads(const Op& op) {
+    void norm_heads(const NativeOp& op) {
         float* heads = room_[op.target] + op.first * op.dim;
         rms_norm(heads, heads, op.weight, rows_, op.heads, op.dim, op.width, op.width,
                  static_cast<float>(op.eps), threads_);
     }
 
-    void linear(const Op& op) {
+    void linear(const NativeOp& op) {
         const Matrix& matrix = op.matrix;
         const int64_t in = matrix.inputs, out = matrix.outputs;
         const float* x = values_[op.source];
@@ -112,12 +112,12 @@ private:
         for (int64_t i = 0; i < count; ++i) sum[i] = x[i] + y[i];
     }
 
-    void gate(const Op& op) {
+    void gate(const NativeOp& op) {
         const float* x = values_[op.source];
         silu_multiply(write_to(op.target), x, rows_, op.width / 2, threads_);
     }
 
-    void write(const Op& op) {
+    void write(const NativeOp& op) {
         rotate_and_write(room_[op.target], kv_.cos, kv_.sin, kv_.rotations, keys_of(kv_, kv_layer_),
                          kv_.page_stride, kv_.value_stride, write_pages_of(kv_, kv_layer_),
                          kv_.write_offsets, rows_, op.heads, op.kv_heads, op.dim, kv_.page_size,
@@ -125,7 +125,7 @@ private:
     }
 
     // source [rows, heads + 2 kv_heads, dim], rotated -> target [rows, heads, dim]
-    void attend(const Op& op) {
+    void attend(const NativeOp& op) {
         const float* q = values_[op.source];
         float* out = write_to(op.target);
         const int32_t* tables = tables_of(kv_, kv_layer_);
@@ -142,7 +142,7 @@ private:
         ++kv_layer_;
     }
 
-    void decode(const Op& op, float* out, const float* q, int64_t q_stride, const int32_t* tables,
+    void decode(const NativeOp& op, float* out, const float* q, int64_t q_stride, const int32_t* tables,
                 int64_t table_stride) {
         paged_decode(out, q, q_stride, keys_of(kv_, kv_layer_), kv_.page_stride, kv_.value_stride,
                      tables, table_stride, kv_.contexts, kv_.singles, op.heads, op.kv_heads, op.dim,
@@ -150,7 +150,7 @@ private:
     }
 
     // The rows of sequences with one row lie between runs of others.
-    void decode_scattered(const Op& op, float* out, const float* wide, const int32_t* tables,
+    void decode_scattered(const NativeOp& op, float* out, const float* wide, const int32_t* tables,
                           int64_t table_stride) {
         const int64_t size = op.heads * op.dim;
         std::vector<float> q(kv_.singles * size), attended(kv_.singles * size);
@@ -165,7 +165,7 @@ private:
     }
 
     // Moves the rows that go on to the front, of the source and of the stream.
-    void keep(const Op& op, const OutputRows& kept) {
+    void keep(const NativeOp& op, const OutputRows& kept) {
         gather(op.source, op.width, kept);
         gather(STREAM, hidden_, kept);
         rows_ = kept.count;

@@ -14,7 +14,7 @@ from blockllm.engine.kernels.cpu.structs import (
     KVAccess,
     LayerOps,
     Matrix,
-    Op,
+    NativeOp,
     OpCode,
     Program,
     Register,
@@ -37,9 +37,9 @@ def table_matrix(table: torch.Tensor) -> Matrix | None:
 class NativeLayer:
     """One layer's ops for native calls. They point into weights and do not keep them."""
 
-    def __init__(self, ops: Sequence[Op], attends: bool) -> None:
+    def __init__(self, ops: Sequence[NativeOp], attends: bool) -> None:
         self.attends = attends
-        self._ops = (Op * len(ops))(*ops)
+        self._ops = (NativeOp * len(ops))(*ops)
         self.listed = LayerOps(ctypes.addressof(self._ops), len(ops))
         linears = [op.matrix for op in ops if op.code == OpCode.LINEAR]
         self.linears = len(linears)
@@ -48,7 +48,7 @@ class NativeLayer:
         self.widths = _widths(ops)
 
 
-def _widths(ops: Sequence[Op]) -> list[int]:
+def _widths(ops: Sequence[NativeOp]) -> list[int]:
     """Floats per row that each register needs."""
     widths = [0] * len(Register)
     for op in ops:

@@ -63,7 +63,7 @@ public:
     }
 
 private:
-    void run(const Op& op) {
+    void run(const NativeOp& op) {
         switch (op.code) {
             case LOOK_UP: return look_up_row(op);
             case NORM: return norm(op);
@@ -86,19 +86,19 @@ private:
         return thread == threads_ ? columns : columns * thread / threads_ / 16 * 16;
     }
 
-    void look_up_row(const Op& op) {
+    void look_up_row(const NativeOp& op) {
         const int64_t size = op.matrix.outputs;
         look_up(write_to(op.target), *static_cast<const int64_t*>(call_.x), op.matrix,
                 part(size, me_), part(size, me_ + 1));
 #pragma omp barrier
     }
 
-    void norm(const Op& op) {
+    void norm(const NativeOp& op) {
         const float* x = values_[op.source];
         norm_vector(write_to(op.target), x, op.weight, op.width, static_cast<float>(op.eps));
     }
 
-    void linear(const Op& op) {
+    void linear(const NativeOp& op) {
         const float* x = values_[op.source];
         float* y = write_to(op.target);
         if (op.added < 0) return multiply(op.matrix, y, x, [](int64_t, int64_t) {});
@@ -130,7 +130,7 @@ private:
 #pragma omp barrier
     }
 
-    void gate(const Op& op) {
+    void gate(const NativeOp& op) {
         const int64_t size = op.width / 2, from = part(size, me_), to = part(size, me_ + 1);
         const float* x = values_[op.source];
         gate_vector(write_to(op.target) + from, x + from, x + size + from, to - from);
@@ -138,7 +138,7 @@ private:
     }
 
     // target += source, both as wide as the stream
-    void add(const Op& op) {
+    void add(const NativeOp& op) {
 #pragma omp barrier  // the others may still read what is added to
         const float *x = values_[op.target], *y = values_[op.source];
         float* sum = write_to(op.target);
@@ -151,7 +151,7 @@ private:
     // queries that read them.
     int64_t head(int64_t heads, int thread) const { return heads * thread / threads_; }
 
-    void norm_heads(const Op& op) {
+    void norm_heads(const NativeOp& op) {
         const int64_t groups = op.heads / op.kv_heads;
         float* heads = room_[op.target] + op.first * op.dim;
         for (int64_t h = head(op.kv_heads, me_) * groups; h < head(op.kv_heads, me_ + 1) * groups; ++h)
@@ -159,7 +159,7 @@ private:
                         static_cast<float>(op.eps));
     }
 
-    void write(const Op& op) {
+    void write(const NativeOp& op) {
         const KVAccess& kv = call_.kv;
         const int64_t dim = op.dim, groups = op.heads / op.kv_heads;
         const int64_t first = head(op.kv_heads, me_), num = head(op.kv_heads, me_ + 1) - first;
@@ -174,7 +174,7 @@ private:
         write_heads(key + kv.value_stride, v + first * dim, num, dim, kv.page_size);
     }
 
-    void attend(const Op& op) {
+    void attend(const NativeOp& op) {
         const KVAccess& kv = call_.kv;
         const int64_t first = head(op.kv_heads, me_), num = head(op.kv_heads, me_ + 1) - first;
         const float* q = values_[op.source];

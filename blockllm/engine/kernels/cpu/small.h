@@ -1,4 +1,4 @@
-// The small operations of a decoder layer, for one vector or row. See decoder.cpp.
+// The small operations of a decoder layer, for one vector or row. See small.cpp.
 #pragma once
 
 #include "exponential.h"

@@ -37,7 +37,7 @@ struct Matrix {
     int64_t outputs;  // of a table its columns
     const void* adapters;  // as lora_run takes them, or null
 };
-struct Op {
+struct NativeOp {
     int64_t code;  // an OpCode
     int64_t source;  // register that is read
     int64_t target;  // register that is written
@@ -54,7 +54,7 @@ struct Op {
     double scale;  // of attention's scores
 };
 struct LayerOps {
-    const Op* ops;  // one layer's
+    const NativeOp* ops;  // one layer's
     int64_t count;  // how many
 };
 struct Program {
@@ -101,21 +101,21 @@ struct KVAccess {
     offsetof(Matrix, inputs), \
     offsetof(Matrix, outputs), \
     offsetof(Matrix, adapters), \
-    sizeof(Op), \
-    offsetof(Op, code), \
-    offsetof(Op, source), \
-    offsetof(Op, target), \
-    offsetof(Op, added), \
-    offsetof(Op, matrix), \
-    offsetof(Op, weight), \
-    offsetof(Op, eps), \
-    offsetof(Op, width), \
-    offsetof(Op, first), \
-    offsetof(Op, heads), \
-    offsetof(Op, kv_heads), \
-    offsetof(Op, dim), \
-    offsetof(Op, window), \
-    offsetof(Op, scale), \
+    sizeof(NativeOp), \
+    offsetof(NativeOp, code), \
+    offsetof(NativeOp, source), \
+    offsetof(NativeOp, target), \
+    offsetof(NativeOp, added), \
+    offsetof(NativeOp, matrix), \
+    offsetof(NativeOp, weight), \
+    offsetof(NativeOp, eps), \
+    offsetof(NativeOp, width), \
+    offsetof(NativeOp, first), \
+    offsetof(NativeOp, heads), \
+    offsetof(NativeOp, kv_heads), \
+    offsetof(NativeOp, dim), \
+    offsetof(NativeOp, window), \
+    offsetof(NativeOp, scale), \
     sizeof(LayerOps), \
     offsetof(LayerOps, ops), \
     offsetof(LayerOps, count), \

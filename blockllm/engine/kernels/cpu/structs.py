@@ -57,7 +57,7 @@ TABLE: dict[str, tuple[Field, ...]] = {
         ("outputs", "int64_t", "of a table its columns"),
         ("adapters", "const void*", "as lora_run takes them, or null"),
     ),
-    "Op": (
+    "NativeOp": (
         ("code", "int64_t", "an OpCode"),
         ("source", "int64_t", "register that is read"),
         ("target", "int64_t", "register that is written"),
@@ -74,7 +74,7 @@ TABLE: dict[str, tuple[Field, ...]] = {
         ("scale", "double", "of attention's scores"),
     ),
     "LayerOps": (
-        ("ops", "const Op*", "one layer's"),
+        ("ops", "const NativeOp*", "one layer's"),
         ("count", "int64_t", "how many"),
     ),
     "Program": (
@@ -142,10 +142,10 @@ class Matrix(ctypes.Structure):
 _known["Matrix"] = Matrix
 
 
-class Op(ctypes.Structure):
+class NativeOp(ctypes.Structure):
     """An op with its registers and weights; what it has no use for is zero."""
 
-    _fields_ = _fields("Op")
+    _fields_ = _fields("NativeOp")
 
 
 class LayerOps(ctypes.Structure):
@@ -166,7 +166,7 @@ class KVAccess(ctypes.Structure):
     _fields_ = _fields("KVAccess")
 
 
-STRUCTS: tuple[type[ctypes.Structure], ...] = (Matrix, Op, LayerOps, Program, KVAccess)
+STRUCTS: tuple[type[ctypes.Structure], ...] = (Matrix, NativeOp, LayerOps, Program, KVAccess)
 
 
 def layout(struct: type[ctypes.Structure]) -> list[int]:
@@ -178,7 +178,10 @@ def layout(struct: type[ctypes.Structure]) -> list[int]:
 def check_layouts(
     library: ctypes.CDLL, structs: tuple[type[ctypes.Structure], ...] = STRUCTS
 ) -> None:
-    """Raises EngineError where the library's compiler lays a struct out in another way."""
+    """Raises EngineError where the header is not this table, or the library's compiler lays a
+    struct out in another way."""
+    if HEADER.read_text(encoding="utf-8") != header():
+        raise EngineError("structs.h is not what structs.py says: call structs.write_header()")
     count = sum(len(layout(struct)) for struct in structs)
     found = list((ctypes.c_int64 * count).in_dll(library, "struct_layouts"))
     for struct in structs:
@@ -187,7 +190,7 @@ def check_layouts(
         if own != wanted:
             raise EngineError(
                 f"the CPU kernels lay struct {struct.__name__} out as {own} (size and offsets in "
-                f"bytes), Python as {wanted}: call structs.write_header(), it writes structs.h anew"
+                f"bytes), Python as {wanted}: use a compiler of this machine's own ABI (CXX=g++)"
             )
 
 
