@@ -156,7 +156,7 @@ class Scheduler:
             sequences=self._by_number,
             pages=[PlannedPages(pool, cache, *shared) for pool, cache in enumerate(self._caches)],
             max_rows=self._max_rows(),
-            max_sequences=self._settings.max_sequences - self._in_lanes,
+            max_sequences=self._settings.max_sequences - self._in_lanes - len(self._leaving),
             tenants=self._waiting.tenants,
             offline=Offline(self._offline.lines, self._offline.tenants),
             lanes=lanes,

@@ -75,6 +75,30 @@ def test_pages_of_a_cancelled_request_are_free_when_its_batch_is_through(
     assert answers["short"].tokens == alone["short"].tokens
 
 
+def test_a_cancelled_request_keeps_its_slot_until_its_batch_is_through(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    options = settings(batching="lanes", threads=2, max_sequences=1)
+    engine, answers = Engine(zoo, ["base"], options), dict[str, Answer]()
+    gate.holds = True
+    engine.submit(request("long", "base", range(3, 60), greedy(4)))
+    stepping = threading.Thread(target=step, args=(engine, answers))
+    stepping.start()
+    assert gate.reached.wait(20)
+    engine.cancel("long")
+    gate.holds = False
+    engine.submit(SHORT)
+    plan, _ = engine._scheduler.plan((0, 1))
+    assert not plan.admit, "its slot is not free yet"
+    gate.open.set()
+    stepping.join()
+    while engine.has_work:
+        step(engine, answers)
+    engine.check_books()
+    assert list(answers) == ["short"]
+
+
 def test_a_lane_that_fails_says_so(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(zoo, ["base"], settings(batching="lanes", threads=2))
 
