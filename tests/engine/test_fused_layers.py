@@ -38,7 +38,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     tensors = load_file(base / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"] *= -0.5
     save_file(tensors, root / "half" / "model.safetensors", {"format": "pt"})
-    for name in ("base", "half", "windowed", "biased", "normed"):
+    make_checkpoint(root / "relu", seed=5, hidden_act="relu")
+    for name in ("base", "half", "windowed", "biased", "normed", "relu"):
         zoo.add(name, root / name)
     zoo.add("rounded", root / "base", format="int8")
     make_lora(base, root / "lora", r=3, target_modules="all-linear")

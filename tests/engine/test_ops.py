@@ -103,12 +103,14 @@ def all_ops(store: Store) -> tuple[ops.Op, ...]:
         ops.Add(NORMED, STREAM, "mlp", HIDDEN),
         # reads what it is added to
         ops.Norm(STREAM, NORMED, "next", SharedNorm(norm(HIDDEN), 1e-6)),
+        ops.Linear(NORMED, WIDE, "", linear("other_gate_up", 2 * INNER, HIDDEN)),
+        ops.Gate(WIDE, ATTENDED, "relu", 2 * INNER),
         ops.Linear(NORMED, OUTPUT, "", linear("parallel", HIDDEN, HIDDEN)),
         ops.Add(OUTPUT, STREAM, "parallel", HIDDEN),
     )
 
 
-COUNT = 19
+COUNT = 21
 TOKENS = torch.tensor([3, 0, 10, 3, 7])
 
 
@@ -173,7 +175,7 @@ def test_every_op_is_known_to_every_interpreter() -> None:
 
 
 def test_an_op_without_a_native_form_makes_its_layer_plain() -> None:
-    gate = ops.Gate(WIDE, ATTENDED, "relu", 2 * INNER)
+    gate = ops.Gate(WIDE, ATTENDED, "gelu", 2 * INNER)
     assert lower_ops([*all_ops(Store()), gate]) is None
 
 

@@ -84,7 +84,8 @@ def _keep(op: Keep) -> NativeOp:
 
 
 def _gate(op: Gate) -> NativeOp | None:
-    return _make(OpCode.GATE, op, width=op.width) if op.activation == "silu" else None
+    code = {"silu": OpCode.GATE, "relu": OpCode.GATE_RELU}.get(op.activation)
+    return None if code is None else _make(code, op, width=op.width)
 
 
 def _add(op: Add) -> NativeOp:

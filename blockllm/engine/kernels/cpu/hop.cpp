@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "program.h"
+#include "small.h"
 
 #include <cstdlib>
 #include <memory>
@@ -58,6 +59,7 @@ private:
             case WRITE: return write(op);
             case ATTEND: return attend(op);
             case GATE: return gate(op);
+            case GATE_RELU: return gate_relu(op);
             case ADD: return add(op.target, op.source);
         }
     }
@@ -115,6 +117,15 @@ private:
     void gate(const NativeOp& op) {
         const float* x = values_[op.source];
         silu_multiply(write_to(op.target), x, rows_, op.width / 2, threads_);
+    }
+
+    void gate_relu(const NativeOp& op) {
+        const float* x = values_[op.source];
+        float* out = write_to(op.target);
+        const int64_t size = op.width / 2;
+#pragma omp parallel for num_threads(threads_) if (rows_ * size > 16384)
+        for (int64_t r = 0; r < rows_; ++r)
+            relu_vector(out + r * size, x + r * op.width, x + r * op.width + size, size);
     }
 
     void write(const NativeOp& op) {

@@ -57,7 +57,7 @@ def _widths(ops: Sequence[NativeOp]) -> list[int]:
                 written = op.matrix.outputs
             case OpCode.ATTEND:
                 written = op.heads * op.dim
-            case OpCode.GATE:
+            case OpCode.GATE | OpCode.GATE_RELU:
                 written = op.width // 2
             case OpCode.NORM:
                 written = op.width

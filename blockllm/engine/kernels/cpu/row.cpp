@@ -71,7 +71,8 @@ private:
             case LINEAR: return linear(op);
             case WRITE: return write(op);
             case ATTEND: return attend(op);
-            case GATE: return gate(op);
+            case GATE: return gate(op, gate_vector);
+            case GATE_RELU: return gate(op, relu_vector);
             case ADD: return add(op);
         }
     }
@@ -130,10 +131,11 @@ private:
 #pragma omp barrier
     }
 
-    void gate(const NativeOp& op) {
+    template <typename Function>
+    void gate(const NativeOp& op, Function&& function) {
         const int64_t size = op.width / 2, from = part(size, me_), to = part(size, me_ + 1);
         const float* x = values_[op.source];
-        gate_vector(write_to(op.target) + from, x + from, x + size + from, to - from);
+        function(write_to(op.target) + from, x + from, x + size + from, to - from);
 #pragma omp barrier
     }
 

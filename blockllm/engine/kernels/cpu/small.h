@@ -41,6 +41,12 @@ inline void write_heads(float* to, const float* heads, int64_t count, int64_t di
         std::memcpy(to + h * page_size * dim, heads + h * dim, dim * sizeof(float));
 }
 
+// to = relu(gate) * up
+inline void relu_vector(float* to, const float* gate, const float* up, int64_t size) {
+#pragma omp simd
+    for (int64_t d = 0; d < size; ++d) to[d] = (gate[d] < 0 ? 0.0f : gate[d]) * up[d];
+}
+
 // to = silu(gate) * up
 inline void gate_vector(float* to, const float* gate, const float* up, int64_t size) {
 #pragma omp simd

@@ -26,6 +26,7 @@ enum OpCode : int64_t {
     KEEP = 6,
     GATE = 7,
     ADD = 8,
+    GATE_RELU = 9,
 };
 struct Matrix {
     const void* weights;  // packed panels of a linear; rows of a table that is looked up

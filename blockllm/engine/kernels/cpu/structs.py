@@ -41,6 +41,7 @@ class OpCode(IntEnum):
     KEEP = 6
     GATE = 7
     ADD = 8
+    GATE_RELU = 9
 
 
 Field = tuple[str, str, str]  # name, C type, meaning
