@@ -70,3 +70,18 @@ def test_engines_of_one_process_differ_in_threads_and_kernels(zoo: Zoo) -> None:
         beside = list(pool.map(serve, engines))
     assert beside[:2] == in_turn[:2]
     assert {name: answer.tokens for name, answer in beside[2].items()} == wanted
+
+
+@pytest.mark.parametrize("options", [{"kernels": "plain"}, {"dtype": "bfloat16"}], ids=str)
+def test_plain_and_narrow_engines_call_no_native_kernel(
+    zoo: Zoo, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise AssertionError("a native kernel is called")
+
+    if options.get("kernels") == "plain":
+        monkeypatch.setattr("blockllm.engine.kernels.cpu.native.library", fail)
+        monkeypatch.setattr("blockllm.engine.kernels.cpu.packed.library", fail)
+    monkeypatch.setattr("blockllm.engine.kernels.cpu.program.library", fail)
+    engine = Engine(zoo, MODELS, settings(cut="layers", **options))
+    assert all(answer.tokens for answer in serve(engine).values())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from blockllm.core import Layer, keeps_kv
-from blockllm.engine.kernels.cpu.program import NO_KV, NativeProgram, OutputArrays
+from blockllm.engine.kernels.cpu.program import NO_KV, NativeLayer, NativeProgram, OutputArrays
 from blockllm.engine.layers.build import build_ops
 from blockllm.engine.layers.changes import Targets
 from blockllm.engine.layers.lower import lower
@@ -27,14 +27,19 @@ class BoundLayer:
         self.rotation = None if self.write is None else (self.write.rope, self.write.dim)
         self.plain = tuple(fuse(self.ops))
         self.is_changed = False  # by some model's delta
-        self.native = lower(self.ops)  # None: plain only
+        # also an op that could be native is not where what comes behind it computes otherwise
+        self._is_native = load.kernels.built and load.dtype is torch.float32
+        self.native = self._lower()  # None: plain only
 
     def attach(self, adapters: Sequence[Targets], load: Loader) -> None:
         """Take every model's changes; keys are module names such as `self_attn.q_proj`."""
         for op in self.ops:
             op.attach(adapters, load)
         self.is_changed = True
-        self.native = lower(self.ops)
+        self.native = self._lower()
+
+    def _lower(self) -> NativeLayer | None:
+        return lower(self.ops) if self._is_native else None
 
 
 class Section:
