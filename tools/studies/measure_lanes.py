@@ -192,7 +192,8 @@ def main() -> None:
     )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        given = {name: str(value) for name, value in vars(options).items() if name != "out"}
+        paths = ("out", "zoo")
+        given = {name: str(value) for name, value in vars(options).items() if name not in paths}
         text = json.dumps({"load": given, **report}, indent=1)
         (options.out / "lanes.json").write_text(text + "\n")
 

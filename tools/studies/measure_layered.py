@@ -145,7 +145,8 @@ def main() -> None:
     print(table(found))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        given = {name: str(value) for name, value in vars(options).items() if name != "out"}
+        paths = ("out", "zoo")
+        given = {name: str(value) for name, value in vars(options).items() if name not in paths}
         report = {"load": given, "runs": found}
         (options.out / "layered.json").write_text(json.dumps(report, indent=1) + "\n")
 
