@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -56,34 +56,22 @@ class Runner:
         return Done(turn, logits, self._cursor.paused, hops, time.perf_counter() - start)
 
 
-class Lane(Protocol):
-    """Runs one batch at a time."""
-
-    threads: int  # of the batch that it runs; 0: it runs none
-
-    def start(self, turn: Turn, threads: int) -> None:
-        """Begin to compute; the lane must be free."""
-        ...
-
-    def finish(self) -> Done:
-        """Wait for what was started. Raises what computing raised."""
-        ...
-
-
 class InlineLane:
     """Computes at once, on the caller's thread."""
 
+    is_through = True  # with what was started
+
     def __init__(self, runner: Runner) -> None:
-        self.threads = 0
+        self.threads = 0  # of the batch that it runs; 0: none
         self._runner = runner
         self._done: Done | None = None
 
     def start(self, turn: Turn, threads: int) -> None:
-        """See `Lane`."""
+        """Compute a batch; the lane must be free."""
         self.threads, self._done = threads, self._runner.run(turn, threads)
 
     def finish(self) -> Done:
-        """See `Lane`."""
+        """What was started, computed."""
         done, self._done, self.threads = self._done, None, 0
         assert done is not None
         return done
@@ -93,38 +81,42 @@ class ThreadLane:
     """Computes on a thread of its own."""
 
     def __init__(self, runner: Runner, name: str) -> None:
-        self.threads = 0
+        self.threads = 0  # of the batch that it runs; 0: none
         self._runner = runner
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"lane-{name}")
         self.future: Future[Done] | None = None
 
     def start(self, turn: Turn, threads: int) -> None:
-        """See `Lane`."""
+        """Begin to compute a batch; the lane must be free."""
         self.threads, self.future = threads, self._pool.submit(self._runner.run, turn, threads)
 
+    @property
+    def is_through(self) -> bool:
+        """Whether what was started is computed."""
+        return self.future is not None and self.future.done()
+
     def finish(self) -> Done:
-        """See `Lane`."""
+        """Wait for what was started. Raises what computing raised."""
         future, self.future, self.threads = self.future, None, 0
         assert future is not None
         return future.result()
 
 
-def finish_some(lanes: Sequence[InlineLane | ThreadLane]) -> list[Done]:
+Lane = InlineLane | ThreadLane
+
+
+def finish_some(lanes: Sequence[Lane]) -> list[Done]:
     """What lanes are through with; waits for the first of them. [] if none runs."""
     busy = [lane for lane in lanes if lane.threads]
-    running = [lane.future for lane in busy if isinstance(lane, ThreadLane) and lane.future]
-    if len(running) == len(busy) > 0:
-        wait(running, return_when=FIRST_COMPLETED)
-    return [
-        lane.finish()
-        for lane in busy
-        if isinstance(lane, InlineLane) or (lane.future is not None and lane.future.done())
-    ]
+    if busy and not any(lane.is_through for lane in busy):
+        futures = [lane.future for lane in busy if isinstance(lane, ThreadLane) and lane.future]
+        wait(futures, return_when=FIRST_COMPLETED)
+    return [lane.finish() for lane in busy if lane.is_through]
 
 
 def make_lanes(
     count: int, make_runner: Callable[[Timeline], Runner], timeline: Timeline
-) -> list[InlineLane | ThreadLane]:
+) -> list[Lane]:
     """One lane computes inline; several have threads, which the timeline does not show."""
     if count == 1:
         return [InlineLane(make_runner(timeline))]

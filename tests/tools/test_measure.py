@@ -12,11 +12,14 @@ from blockllm.zoo import Zoo
 from tools.studies import (
     measure_block_limits,
     measure_fairness,
+    measure_lanes,
+    measure_layered,
     measure_loading,
     measure_sharing,
     measure_transformers,
 )
 from tools.studies.bench_family import Shape, make_family
+from tools.studies.drive import ratio_table
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,24 @@ def test_limits_of_blocks_and_of_the_turn(family: Path) -> None:
     assert [len(runs) for runs in found.values()] == [2, 2, 2]
     assert all(seen.rows_per_hop_hottest <= 3 for seen in found["3"])
     assert all(seen.rows_per_hop_hottest > 3 for seen in found["turn"])
-    assert "| turn | turn:64 / turn | 3 / turn |" in measure_block_limits.table(found)
+    assert "| turn | turn:64 / turn | 3 / turn |" in ratio_table(found)
     options.arms = "auto"
     with pytest.raises(SystemExit, match="no profiles"):
         measure_block_limits.open_engines(options)
+
+
+def test_layered(family: Path, tmp_path: Path) -> None:
+    load = "--rows 16 --decoding 2 --answer 12 --prompts 2 --prompt 40 --before 0 --every 0.01"
+    common = ["--zoo", str(family / "zoo"), "--memory", "16MiB", "--pairs", "1"]
+    options = measure_layered.parse_arguments([*common, *load.split(), "--out", str(tmp_path)])
+    found = measure_layered.compare(options)
+    assert found["layered"][0].hops > found["blocks"][0].hops
+    assert "| hops |" in ratio_table(found)
+
+
+def test_lanes(family: Path) -> None:
+    common = ["--zoo", str(family / "zoo"), "--memory", "32MiB", "--threads", "2", "--pairs", "1"]
+    options = measure_lanes.parse_arguments([*common, "--rates", "200", "--requests", "3"])
+    report = measure_lanes.compare(options)
+    assert report["handed_over"] >= 9 and report["kv_bytes_copied"] == 0
+    assert "| 200 | lanes |" in measure_lanes.table(report)

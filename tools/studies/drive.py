@@ -1,15 +1,20 @@
-"""An engine under a load whose requests come at given times, and when each token came."""
+"""An engine under a load whose requests come at given times, when each token came, and reports."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import statistics
 import time
-from collections.abc import Container, Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from blockllm.core import Request
 from blockllm.engine import Engine
+from tools.studies.measure_sharing import spread
 
 
 class Arrival(NamedTuple):
@@ -126,3 +131,37 @@ def play(
 def percentile(values: Iterable[float], share: float) -> float:
     """The value that so many percent of them do not exceed."""
     return float(np.percentile(list(values), share))
+
+
+def ratio_table(found: Mapping[str, Sequence[Any]]) -> str:
+    """Figures (named tuples) of every run by arm. Medians of the first arm; of the others, the
+    ratio to it: median, least and largest."""
+    first, *others = found
+    lines = [
+        "| | " + " | ".join([first, *(f"{arm} / {first}" for arm in others)]) + " |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    for index, name in enumerate(found[first][0]._fields):
+        own = [seen[index] for seen in found[first]]
+        cells = [f"{statistics.median(own):.3g}"]
+        for arm in others:
+            cells.append(spread([a[index] / b for a, b in zip(found[arm], own, strict=True)]))
+        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def as_data(runs: Mapping[str, Sequence[Any]]) -> dict[str, list[dict[str, float]]]:
+    """Figures by arm as JSON takes them."""
+    return {arm: [seen._asdict() for seen in own] for arm, own in runs.items()}
+
+
+def write_report(options: argparse.Namespace, name: str, report: Mapping[str, Any]) -> None:
+    """Put the report and the load into the folder `--out`, if there is one; paths stay out."""
+    out: Path | None = options.out
+    if out is None:
+        return
+    given = vars(options).items()
+    load = {key: str(value) for key, value in given if not isinstance(value, Path)}
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"load": load, **report}, indent=1)
+    (out / name).write_text(text + "\n", encoding="utf-8")

@@ -12,11 +12,10 @@ turns, and tokens have to be equal. Which models are popular is drawn anew in ev
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +25,7 @@ from blockllm.core import Chain, Request, Sampling
 from blockllm.engine import Engine
 from blockllm.observability.stats import EngineStats, SpanStats
 from blockllm.zoo import Zoo
-from tools.studies.drive import Arrival, Times, percentile, play
-from tools.studies.measure_sharing import spread
+from tools.studies.drive import Arrival, Times, as_data, percentile, play, ratio_table, write_report
 
 
 class Figures(NamedTuple):
@@ -143,22 +141,6 @@ def compare(options: argparse.Namespace, engines: dict[str, Engine]) -> dict[str
     return found
 
 
-def table(found: dict[str, list[Figures]]) -> str:
-    """Medians of the first arm; of the others, the ratio to it: median, least and largest."""
-    first, *others = found
-    lines = [
-        "| | " + " | ".join([first, *(f"{arm} / {first}" for arm in others)]) + " |",
-        "|---" * (len(found) + 1) + "|",
-    ]
-    for index, name in enumerate(Figures._fields):
-        own = [seen[index] for seen in found[first]]
-        cells = [f"{statistics.median(own):.3g}"]
-        for arm in others:
-            cells.append(spread([a[index] / b for a, b in zip(found[arm], own, strict=True)]))
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -190,15 +172,8 @@ def main() -> None:
         for arm, engine in engines.items()
     }
     found = compare(options, engines)
-    print(table(found))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        report: dict[str, Any] = {
-            "load": {name: str(value) for name, value in vars(options).items() if name != "out"},
-            "limits": limits,
-            "runs": {arm: [seen._asdict() for seen in runs] for arm, runs in found.items()},
-        }
-        (options.out / "limits.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(ratio_table(found))
+    write_report(options, "limits.json", {"limits": limits, "runs": as_data(found)})
 
 
 if __name__ == "__main__":

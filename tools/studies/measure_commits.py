@@ -6,9 +6,8 @@
 Each checkout has a process of its own that loads the same models; they run the same requests in
 turn, the order changing from pair to pair. First both play a trace whose requests come turn by
 turn, and the rows of every span in every turn have to be the same. Both zoos hold the family of
-`bench_family` under its
-names, and its base as int8 blocks as `base-int8`. Greedy tokens must be equal. The processes use
-only what every commit's engine has: `submit`, `step`, `has_work`.
+`bench_family` under its names, and its base as int8 blocks as `base-int8`. Greedy tokens must be
+equal. The processes use only what every commit's engine has: `submit`, `step`, `has_work`, `stats`.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # what a process runs, as text: it must not import this tree's files into another tree's process
 CHILD = """
 import json, sys, time
+from pathlib import Path
 import numpy as np
 from blockllm.config import EngineSettings
 from blockllm.core import Request, Sampling
 from blockllm.engine import Engine
 from blockllm.zoo import Zoo
 zoo, models, memory = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
-from pathlib import Path
 settings = EngineSettings(memory=memory, prefix_cache=False, dtype="float32", max_turn_seconds=0)
 engine = Engine(Zoo(Path(zoo)), models, settings)
 print(json.dumps("ready"), flush=True)
 def rows():
     return [span.rows for span in engine.stats().spans]
 def play(seed, count):
-    draws, seen, turn, sent = np.random.default_rng(seed), [], 0, 0
+    draws, seen, sent = np.random.default_rng(seed), [], 0
     while sent < count or engine.has_work:
         while sent < count and draws.random() < 0.4:
             ids = draws.integers(3, 2000, int(draws.integers(1, 60))).tolist()

@@ -16,8 +16,6 @@ however busy the machine is.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +27,17 @@ from blockllm.config import EngineSettings, TenantSettings
 from blockllm.core import Request, Sampling
 from blockllm.engine import Engine
 from blockllm.zoo import Zoo
-from tools.studies.drive import Arrival, Clock, Times, TurnClock, WallClock, percentile, play
+from tools.studies.drive import (
+    Arrival,
+    Clock,
+    Times,
+    TurnClock,
+    WallClock,
+    percentile,
+    play,
+    write_report,
+)
+from tools.studies.measure_sharing import spread
 
 ARMS = ("order", "fair", "quota")
 HEAVY = 10  # times the requests of a light tenant
@@ -207,17 +215,13 @@ def table(found: dict[str, Any]) -> str:
         cells = []
         for runs in found["felt"].values():
             pairs = zip(runs["with"], runs["without"], strict=True)
-            cells.append(_spread([after[name] / before[name] for after, before in pairs]))
+            cells.append(spread([after[name] / before[name] for after, before in pairs]))
         lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
     served = [[run["heavy_tokens"] for run in runs["with"]] for runs in found["felt"].values()]
-    lines.append(f"| tokens/s of the heavy one | {' | '.join(map(_spread, served))} |")
-    backlog = [_spread([run["jain"] for run in runs]) for runs in found["backlog"].values()]
+    lines.append(f"| tokens/s of the heavy one | {' | '.join(map(spread, served))} |")
+    backlog = [spread([run["jain"] for run in runs]) for runs in found["backlog"].values()]
     lines.append(f"| Jain's index of backlogged tenants | {' | '.join(backlog)} | |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g})"
 
 
 def main() -> None:
@@ -243,11 +247,7 @@ def main() -> None:
     options = parser.parse_args()
     found = compare(Study(options), options.pairs)
     print(table(found))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        given = {name: str(value) for name, value in vars(options).items() if name != "out"}
-        report = {"load": given, **found}
-        (options.out / "fairness.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_report(options, "fairness.json", found)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,16 @@ in one process; for every rate the arms play the same requests in turn. A reques
 if its first token came within --first seconds and its mean gap is at most --gap. Tokens have to be
 equal. The rate of an arm is the highest at which so many requests keep their limits as --share
 says. Where a lane gets another share than its batch before had, the time until its batch begins is
-the pause of that change.
+the pause of that change. Pages of a sequence that goes from lane to lane are compared: one that is
+another than before would have been copied, or computed again after a preemption.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +27,11 @@ import numpy as np
 from blockllm.config import EngineSettings
 from blockllm.core import Request, Sampling
 from blockllm.engine import Engine
+from blockllm.engine.batch.turn import Turn
+from blockllm.engine.lanes import Done
+from blockllm.engine.sequence.sequence import Sequence
 from blockllm.zoo import Zoo
-from tools.studies.drive import Arrival, Times, percentile, play
+from tools.studies.drive import Arrival, Times, as_data, percentile, play, write_report
 
 ARMS = ("blocks", "lanes")
 # tokens of prompt and answer of each phase: two kinds of requests in turn
@@ -87,40 +91,55 @@ def make_engine(zoo: Zoo, options: argparse.Namespace, arm: str) -> Engine:
     return Engine(zoo, [options.model], EngineSettings(prefix_cache=False, **settings))
 
 
-class Pauses:
-    """What lanes wait for where they get another share than before."""
+class Watch:
+    """What happens where a batch starts: pauses of changed shares, and pages that changed."""
 
     def __init__(self, engine: Engine) -> None:
-        self.seconds: list[float] = []
-        self.changes = 0
-        for lane in engine._lanes:
-            self._watch(lane)
+        self.pauses: list[float] = []  # seconds between a start with another share and computing
+        self.handed_over = 0  # sequences that another lane computed the last rows of
+        self.copied = 0  # bytes of pages of theirs that are not the pages they were
+        self._page_bytes = [cache.tensor[0].nbytes for cache in engine.parts.caches]
+        self._seen: dict[Sequence, tuple[int, list[list[int]]]] = {}  # lane, pages by block
+        for number, lane in enumerate(engine._lanes):
+            self._watch(number, lane)
 
-    def _watch(self, lane: Any) -> None:
-
+    def _watch(self, number: int, lane: Any) -> None:
         real, run, before = lane.start, lane._runner.run, [0]
 
-        def start(turn: Any, threads: int) -> None:
+        def start(turn: Turn, threads: int) -> None:
+            self._look(number, turn)
             changed, asked = threads != before[0] > 0, time.perf_counter()
             before[0] = threads
 
-            def begin(turn: Any, threads: int) -> Any:
+            def begin(turn: Turn, threads: int) -> Done:
                 if changed:
-                    self.changes += 1
-                    self.seconds.append(time.perf_counter() - asked)
-                return run(turn, threads)
+                    self.pauses.append(time.perf_counter() - asked)
+                done: Done = run(turn, threads)
+                return done
 
             lane._runner.run = begin
             real(turn, threads)
 
         lane.start = start
 
+    def _look(self, lane: int, turn: Turn) -> None:
+        for sequence in turn.sequences:
+            assert sequence.kv is not None
+            pages = [[int(n) for g in groups for n in g.pages] for groups in sequence.kv.groups]
+            known = self._seen.get(sequence)
+            if known is not None and known[0] != lane:
+                self.handed_over += 1
+                for old, new in zip(known[1], pages, strict=True):
+                    changed = sum(a != b for a, b in zip(old, new, strict=False))
+                    self.copied += changed * self._page_bytes[sequence.pool]
+            self._seen[sequence] = lane, pages
+
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """All rates and pairs, by arm; a first run of each arm warms up and is dropped."""
     zoo = Zoo(options.zoo)
     engines = {arm: make_engine(zoo, options, arm) for arm in ARMS}
-    pauses = Pauses(engines["lanes"])
+    watch = Watch(engines["lanes"])
     vocab = zoo.chains([options.model])[options.model].vocab_size
     for arm in ARMS:
         play(engines[arm], arrivals(options, vocab, max(options.rates), 0))
@@ -136,10 +155,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             if tokens["blocks"] != tokens["lanes"]:
                 raise SystemExit(f"rate {rate}: the tokens of the arms differ")
     return {
-        "runs": {arm: [seen._asdict() for seen in runs] for arm, runs in found.items()},
-        "share_changes": pauses.changes,
-        "pause_p99_seconds": percentile(pauses.seconds, 99) if pauses.seconds else 0.0,
-        "kv_bytes_copied": 0,  # both lanes have one pool; there is nothing that copies
+        "runs": as_data(found),
+        "share_changes": len(watch.pauses),
+        "pause_p99_seconds": percentile(watch.pauses, 99) if watch.pauses else 0.0,
+        "handed_over": watch.handed_over,
+        "kv_bytes_copied": watch.copied,
     }
 
 
@@ -161,8 +181,8 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """See the module."""
+def parse_arguments(given: Iterable[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--model", default="base")
@@ -175,7 +195,12 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.9)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args(None if given is None else list(given))
+
+
+def main() -> None:
+    """See the module."""
+    options = parse_arguments()
     report = compare(options)
     print(table(report))
     for arm in ARMS:
@@ -188,14 +213,10 @@ def main() -> None:
         print(f"{arm}: {max(good, default=0):g} requests/s with {options.share:.0%} within limits")
     print(
         f"{report['share_changes']} changes of shares, pause at p99 "
-        f"{1e3 * report['pause_p99_seconds']:.2f} ms; KV bytes copied: 0"
+        f"{1e3 * report['pause_p99_seconds']:.2f} ms; {report['handed_over']} sequences went from "
+        f"lane to lane, {report['kv_bytes_copied']} bytes of KV were copied"
     )
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        paths = ("out", "zoo")
-        given = {name: str(value) for name, value in vars(options).items() if name not in paths}
-        text = json.dumps({"load": given, **report}, indent=1)
-        (options.out / "lanes.json").write_text(text + "\n")
+    write_report(options, "lanes.json", report)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ have to be equal.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from blockllm.config import EngineSettings
 from blockllm.core import Request, Sampling
 from blockllm.engine import Engine
 from blockllm.zoo import Zoo
-from tools.studies.drive import Arrival, Times, percentile, play
+from tools.studies.drive import Arrival, Times, as_data, percentile, play, ratio_table, write_report
 
 Batching = Literal["blocks", "layered"]
 ARMS: tuple[Batching, Batching] = ("blocks", "layered")
@@ -73,7 +73,7 @@ def see(times: dict[str, Times], hops: int) -> Seen:
     )
 
 
-def compare(options: argparse.Namespace) -> dict[str, Any]:
+def compare(options: argparse.Namespace) -> dict[str, list[Seen]]:
     """All pairs, by arm; the first pair warms up and is dropped."""
     zoo = Zoo(options.zoo)
     engines = {}
@@ -105,28 +105,11 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         ]
         if differing:
             raise SystemExit(f"pair {pair}: the tokens of {', '.join(differing)} differ")
-    return {arm: [seen._asdict() for seen in runs] for arm, runs in found.items()}
+    return found
 
 
-def table(found: dict[str, Any]) -> str:
-    """Medians of both arms, and the median, least and largest ratio of pairs."""
-    lines = [
-        "| | in chunks | layer by layer | ratio (least to most) |",
-        "| --- | --- | --- | --- |",
-    ]
-    for field in Seen._fields:
-        chunks, layers = ([run[field] for run in found[arm]] for arm in ARMS)
-        ratios = [b / a for a, b in zip(chunks, layers, strict=True)]
-        lines.append(
-            f"| {field.replace('_', ' ')} | {statistics.median(chunks):.3g} "
-            f"| {statistics.median(layers):.3g} | {statistics.median(ratios):.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f}) |"
-        )
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """See the module."""
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--zoo", type=Path, required=True)
     parser.add_argument("--model", default="base")
@@ -140,15 +123,15 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=1.5, help="mean seconds between prompts")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    """See the module."""
+    options = parse_arguments()
     found = compare(options)
-    print(table(found))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        paths = ("out", "zoo")
-        given = {name: str(value) for name, value in vars(options).items() if name not in paths}
-        report = {"load": given, "runs": found}
-        (options.out / "layered.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(ratio_table(found))
+    write_report(options, "layered.json", {"runs": as_data(found)})
 
 
 if __name__ == "__main__":

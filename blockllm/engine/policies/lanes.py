@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
-from blockllm.engine.work import Known, Offline, Plan, Policy, View
+from blockllm.engine.policies.paused import decodes
+from blockllm.engine.work import Offline, Plan, Policy, View
 
 DECODING, PROMPTS = 0, 1
 
@@ -42,11 +43,6 @@ def _served(view: View, decoding: Set[int]) -> View:
 
 def _lane(number: int, decoding: Set[int]) -> int:
     return DECODING if number in decoding else PROMPTS
-
-
-def decodes(known: Known) -> bool:
-    """Whether the sequence only needs its next token."""
-    return known.num_new == 1 and not known.paused
 
 
 def shares(view: View, wanted: Sequence[int]) -> tuple[int, ...]:

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from blockllm.engine.policies.chunked import admit, plan_pools
-from blockllm.engine.policies.paused import resume
+from blockllm.engine.policies.paused import decodes, resume
 from blockllm.engine.policies.tenants import FairTenants
-from blockllm.engine.work import Known, Plan, View, Work
+from blockllm.engine.work import Plan, View, Work
 
 
 class Layered:
@@ -24,7 +24,7 @@ class Layered:
 
     def plan(self, view: View) -> Plan:
         """See `Policy.plan`."""
-        decoding = {known.number for known in view.running if _decodes(known)}
+        decoding = {known.number for known in view.running if decodes(known)}
         budget = max(1, view.max_rows - len(decoding))
         in_flight = any(known.paused for known in view.running)
         fair = FairTenants(view)
@@ -49,13 +49,9 @@ class Layered:
         )
 
 
-def _decodes(known: Known) -> bool:
-    return known.num_new == 1 and not known.paused
-
-
 def _fewest_stops(view: View, fair: FairTenants) -> int:
     ahead = [*view.running, *islice(fair.in_turn(), 1)] if view.waiting else view.running
-    return min((known.num_stops for known in ahead if not _decodes(known)), default=1)
+    return min((known.num_stops for known in ahead if not decodes(known)), default=1)
 
 
 def _next_group(wave: Sequence[Work], budget: int) -> Iterator[Work]:

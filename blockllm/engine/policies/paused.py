@@ -7,6 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from blockllm.engine.work import Known, Work
 
 
+def decodes(known: Known) -> bool:
+    """Whether the sequence only needs its next token, and none of its rows waits."""
+    return known.num_new == 1 and not known.paused
+
+
 def resume(known: Known) -> Iterator[Work]:
     """All rows of the sequence that wait, up to where the rows before them wait."""
     limit = known.num_stops
