@@ -1,4 +1,4 @@
-"""Write a benchmark family to disk: a Llama base with random weights, fine-tunes and adapters.
+"""Write a benchmark family to disk: a base with random weights, fine-tunes and adapters.
 
     python -m tools.studies.bench_family OUT [--layers 16 --hidden 1024] [--full-finetunes 8]
         [--loras 8]
@@ -14,13 +14,19 @@ import argparse
 import json
 import sysconfig
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 Tensors = dict[str, torch.Tensor]
+Kind = Literal["llama", "qwen2", "qwen3"]
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 RANK = 16
 SPECIAL = ["<s>", "</s>", "<pad>"]
 TEMPLATE = (
@@ -30,12 +36,14 @@ TEMPLATE = (
 
 
 class Shape(NamedTuple):
-    """Sizes of the family: heads of 64, half as many key-value heads."""
+    """Sizes of the family: heads of 64, half as many key-value heads. `seed`: of its weights."""
 
     layers: int
     hidden: int
     vocab: int
     dtype: str = "float32"  # of base and full fine-tunes
+    kind: Kind = "llama"
+    seed: int = 0
 
     @property
     def heads(self) -> int:
@@ -63,11 +71,22 @@ class Shape(NamedTuple):
             "mlp.down_proj": (hidden, inner),
         }
 
+    def vectors(self) -> dict[str, int]:
+        """Sizes of the norms and biases of one layer."""
+        norms = ("input_layernorm.weight", "post_attention_layernorm.weight")
+        sizes = dict.fromkeys(norms, self.hidden)
+        if self.kind == "qwen2":
+            names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+            sizes |= {f"{name}.bias": self.linears()[name][0] for name in names}
+        if self.kind == "qwen3":
+            sizes |= {f"self_attn.{name}_norm.weight": 64 for name in "qk"}
+        return sizes
+
     def config(self) -> dict[str, Any]:
         """config.json."""
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [ARCHITECTURES[self.kind]],
+            "model_type": self.kind,
             "dtype": self.dtype,
             "vocab_size": self.vocab,
             "hidden_size": self.hidden,
@@ -87,20 +106,22 @@ class Shape(NamedTuple):
 
 
 def random_layer(shape: Shape, index: int, generator: torch.Generator) -> Tensors:
-    """One decoder layer, initialised as Llama is."""
+    """One decoder layer, initialised as Llama is; biases are random, as after training."""
     prefix = f"model.layers.{index}."
     tensors = {
         f"{prefix}{name}.weight": 0.02 * torch.randn(size, generator=generator)
         for name, size in shape.linears().items()
     }
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        tensors[f"{prefix}{norm}.weight"] = torch.ones(shape.hidden)
+    for name, length in shape.vectors().items():
+        is_norm = name.endswith("norm.weight")
+        vector = torch.ones(length) if is_norm else 0.02 * torch.randn(length, generator=generator)
+        tensors[prefix + name] = vector
     return tensors
 
 
 def random_base(shape: Shape) -> Tensors:
     """All tensors of the base."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(shape.seed)
     size = (shape.vocab, shape.hidden)
     tensors = {
         "model.embed_tokens.weight": 0.02 * torch.randn(size, generator=generator),
@@ -114,7 +135,7 @@ def random_base(shape: Shape) -> Tensors:
 
 def fine_tune(base: Tensors, shape: Shape, first_changed: int, seed: int) -> Tensors:
     """The base with small changes in every tensor of the layers from `first_changed` on."""
-    generator = torch.Generator().manual_seed(100 + seed)
+    generator = torch.Generator().manual_seed(1_000 * shape.seed + 100 + seed)
     tensors = dict(base)
     for index in range(first_changed, shape.layers):
         for name, noise in random_layer(shape, index, generator).items():
@@ -124,9 +145,19 @@ def fine_tune(base: Tensors, shape: Shape, first_changed: int, seed: int) -> Ten
     return tensors
 
 
+def whole_fine_tune(base: Tensors, shape: Shape, seed: int) -> Tensors:
+    """The base with small changes in every tensor, embedding and head, too."""
+    tensors = fine_tune(base, shape, 0, seed)
+    generator = torch.Generator().manual_seed(1_000 * shape.seed + 300 + seed)
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
+        noise = torch.randn(base[name].shape, generator=generator)
+        tensors[name] = base[name] + 0.0004 * noise
+    return tensors
+
+
 def lora(shape: Shape, seed: int) -> Tensors:
     """An adapter on every linear; both factors are random, as after training."""
-    generator = torch.Generator().manual_seed(200 + seed)
+    generator = torch.Generator().manual_seed(1_000 * shape.seed + 200 + seed)
     tensors: Tensors = {}
     for index in range(shape.layers):
         for name, (rows, columns) in shape.linears().items():
@@ -181,6 +212,13 @@ def save_checkpoint(folder: Path, shape: Shape, tensors: Tensors, tokenizer: Tok
     _write_json(folder / "tokenizer_config.json", settings)
 
 
+def save_adapter(folder: Path, shape: Shape, tensors: Tensors, base: Path) -> None:
+    """One adapter folder in PEFT's format."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    _write_json(folder / "adapter_config.json", adapter_config(shape, base))
+
+
 def make_family(
     out: Path, shape: Shape, full_finetunes: int, loras: int, changed_from_layer: int
 ) -> None:
@@ -192,10 +230,7 @@ def make_family(
         tuned = fine_tune(base, shape, changed_from_layer, number)
         save_checkpoint(out / f"ft{number}", shape, tuned, tokenizer)
     for number in range(loras):
-        folder = out / f"lora{number}"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(lora(shape, number), folder / "adapter_model.safetensors")
-        _write_json(folder / "adapter_config.json", adapter_config(shape, out / "base"))
+        save_adapter(out / f"lora{number}", shape, lora(shape, number), out / "base")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
