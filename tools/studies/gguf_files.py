@@ -43,7 +43,7 @@ def write_checkpoint(folder: Path, out: Path) -> None:
     """A checkpoint folder of `bench_family` as one GGUF file."""
     config, tensors = _read_json(folder / "config.json"), load_file(folder / "model.safetensors")
     fields = {**_sizes(config), **_tokenizer(folder, config["vocab_size"])}
-    write(out, fields, {_name(name): _rotated(name, tensors[name], config) for name in tensors})
+    write(out, fields, {_name(name): rotated(name, tensors[name], config) for name in tensors})
 
 
 def write_adapter(folder: Path, base: Path, out: Path) -> None:
@@ -53,7 +53,7 @@ def write_adapter(folder: Path, base: Path, out: Path) -> None:
     for name, array in load_file(folder / "adapter_model.safetensors").items():
         module, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
         if factor.startswith("B"):
-            array = _rotated(module + ".weight", array, config)
+            array = rotated(module + ".weight", array, config)
         tensors[f"{_name(module + '.weight')}.lora_{factor[0].lower()}"] = array
     fields = {
         "general.architecture": config["model_type"],
@@ -95,7 +95,7 @@ def _name(name: str) -> str:
     return f"blk.{layer[1]}.{_LAYER[layer[2]]}.{kind}"
 
 
-def _rotated(name: str, array: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
+def rotated(name: str, array: np.ndarray, config: Mapping[str, Any]) -> np.ndarray:
     """Rows of a Llama's query and key in llama.cpp's order: it rotates neighbouring pairs, where
     Hugging Face files pair the halves of a head."""
     kinds = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
