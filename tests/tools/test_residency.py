@@ -22,6 +22,7 @@ from tools.studies import (
     measure_residency,
     page_cache,
 )
+from tools.studies.compare_answers import Answer, differences
 from tools.studies.make_many import Family, make_many, plan_models
 from tools.studies.measure_cold_start import Start
 from tools.studies.measure_residency import Study
@@ -173,12 +174,14 @@ def plan_family(count: int) -> Family:
     return Family(Path("nowhere"), tuple(plan_models(count)))
 
 
-def test_memory_that_grows_is_seen() -> None:
+def test_memory_that_grows_is_seen(tmp_path: Path) -> None:
     flat = [measure_churn.Look(i, float(i), 500_000_000 + i % 3, 0) for i in range(50)]
     growing = [measure_churn.Look(i, float(i), 500_000_000 + 1_000_000 * i, 0) for i in range(50)]
     assert abs(measure_churn.grown(flat)) < 0.01 and abs(measure_churn.slope(flat)) < 0.01
     assert measure_churn.slope(growing) == pytest.approx(100)
     assert measure_churn.grown(growing) == pytest.approx(30)
+    measure_churn.draw(growing, tmp_path / "new" / "churn.png")
+    assert (tmp_path / "new" / "churn.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_lost_requests_and_gaps_are_counted() -> None:
@@ -189,3 +192,9 @@ def test_lost_requests_and_gaps_are_counted() -> None:
     lines = measure_churn.table(seen, 0.5).splitlines()
     assert "| requests lost | 1 |" in lines
     assert "| worst gap, ms (limit 600) | 400 (p99 397) |" in lines
+
+
+def test_an_answer_with_another_token_is_named_with_its_margin() -> None:
+    own = {"a": Answer([1, 2, 3], [0.5, 0.4, 0.3]), "b": Answer([1, 2, 3], [0.5, 2e-4, 0.3])}
+    found = differences(own, {"a": [1, 2, 3], "b": [1, 9, 3]})
+    assert found == [("b", 1, 2e-4)]

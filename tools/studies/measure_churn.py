@@ -17,10 +17,12 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import uvloop
+from matplotlib.figure import Figure
 from msgspec.structs import replace
 
 from blockllm.bench.client import Outcome, Target, ask
@@ -241,6 +243,21 @@ def _worst(outcomes: Sequence[Outcome]) -> str:
     return f"{1000 * max(longest):.0f} (p99 {1000 * percentile(longest, 99):.0f})"
 
 
+def draw(looks: Sequence[Look], path: Path) -> None:
+    """Memory of all processes over cycles."""
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    panel = figure.add_subplot()
+    cycles = [look.cycle for look in looks]
+    panel.plot(cycles, [look.pss / MB for look in looks], label="proportional set size")
+    panel.plot(cycles, [look.rss / MB for look in looks], label="resident set size")
+    panel.set(xlabel="cycles of add, replace, remove", ylabel="MB")
+    panel.set_ylim(bottom=0)
+    panel.grid(alpha=0.3)
+    panel.legend(loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+
+
 def measure(study: Study) -> Churn:
     """Ask a server of all models what guests answer, then serve the others and let guests come."""
     options = study.options
@@ -276,6 +293,8 @@ def main() -> None:
         "wrong": seen.wrong,
     }
     write_report(options, "churn.json", report)
+    if options.out:
+        draw(seen.looks, options.out / "churn.png")
 
 
 if __name__ == "__main__":

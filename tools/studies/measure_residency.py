@@ -207,7 +207,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
     parser.add_argument("--family", type=Path, required=True, help="Folder to keep models in.")
     parser.add_argument("--llama-server", default="", help="The peer; none: without it.")
-    parser.add_argument("--router-flags", default="-t 1 -np 4 -c 2048 -ub 256")
+    parser.add_argument("--router-flags", default="-t 1 -np 4 -c 1024 -ub 256 --cache-ram 0")
     parser.add_argument("--budget", type=float, default=12, help="Memory, in models.")
     parser.add_argument("--pages", type=int, default=256 << 20, help="Bytes, beside all weights.")
     parser.add_argument("--requests", type=int, default=240)
